@@ -21,7 +21,7 @@ test-all: $(VENV)/.installed-dev
 # Tests with a real vLLM on the CPU, in an environment of its own: its torchaudio, torchvision and torchcodec have no
 # build for the CPU and are not needed, so nothing but the lock is installed.
 test-vllm: $(VLLM_VENV)/.installed
-	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/test_sampling_vllm.py
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/sampling/test_vllm.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import tiny_models
 
-from sppo import policy as policies
 from sppo import recipe
-from sppo.records import TRAINING, table, write_shard
+from sppo.policy import load as policies
+from sppo.rundir.shards import table, write_shard
+from sppo.rundir.tables import TRAINING
 from sppo.training import TrainingJob, train
 from sppo.training.log_probs import Tree, log_probs
 

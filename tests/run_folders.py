@@ -4,10 +4,11 @@ import json
 
 import yaml
 
-from sppo import summary
 from sppo.recipe import dump, parse
-from sppo.records import PREFERENCES, PROMPTS, RESPONSES, table, write_shard
-from sppo.rundir import write_json
+from sppo.rundir import summary
+from sppo.rundir.folder import write_json
+from sppo.rundir.shards import table, write_shard
+from sppo.rundir.tables import PREFERENCES, PROMPTS, RESPONSES
 
 RECIPE = {
     "iterations": 2,
@@ -67,7 +68,7 @@ def write_run(
             {
                 "prompt_id": row["prompt_id"],
                 "matrix": matrix,
-                "parts": [{"oracle": "anna", "matrix": matrix}, {"oracle": "ben", "matrix": LINE}],
+                "components": [{"oracle": "anna", "matrix": matrix}, {"oracle": "ben", "matrix": LINE}],
             }
             for n, row in enumerate(asked)
             for matrix in [LINE if n % 2 else CYCLE]
@@ -142,7 +143,12 @@ def _answered(row, iteration, number, count, text):
 
 
 def _measures(number, more):
-    found = {"response_tokens": 4.0 + number, "cut_share": 0.0, "missing_end_of_turn": 0, "repetition": 0.01}
+    found = {
+        "response_tokens": 4.0 + number,
+        "truncated_share": 0.0,
+        "missing_end_of_turn": 0,
+        "repetition": 0.01,
+    }
     if number:
         base, previous = WIN_RATES.get(number, (0.5, 0.5))
         found |= {"win_rate_vs_base": interval(base), "win_rate_vs_previous": interval(previous)}

@@ -5,8 +5,9 @@ import pytest
 from sppo import cost
 from sppo.dry_run import estimate, read_rates, seconds
 from sppo.recipe import RecipeError, parse
-from sppo.records import PROMPTS, table
-from sppo.rundir import RunFolder
+from sppo.rundir.folder import RunFolder
+from sppo.rundir.shards import table
+from sppo.rundir.tables import PROMPTS
 
 LOAD = cost.Load(
     parameters=1e6,

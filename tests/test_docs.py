@@ -29,7 +29,7 @@ def test_the_example_of_ones_own_model_prompts_and_oracle_runs(page, tmp_path):
     values["policy"]["model"] = "tinyworld"
     values["prompts"]["held_out"] = 3
     values |= {"iterations": 1, "sampling": {"max_new_tokens": 40, "k": 3}, "guard": {"on_failure": "keep"}}
-    values["training"]["cut_responses"] = "train"
+    values["training"]["truncated_responses"] = "train"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "prompts.jsonl").write_text(
         "".join(
@@ -39,7 +39,7 @@ def test_the_example_of_ones_own_model_prompts_and_oracle_runs(page, tmp_path):
     )
     for arguments in (["run", "--dry-run", "own.yaml"], ["run", "own.yaml"]):
         found = subprocess.run(
-            [sys.executable, "-m", "sppo.cli", *arguments], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "sppo.cli.main", *arguments], cwd=tmp_path, capture_output=True, text=True
         )
         assert found.returncode == 0, found.stderr
     assert (tmp_path / "runs" / "own" / "iter-1" / "policy" / "model.safetensors").is_file()
@@ -59,7 +59,7 @@ def test_the_recipe_of_an_adapter_runs(tmp_path):
         "train": {"source": "tinyworld/train", "limit": 32},
         "held_out": {"source": "tinyworld/held-out", "limit": 3},
     }
-    values["training"]["cut_responses"] = "train"
+    values["training"]["truncated_responses"] = "train"
     (tmp_path / "lora.yaml").write_text(yaml.safe_dump(values))
     for arguments in (
         ["run", "--dry-run", "lora.yaml"],
@@ -67,7 +67,7 @@ def test_the_recipe_of_an_adapter_runs(tmp_path):
         ["export", "runs/lora", "out"],
     ):
         found = subprocess.run(
-            [sys.executable, "-m", "sppo.cli", *arguments], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "sppo.cli.main", *arguments], cwd=tmp_path, capture_output=True, text=True
         )
         assert found.returncode == 0, found.stderr
     assert (tmp_path / "runs" / "lora" / "iter-2" / "policy" / "adapter_model.safetensors").is_file()
@@ -102,7 +102,7 @@ def test_every_command_in_the_docs_exists_with_its_options(page, line):
 
 def help_of(names):
     done = subprocess.run(
-        [sys.executable, "-m", "sppo.cli", *names, "--help"],
+        [sys.executable, "-m", "sppo.cli.main", *names, "--help"],
         capture_output=True,
         text=True,
         env={"COLUMNS": "200", "PATH": "", "TERM": "dumb"},

@@ -9,12 +9,12 @@ SCRIPT = """
 import json, os, re, sys
 from pathlib import Path
 from rich.console import Console
-from sppo.engines import Engines
+from sppo.stages.models import Engines
 from sppo.progress import Terminal
 from sppo.recipe import parse
-from sppo.rundir import RunFolder
+from sppo.rundir.folder import RunFolder
 from sppo.sampling import Response
-from sppo.stages import Stages
+from sppo.stages.all import Stages
 
 class Instant:
     def close(self):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sppo import chat, prompts
+from sppo import prompts
+from sppo.policy import chat_format as chat
 from sppo.prompts import PromptError, read_source
 from sppo.recipe import PromptSource
 

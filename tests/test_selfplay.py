@@ -1,7 +1,5 @@
-import hashlib
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -10,56 +8,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from rich.console import Console
+from small_runs import SMALL, digests, play, rows, small
 
 from sppo import randomness, selfplay
-from sppo.chat import ChatError
+from sppo.policy.chat_format import ChatError
 from sppo.progress import Terminal
 from sppo.recipe import load, parse
-from sppo.rundir import RunFolder, StaleRun
-from sppo.stages import Stages
-
-SMALL = {
-    "seed": 3,
-    "iterations": 2,
-    "cpu_threads": 1,
-    "shard_prompts": 4,
-    "policy": {"model": "tinyworld"},
-    "prompts": {
-        "train": {"source": "tinyworld/train", "limit": 24},
-        "held_out": {"source": "tinyworld/held-out", "limit": 10},
-    },
-    "sampling": {"k": 3, "max_new_tokens": 40},
-    "oracle": {"type": "panel"},
-    "algorithm": {"type": "sppo", "eta": 10},
-    "training": {"learning_rate": 1e-4, "batch_prompts": 4, "cut_responses": "train"},
-    "evaluation": {"responses": 2, "resamples": 200},
-    "guard": {"on_failure": "keep"},
-}
-
-
-def small(**changes):
-    return parse(SMALL, changes)
-
-
-def play(recipe, folder, **options):
-    with open(os.devnull, "w") as nowhere:
-        return selfplay.run(recipe, RunFolder(folder), Terminal(Console(file=nowhere)), **options)
-
-
-def digests(run):
-    """Every table and every weight of a run."""
-    files = [*run.rglob("*.parquet"), *run.rglob("*.safetensors")]
-    return {
-        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)
-    }
-
-
-def rows(folder):
-    return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
+from sppo.rundir.folder import RunFolder, StaleRun
+from sppo.stages.all import Stages
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +45,7 @@ def test_the_summary_says_what_design_promises(finished):
         for name in ("win_rate_vs_base", "win_rate_vs_previous"):
             assert 0 <= row[name]["low"] <= row[name]["mean"] <= row[name]["high"] <= 1
         assert row["response_tokens"] > 1
-        assert 0 <= row["cut_share"] <= 1
+        assert 0 <= row["truncated_share"] <= 1
         assert set(row["seconds"]) == {"sample", "annotate", "select", "train", "evaluate"}
         assert row["seconds"]["train"] > 0
     assert summary["iterations"][0]["win_rate_vs_base"] == summary["iterations"][0]["win_rate_vs_previous"]
@@ -269,7 +227,7 @@ def test_killed_in_every_stage_a_run_ends_bit_for_bit_as_if_left_alone(tmp_path)
 
     def start(name):
         return subprocess.Popen(
-            [sys.executable, "-m", "sppo.cli", "run", "recipe.yaml", "--run-dir", name],
+            [sys.executable, "-m", "sppo.cli.main", "run", "recipe.yaml", "--run-dir", name],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -366,7 +324,9 @@ def trained(run):
 
 
 def test_cut_responses_are_scored_but_not_trained_on(tmp_path):
-    recipe = small(**{"iterations": 1, "training.cut_responses": "score_only", "sampling.max_new_tokens": 25})
+    recipe = small(
+        **{"iterations": 1, "training.truncated_responses": "score_only", "sampling.max_new_tokens": 25}
+    )
     summary = play(recipe, tmp_path / "cut")
     home = tmp_path / "cut" / "iter-1"
     finish = {
@@ -378,7 +338,7 @@ def test_cut_responses_are_scored_but_not_trained_on(tmp_path):
         ended = [k for k, reason in enumerate(finish[row["prompt_id"]]) if reason == "stop"]
         assert {response["k"] for response in row["responses"]} <= set(ended)
         assert len(row["responses"]) == min(2, len(ended))
-    assert summary["iterations"][0]["sampled"]["cut_share"] == pytest.approx(
+    assert summary["iterations"][0]["sampled"]["truncated_share"] == pytest.approx(
         reasons.count("length") / len(reasons)
     )
 
@@ -411,7 +371,7 @@ def test_every_family_plays_an_iteration_on_conversations(tiny_model, tmp_path, 
             },
             "sampling": {"k": 2, "max_new_tokens": 12},
             "oracle": {"type": "function", "function": f"shortest_{family.replace('-', '_')}:prefer"},
-            "training": {"learning_rate": 1e-3, "batch_prompts": 2, "cut_responses": "train"},
+            "training": {"learning_rate": 1e-3, "batch_prompts": 2, "truncated_responses": "train"},
             "evaluation": {"responses": 1},
             "guard": {"on_failure": "keep"},
         }

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sppo.recipe import RecipeError
-from sppo.records import read_shard
-from sppo.rundir import RunFolder
+from sppo.rundir.folder import RunFolder
+from sppo.rundir.shards import read_shard
 
 STAGES = ("sample", "annotate", "select", "train", "evaluate")
 PEAKS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}

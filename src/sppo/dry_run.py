@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sppo import cost
-from sppo import policy as policies
 from sppo import prompts as prompt_sources
-from sppo.chat import model_path
 from sppo.oracle import pairrm_path
+from sppo.policy import load as policies
+from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal
 from sppo.recipe import OracleConfig, PromptSource, Recipe, RecipeError, Training, load
-from sppo.summary import settings_text
+from sppo.rundir.summary import settings_text
 from sppo.training import CHECKPOINTS_KEPT
 from sppo.training.schedule import Steps, learning_rate, plan
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sppo import randomness
-from sppo.chat import ChatError, ChatFormat, Message, as_messages
+from sppo.policy.chat_format import ChatError, ChatFormat, Message, as_messages
 from sppo.recipe import PromptSource
-from sppo.records import PROMPTS
+from sppo.rundir.tables import PROMPTS
 from sppo.tinyworld import HELD_OUT_PROMPTS, TRAIN_PROMPTS
 
 COLUMNS = ("prompt", "messages", "instruction", "text")

@@ -11,12 +11,14 @@ for t in 1..T:
 from collections.abc import Iterator
 from typing import Any
 
-from sppo import rundir, sampling, storage, summary, training
-from sppo.executors import Executor
+from sppo import sampling, training
+from sppo.executors.local import Executor
 from sppo.progress import Terminal
 from sppo.recipe import Recipe, RecipeError, dump, load
-from sppo.rundir import RunError, RunFolder, Stage, StaleRun
-from sppo.stages import HELD_OUT, StageName, Stages, Turn
+from sppo.rundir import folder as rundir
+from sppo.rundir import storage, summary
+from sppo.rundir.folder import RunError, RunFolder, Stage, StaleRun
+from sppo.stages.all import HELD_OUT, StageName, Stages, Turn
 
 
 class GuardStop(RuntimeError):
@@ -110,13 +112,17 @@ def turns(stages: Stages) -> Iterator[Turn]:
     previous, accepted = HELD_OUT, [stages.base]
     for number in range(1, stages.recipe.iterations + 1):
         policy = accepted[-1]
-        past = tuple(accepted[s - 1] for s in stages.recipe.algorithm.past(len(accepted)))
-        turn = Turn(number, policy, previous, past, {})
+        reference_policies = tuple(
+            accepted[s - 1] for s in stages.recipe.algorithm.reference_policies(len(accepted))
+        )
+        turn = Turn(number, policy, previous, reference_policies, {})
         if stages.recipe.algorithm.samples:
             turn.stages["sample"] = stages.sample_stage(number, policy)
         if stages.recipe.algorithm.preferences:
             turn.stages["annotate"] = stages.annotate_stage(number, turn.stages["sample"])
-        turn.stages["select"] = selected = stages.select_stage(number, turn.read_by_select(), past)
+        turn.stages["select"] = selected = stages.select_stage(
+            number, turn.read_by_select(), reference_policies
+        )
         turn.stages["train"] = trained = stages.train_stage(number, selected)
         candidate = stages.trained(trained)
         turn.stages["evaluate"] = evaluated = stages.evaluate_stage(number, candidate, policy)
@@ -168,9 +174,9 @@ def _play_one(stages: Stages, turn: Turn, name: StageName) -> Stage:
         case "annotate":
             return stages.annotate(turn.number, of["sample"])
         case "select":
-            return stages.select(turn.number, turn.policy, turn.read_by_select(), turn.past)
+            return stages.select(turn.number, turn.policy, turn.read_by_select(), turn.reference_policies)
         case "train":
-            return stages.train(turn.number, turn.policy, of["select"], turn.past)
+            return stages.train(turn.number, turn.policy, of["select"], turn.reference_policies)
         case "evaluate":
             stages.evaluate(HELD_OUT, stages.base, (HELD_OUT, stages.base))
             return stages.evaluate(turn.number, stages.trained(of["train"]), (turn.previous, turn.policy))

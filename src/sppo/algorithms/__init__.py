@@ -35,7 +35,7 @@ class Responses:
         opponent: log pi_t(y|x), nats.
         win_rate: P^(y > pi_t | x), over all K of the prompt; NaN where the oracle was not asked.
         demonstration: whether it came with the prompt, instead of from pi_t.
-        past: log pi_s(y|x) - log pi_t(y|x) of the past policies that the algorithm asks for, nats.
+        references: log pi_s(y|x) - log pi_t(y|x) of the reference policies that the algorithm asks for, nats.
         reward: what :meth:`Algorithm.rewards` gave it.
         prompt: which prompt each belongs to, 0, 1, ...
         log_partition: of each prompt, nats.
@@ -47,7 +47,7 @@ class Responses:
     opponent: Float[Tensor, " responses"]
     win_rate: Float[Tensor, " responses"]
     demonstration: Bool[Tensor, " responses"]
-    past: Float[Tensor, "policies responses"]
+    references: Float[Tensor, "policies responses"]
     reward: Float[Tensor, " responses"]
     prompt: Int[Tensor, " responses"]
     log_partition: Float[Tensor, " prompts"]
@@ -101,12 +101,12 @@ class Algorithm(Protocol):
         """log Z of a prompt in nats, from the win rates of its K responses; 0 where the loss has none."""
         ...
 
-    def rewards(self, matrix: Array, past: Array) -> Array | None:
+    def rewards(self, matrix: Array, references: Array) -> Array | None:
         """What it makes of the comparisons of a prompt's responses beside P^; None: nothing.
 
         Args:
             matrix: [m, m] P(y_i > y_j | x) of the responses that are trained on.
-            past: [policies, m] log pi_s(y|x) - log pi_t(y|x), nats.
+            references: [policies, m] log pi_s(y|x) - log pi_t(y|x), nats.
         """
         ...
 

@@ -36,5 +36,5 @@ class COMAL:
         """0: it cancels in a difference of log-ratios."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: P^ is all it takes of the comparisons."""

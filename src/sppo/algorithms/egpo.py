@@ -29,7 +29,7 @@ class EGPO:
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
-        start, base = responses.past
+        start, base = responses.references
         share = self.eta * self.tau
         h = responses.log_ratio - (1 - share) * start - share * base
         return responses.pairwise(h - self.eta * responses.win_rate)
@@ -41,5 +41,5 @@ class EGPO:
         """0: it cancels in a difference of log-ratios."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: P^ is all it takes of the comparisons."""

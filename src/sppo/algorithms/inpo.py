@@ -31,7 +31,7 @@ class INPO:
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
-        h = responses.log_ratio - self.eta * self.tau * responses.past[0]
+        h = responses.log_ratio - self.eta * self.tau * responses.references[0]
         return responses.pairwise(h - self.eta * responses.win_rate)
 
     def targets(self, responses: Responses) -> None:
@@ -41,5 +41,5 @@ class INPO:
         """0: it cancels in a difference of log-ratios."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: P^ is all it takes of the comparisons."""

@@ -28,7 +28,7 @@ class MNPO:
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
-        base, opponents = responses.past[0], responses.past[1:].mean(0)
+        base, opponents = responses.references[0], responses.references[1:].mean(0)
         share = self.eta * self.tau
         h = responses.log_ratio - share * base - (1 - share) * opponents
         return responses.pairwise(h - self.eta * responses.win_rate)
@@ -40,5 +40,5 @@ class MNPO:
         """0: it cancels in a difference of log-ratios."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: P^ is all it takes of the comparisons."""

@@ -30,7 +30,7 @@ class NashMD:
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
-        h = responses.log_ratio - self.eta * self.tau * responses.past[0]
+        h = responses.log_ratio - self.eta * self.tau * responses.references[0]
         return responses.pairwise(h - self.eta * responses.reward)
 
     def targets(self, responses: Responses) -> None:
@@ -40,9 +40,9 @@ class NashMD:
         """0: it cancels in a difference of log-ratios."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> Array:
+    def rewards(self, matrix: Array, references: Array) -> Array:
         """Win rates against the mixture, [m]."""
-        logits = self.eta * self.tau * past[0]
+        logits = self.eta * self.tau * references[0]
         weights = np.exp(logits - logits.max())
         rates: Array = matrix @ weights / weights.sum()
         return rates

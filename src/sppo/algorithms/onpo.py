@@ -31,8 +31,8 @@ class ONPO:
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
-        past = [*responses.past, responses.log_ratio.new_zeros(responses.log_ratio.shape)]
-        steps = [after - before for before, after in zip(past, past[1:], strict=False)]
+        steps_from = [*responses.references, responses.log_ratio.new_zeros(responses.log_ratio.shape)]
+        steps = [after - before for before, after in zip(steps_from, steps_from[1:], strict=False)]
         if not steps:
             return responses.pairwise(responses.log_ratio - self.eta * responses.win_rate)
         before = steps[0]
@@ -47,5 +47,5 @@ class ONPO:
         """0: it cancels in a difference of log-ratios."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: P^ is all it takes of the comparisons."""

@@ -40,7 +40,7 @@ class RLHF:
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Minus the surrogate of each prompt, in nats of reward; its value says nothing, its gradient does."""
         ratio = responses.log_ratio
-        gain = responses.reward - self.beta * (ratio.detach() - responses.past[0])
+        gain = responses.reward - self.beta * (ratio.detach() - responses.references[0])
         size = responses.by_prompt(gain.new_ones(gain.shape), mean=False)[responses.prompt]
         mean = responses.by_prompt(gain, mean=True)[responses.prompt]
         # R_k less the mean of the others; nothing to compare with where a prompt has one response
@@ -54,7 +54,7 @@ class RLHF:
         """0: there is none."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> Array:
+    def rewards(self, matrix: Array, references: Array) -> Array:
         """The Bradley-Terry reward of each response, [m], nats, with mean 0."""
         finite = matrix.clip(_CERTAIN, 1 - _CERTAIN)
         found: Array = fit_log_strength(finite, np.full(len(finite), 1 / len(finite)))

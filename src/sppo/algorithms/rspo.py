@@ -32,7 +32,7 @@ class RSPO:
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over each prompt's responses, nats squared."""
-        ratio, base = responses.log_ratio, responses.past[0]
+        ratio, base = responses.log_ratio, responses.references[0]
         each = objectives.sppo(ratio, responses.win_rate, eta=self.eta)
         policy_weight, base_weight = ratio.exp(), base.exp()
         if self.forward_kl:
@@ -49,5 +49,5 @@ class RSPO:
         """eta/2, as SPPO's."""
         return self.eta / 2
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: P^ is all it takes of the comparisons."""

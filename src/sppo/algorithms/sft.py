@@ -31,5 +31,5 @@ class SFT:
         """0: there is none."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: it learns from no comparisons."""

@@ -41,5 +41,5 @@ class SPIN:
         """0: it cancels in a difference of log-ratios."""
         return 0.0
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: it learns from no comparisons."""

@@ -48,5 +48,5 @@ class SPPO:
         """eta P^ - log Z: eta (P^ - 1/2) with the paper's log-partition."""
         return self.eta * responses.win_rate - responses.log_partition[responses.prompt]
 
-    def rewards(self, matrix: Array, past: Array) -> None:
+    def rewards(self, matrix: Array, references: Array) -> None:
         """None: P^ is all it takes of the comparisons."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppo.evaluation import votes as vote_files
+from sppo.arena import votes as vote_files
 
 VOTES, SKIPS = "votes.parquet", "skips.parquet"
 
@@ -17,7 +17,7 @@ class Ballot:
         folder: of votes.parquet and, apart from them, skips.parquet.
 
     Raises:
-        sppo.evaluation.votes.VotesError: a file that is there cannot be read; nothing is written over it.
+        sppo.arena.votes.VotesError: a file that is there cannot be read; nothing is written over it.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from sppo.arena import votes as vote_files
 from sppo.arena.ballot import Ballot
 from sppo.arena.matches import Matches, RefusedVote
-from sppo.evaluation import votes as vote_files
 from sppo.progress import printable
 
 LABELS = {"left": "a", "right": "b", "tie": "tie", "skip": "skip"}

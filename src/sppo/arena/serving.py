@@ -8,13 +8,13 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo import run_games
 from sppo.arena.ballot import Ballot
 from sppo.arena.matches import Matches
 from sppo.arena.referee import Referee
-from sppo.conversation import policy_of
+from sppo.cli.conversation import policy_of
+from sppo.compare import game as run_games
 from sppo.progress import Terminal
-from sppo.rundir import RunError, RunFolder
+from sppo.rundir.folder import RunError, RunFolder
 
 FOLDER = "arena"
 

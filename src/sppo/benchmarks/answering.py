@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from sppo import chat as chats
-from sppo import policy as policies
-from sppo.benchmarks.contestants import Contestant
+from sppo.benchmarks.outputs import excerpt
+from sppo.benchmarks.participants import Contestant
 from sppo.benchmarks.parts import Part, part
-from sppo.chat import Message
-from sppo.evaluation.outputs import excerpt
+from sppo.policy import chat_format as chats
+from sppo.policy import load as policies
+from sppo.policy.chat_format import Message
 from sppo.progress import Terminal
 from sppo.recipe import Sampling
-from sppo.records import TOKEN_IDS, read_shard, table
-from sppo.rundir import RunError
+from sppo.rundir.folder import RunError
+from sppo.rundir.shards import read_shard, table
+from sppo.rundir.tables import TOKEN_IDS
 from sppo.sampling import Response, Sampler
 
 GREEDY = 1e-4
@@ -133,7 +134,7 @@ def answer(
 
     Raises:
         RunError: a question is too long for the policy.
-        sppo.chat.ChatError: a question has a special token in its text, or the template refuses it.
+        sppo.policy.chat_format.ChatError: a question has a special token in its text, or the template refuses it.
     """
     found = answers_part(home, benchmark, contestant, questions, decoding, n)
     if not found.is_done():
@@ -158,7 +159,7 @@ def shortcomings(answers: Sequence[Sequence[Sequence[Answer]]]) -> dict[str, flo
     flat = [one for choices in answers for turns in choices for one in turns]
     return {
         "answer_tokens": sum(one.tokens for one in flat) / len(flat),
-        "cut_share": sum(one.finish_reason == "length" for one in flat) / len(flat),
+        "truncated_share": sum(one.finish_reason == "length" for one in flat) / len(flat),
         "empty_share": empty_share([one.text for one in flat]),
         "no_room": float(sum(one.finish_reason == "no_room" for one in flat)),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sppo.endpoint import Answer, Endpoint, Request, tokens_of
+from sppo.endpoint.client import Answer, Endpoint, Request, tokens_of
 from sppo.recipe import EndpointConfig
 
 JUDGED = [
@@ -35,7 +35,7 @@ class Judge:
         return self.config.model_dump(include={"model", "revision", "extra_body"})
 
     def ask(self, requests: Sequence[Request], advance: Callable[[int], None] | None = None) -> list[Answer]:
-        """Its answers, in order; see :meth:`sppo.endpoint.Endpoint.ask`."""
+        """Its answers, in order; see :meth:`sppo.endpoint.client.Endpoint.ask`."""
         return self.endpoint.ask(requests, advance)
 
 

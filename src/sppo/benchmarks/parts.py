@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from sppo.progress import Advance, Terminal
-from sppo.records import read_shard, table
-from sppo.rundir import Stage, fingerprint
+from sppo.rundir.folder import Stage, fingerprint
+from sppo.rundir.shards import read_shard, table
 
 SHARD = 64
 """Questions in one shard: what an interruption can lose."""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from sppo.benchmarks.answering import Decoding, Question, answer, empty_share, shortcomings
 from sppo.benchmarks.best_of import choose
-from sppo.benchmarks.contestants import Contestant
-from sppo.evaluation.question_files import BenchmarkQuestion, read_answers, write_answers
+from sppo.benchmarks.participants import Contestant
+from sppo.benchmarks.question_files import BenchmarkQuestion, read_answers, write_answers
 from sppo.progress import Terminal
 from sppo.recipe import OracleConfig
 

@@ -6,9 +6,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sppo.endpoint import Usage
+from sppo.endpoint.client import Usage
 from sppo.progress import Terminal, printable
-from sppo.rundir import write_json
+from sppo.rundir.folder import write_json
 
 
 def save(path: Path, benchmark: str, content: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sppo.compare.runs import entries, plan, play
 from sppo.progress import Terminal
-from sppo.rundir import write_json
+from sppo.rundir.folder import write_json
 
 
 def compare(
@@ -36,7 +36,7 @@ def compare(
 
     Raises:
         sppo.recipe.RecipeError: an algorithm, a key or the recipe is wrong; nothing has been computed.
-        sppo.rundir.StaleRun: the folder holds runs of another recipe.
+        sppo.rundir.folder.StaleRun: the folder holds runs of another recipe.
     """
     from sppo.compare import results
     from sppo.compare.figure import draw

@@ -16,16 +16,16 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from sppo import oracle as oracles
-from sppo import summary
 from sppo.benchmarks import parts
+from sppo.benchmarks.head_to_head import score as head_to_head
 from sppo.benchmarks.results import show_table
+from sppo.compare.game import held_out_rows
 from sppo.compare.runs import Run
-from sppo.engines import Engines
-from sppo.evaluation import head_to_head
 from sppo.game import solve
 from sppo.progress import Advance, Terminal
-from sppo.run_games import held_out_rows
-from sppo.rundir import RunError, read_json
+from sppo.rundir import summary
+from sppo.rundir.folder import RunError, read_json
+from sppo.stages.models import Engines
 from sppo.winrates import Array
 
 CURVES = ("log_ratio_winners", "log_ratio_losers")

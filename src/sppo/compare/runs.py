@@ -2,7 +2,7 @@
 
 What every run of a seed begins with is equal: the prompts, the base's answers to the held-out ones, and the first
 iteration's responses and preferences. A stage is taken over from another run where its fingerprint, which covers all
-that it is computed from, says that it is the same (:meth:`sppo.rundir.Stage.adopt`); nothing is shared by name.
+that it is computed from, says that it is the same (:meth:`sppo.rundir.folder.Stage.adopt`); nothing is shared by name.
 """
 
 import re
@@ -14,9 +14,9 @@ from typing import Any
 from sppo import selfplay
 from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in, load
-from sppo.rundir import RunFolder, Stage
+from sppo.rundir.folder import RunFolder, Stage
 from sppo.selfplay import GuardStop, turns
-from sppo.stages import HELD_OUT, Stages
+from sppo.stages.all import HELD_OUT, Stages
 
 OWN = ("algorithm", "selection", "training")
 """Sections of the recipe that entries may differ in; prompts, oracle, policy and sampling are the comparison's."""
@@ -137,7 +137,7 @@ def play(run: Run, donors: Iterable[Run], terminal: Terminal, *, redo_stale: boo
         What the guard said where it has stopped the run, which then counts as it stands; None where it has not.
 
     Raises:
-        sppo.rundir.StaleRun: the folder holds a run of another recipe.
+        sppo.rundir.folder.StaleRun: the folder holds a run of another recipe.
     """
     share(run, donors, terminal)
     try:

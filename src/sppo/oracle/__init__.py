@@ -386,7 +386,7 @@ def identity(config: OracleConfig) -> dict[str, Any]:
 
             values["members"] = [source_digest(f"sppo.tinyworld.annotators:{name}") for name in ANNOTATORS]
         case PairRMOracle() | RewardModelOracle() | GeneralPreferenceOracle():
-            from sppo import policy
+            from sppo.policy import load as policy
 
             folder = Path(pairrm_path(config.model) if isinstance(config, PairRMOracle) else config.model)
             values["weights"] = policy.digest(folder) if folder.is_dir() else None

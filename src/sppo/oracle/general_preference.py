@@ -28,10 +28,10 @@ from safetensors import SafetensorError, safe_open
 from scipy.special import expit
 from torch import Tensor
 
-from sppo import policy
 from sppo.oracle import OracleError
 from sppo.oracle.reward_model import encoded, oracle_folder, padded, refuse_missing
 from sppo.oracle.transcript import Transcript, batches, load_tokenizer, padding_for, token_limit
+from sppo.policy import load as policy
 from sppo.winrates import Array
 
 VALUE_HEAD, PROMPT_HEAD = "value_head.weight", "prompt_head.weight"

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import expit, logit
 
-from sppo.answers import AnswersError
-from sppo.endpoint import Answer, Endpoint, EndpointError, Fault, Request, chat, faultless
+from sppo.endpoint.cache import AnswersError
+from sppo.endpoint.client import Answer, Endpoint, EndpointError, Fault, Request, chat, faultless
 from sppo.oracle import OracleError, excerpt
 from sppo.oracle.judge_template import Template, masses, source, written_out
 from sppo.recipe import JudgeOracle

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from scipy.special import expit
 from torch import Tensor
 
-from sppo import policy
 from sppo.oracle import OracleError
 from sppo.oracle.transcript import Row, Transcript, batches, load_tokenizer, padding_for, token_limit
+from sppo.policy import load as policy
 from sppo.winrates import Array
 
 

@@ -18,7 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from sppo.presets import PRESETS
 from sppo.recipe.algorithms import (
     AlgorithmConfig,
     Comal,
@@ -52,6 +51,7 @@ from sppo.recipe.oracles import (
     PanelOracle,
     RewardModelOracle,
 )
+from sppo.recipe.presets import PRESETS
 from sppo.recipe.sampling import Sampling
 from sppo.recipe.section import RecipeError, Section
 from sppo.recipe.training import Lora, Training

@@ -22,7 +22,7 @@ class AlgorithmSection(Section):
     demonstrations: ClassVar[bool] = False
     all_responses: ClassVar[bool] = False
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """Which of pi_1 (the base) to pi_t stand in the loss of iteration t, beside the opponent pi_t.
 
         Args:
@@ -104,7 +104,7 @@ class Inpo(Regularised):
 
     type: Literal["inpo"] = "inpo"
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """The base."""
         return (1,)
 
@@ -115,7 +115,7 @@ class Comal(Regularised):
     type: Literal["comal"] = "comal"
     inner: int = Field(2, ge=1, description="iterations before the reference moves to the policy")
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """The policy at the last move of the reference."""
         return (t - (t - 1) % self.inner,)
 
@@ -125,7 +125,7 @@ class Egpo(Regularised):
 
     type: Literal["egpo"] = "egpo"
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """Where the step begins, and the base."""
         return (t if t % 2 else t - 1, 1)
 
@@ -136,7 +136,7 @@ class Mnpo(Regularised):
     type: Literal["mnpo"] = "mnpo"
     opponents: int = Field(2, ge=1, description="how many of the last policies stand in the mean")
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """The base, then the last policies."""
         return (1, *(s for s in range(t, t - self.opponents, -1) if s >= 1))
 
@@ -148,7 +148,7 @@ class NashMd(Regularised):
 
     type: Literal["nash_md"] = "nash_md"
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """The base."""
         return (1,)
 
@@ -159,7 +159,7 @@ class Onpo(AlgorithmSection):
     type: Literal["onpo"] = "onpo"
     eta: float = Field(1e3, gt=0, description="step size of the game, as SPPO's")
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """All of them: the win rates before are read off the steps that were made by them."""
         return tuple(range(1, t))
 
@@ -172,7 +172,7 @@ class Rspo(AlgorithmSection):
     forward_kl: float = Field(0.1, ge=0, description="weight of KL(base || pi), nats squared per nat")
     reverse_kl: float = Field(0.1, ge=0, description="weight of KL(pi || base), nats squared per nat")
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """The base."""
         return (1,)
 
@@ -185,7 +185,7 @@ class Rlhf(AlgorithmSection):
     type: Literal["rlhf"] = "rlhf"
     beta: float = Field(0.1, gt=0, description="of the KL to the base, nats of reward per nat")
 
-    def past(self, t: int) -> tuple[int, ...]:
+    def reference_policies(self, t: int) -> tuple[int, ...]:
         """The base."""
         return (1,)
 

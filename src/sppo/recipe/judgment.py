@@ -29,7 +29,9 @@ class Guard(Section):
     max_repetition: float = Field(
         0.3, ge=0, description="rise of the share of repeated 4-grams over the base's"
     )
-    max_cut_rise: float = Field(0.5, ge=0, le=1, description="of the share of cut responses over the base's")
+    max_truncated_rise: float = Field(
+        0.5, ge=0, le=1, description="of the share of cut responses over the base's"
+    )
     max_kl_per_token: float = Field(1.0, gt=0, description="KL to the base in nats per response token")
     max_kl: float | None = Field(
         None, gt=0, description="KL to the base in nats per response; None: no limit"

@@ -61,7 +61,7 @@ class Training(Section):
         description="of weights, gradients and optimiser state over the devices: PyTorch's FSDP2 or DeepSpeed's"
         " ZeRO-3; None: each device holds all of them (DDP)",
     )
-    cut_responses: Literal["score_only", "train"] = Field(
+    truncated_responses: Literal["score_only", "train"] = Field(
         "score_only", description="responses cut at max_new_tokens: scored but not trained on, or trained on"
     )
     max_tokens: int | None = Field(

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sppo import randomness, run_games
-from sppo.evaluation import head_to_head
+from sppo import randomness
+from sppo.benchmarks.head_to_head import score as head_to_head
+from sppo.compare import game as run_games
 from sppo.report.run_figures import RunFigures, is_interval, is_number, names
-from sppo.rundir import RunError, write_json
-from sppo.summary import read_mapping
+from sppo.rundir.folder import RunError, write_json
+from sppo.rundir.summary import read_mapping
 
 FILE = "head-to-head.json"
 

@@ -10,7 +10,7 @@ from sppo.benchmarks.results import cell_text
 from sppo.progress import printable
 from sppo.report.charts import Table
 from sppo.report.matrix import HeadToHead
-from sppo.summary import read_mapping
+from sppo.rundir.summary import read_mapping
 
 BENCHMARKS = {
     "alpaca-eval": "alpaca_eval",

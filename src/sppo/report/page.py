@@ -17,7 +17,7 @@ from sppo.progress import printable
 from sppo.report import browser, matrix, measured, people, run_figures, samples, sections, together
 from sppo.report.run_figures import RunFigures
 from sppo.report.sections import Sampled, Section
-from sppo.rundir import RunError, write_text
+from sppo.rundir.folder import RunError, write_text
 
 T = TypeVar("T")
 TEXTS = 1_500_000

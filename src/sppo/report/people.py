@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from sppo.benchmarks.head_to_head import of_votes
-from sppo.evaluation import votes as vote_files
-from sppo.evaluation.votes import VotesError
+from sppo.arena import votes as vote_files
+from sppo.arena.votes import VotesError
+from sppo.benchmarks.head_to_head.play import of_votes
 from sppo.progress import printable
 from sppo.report.charts import Table
 from sppo.report.matrix import HeadToHead
 from sppo.report.sections import Section
-from sppo.rundir import RunError
+from sppo.rundir.folder import RunError
 
 
 def section(run: Path, prefix: str, notes: list[str]) -> Section | None:

@@ -13,11 +13,13 @@ from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
-from sppo import __version__, run_games, summary
-from sppo.guard import alarms, trends
+from sppo import __version__
+from sppo.compare import game as run_games
 from sppo.progress import printable
 from sppo.recipe import Recipe, RecipeError, load
-from sppo.rundir import RunError, RunFolder, read_json
+from sppo.rundir import summary
+from sppo.rundir.folder import RunError, RunFolder, read_json
+from sppo.rundir.guard import alarms, trends
 
 STAGES = ("prompts", *summary.STAGES)
 SHARDS_IN = {"sample": "responses", "annotate": "preferences", "select": "training", "evaluate": "evaluation"}
@@ -268,7 +270,7 @@ def _legible(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 _NUMBERS = (
     "response_tokens",
-    "cut_share",
+    "truncated_share",
     "missing_end_of_turn",
     "repetition",
     "kl_to_base",

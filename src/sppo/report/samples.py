@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from sppo import game, randomness, winrates
-from sppo.chat import plain_text
-from sppo.records import DamagedShard, read_shard
+from sppo.policy.chat_format import plain_text
+from sppo.rundir.shards import DamagedShard, read_shard
 
 Array = winrates.Array
 T = TypeVar("T")
@@ -127,7 +127,7 @@ def compared(run: Path, iteration: int, notes: list[str]) -> Compared | None:
         return None
     preferences: dict[str, _Judged] = {}
     for shard in shards.files:
-        preferences |= _read(shard, ["prompt_id", "matrix", "parts"], _preferences, notes) or {}
+        preferences |= _read(shard, ["prompt_id", "matrix", "components"], _preferences, notes) or {}
     answered = [home / "responses" / shard.name for shard in shards.files]
     responses = _gathered(_Drawn([path for path in answered if path.is_file()], shards.total), notes)
     if responses is None:
@@ -200,7 +200,7 @@ def _preferences(table: pa.Table) -> dict[str, _Judged]:
     found = {}
     for row in table.to_pylist():
         matrix = _matrix(row["matrix"])
-        parts = {_text(part["oracle"]): _matrix(part["matrix"]) for part in row.get("parts") or []}
+        parts = {_text(part["oracle"]): _matrix(part["matrix"]) for part in row.get("components") or []}
         if any(part.shape != matrix.shape for part in parts.values()):
             raise ValueError("a part of the oracle has compared other responses than the whole")
         found[_text(row["prompt_id"])] = _Judged(matrix, parts)

@@ -200,13 +200,13 @@ def lengths(run: RunFigures, prefix: str, sampled: Sampled) -> Section | None:
     shape = [one for one in (run.base, *run.evaluated) if one.measured]
     if not figures and not shape:
         return None
-    names = ("response_tokens", "cut_share", "missing_end_of_turn", "repetition", "kl_to_base")
+    names = ("response_tokens", "truncated_share", "missing_end_of_turn", "repetition", "kl_to_base")
     heads = ["policy", "tokens", "cut at the limit", "ended otherwise", "4-grams repeated", "KL to the base"]
     rows = [
         [
             one.label,
             _number(one.measured.get("response_tokens"), 1),
-            _share(one.measured.get("cut_share")),
+            _share(one.measured.get("truncated_share")),
             _number(one.measured.get("missing_end_of_turn"), 0),
             _share(one.measured.get("repetition")),
             _number(one.measured.get("kl_to_base")) if one.number else "-",

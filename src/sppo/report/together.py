@@ -9,7 +9,7 @@ from sppo.report import charts
 from sppo.report.charts import Chart, Line, Table
 from sppo.report.run_figures import Iteration, RunFigures
 from sppo.report.sections import Section
-from sppo.summary import settings_text
+from sppo.rundir.summary import settings_text
 
 
 def section(runs: Sequence[RunFigures]) -> Section:

@@ -119,7 +119,7 @@ def load(
 
     Raises:
         SamplingError: the engine is not installed or does not start, or the model does not fit the memory.
-        sppo.policy.PolicyError: the policy does not load.
+        sppo.policy.load.PolicyError: the policy does not load.
     """
     settings = SamplingSettings(**{item.name: getattr(of, item.name) for item in fields(SamplingSettings)})
     if temperature is not None:
@@ -127,7 +127,7 @@ def load(
     dtype = of.dtype or dtype
     match of.engine:
         case "transformers":
-            from sppo import policy as policies
+            from sppo.policy import load as policies
             from sppo.sampling.memory import check_room
             from sppo.sampling.transformers import TransformersSampler
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppo import policy as policies
+from sppo.policy import load as policies
 from sppo.sampling import SamplingError
 
 _BYTES = {"float32": 4, "bfloat16": 2}

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sppo import endpoint as endpoints
-from sppo import policy as policies
 from sppo import randomness
-from sppo.endpoint import Answer, Request
+from sppo.endpoint import client as endpoints
+from sppo.endpoint.client import Answer, Request
+from sppo.policy import load as policies
 from sppo.recipe import EndpointConfig
 from sppo.sampling import Key, Response, SamplingSettings
 from sppo.sampling.stop_strings import StopStrings, kept
@@ -34,7 +34,7 @@ class ServedSampler:
         trust_remote_code: run Python that comes with the model.
 
     Raises:
-        sppo.endpoint.EndpointError: the client is not installed, or its key is not set.
+        sppo.endpoint.client.EndpointError: the client is not installed, or its key is not set.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ServedSampler:
         """As :meth:`sppo.sampling.Sampler.sample`.
 
         Raises:
-            sppo.endpoint.EndpointError: the server refuses, stalls, gives fewer than K responses, does not say token
+            sppo.endpoint.client.EndpointError: the server refuses, stalls, gives fewer than K responses, does not say token
                 ids and log-probabilities, or read another prompt than it was sent.
         """
         requests = [
@@ -103,7 +103,7 @@ class ServedSampler:
         return kept(Response(choice["token_ids"], choice["finish_reason"], log_probs), self.stop_strings)
 
     def _fault(self, request: Request, answer: Answer) -> str | None:
-        """What keeps an answer from being trained on, as :data:`sppo.endpoint.Fault`."""
+        """What keeps an answer from being trained on, as :data:`sppo.endpoint.client.Fault`."""
         choices = answer["choices"]
         numbers = [_index(choice) for choice in choices]
         if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(choices))):

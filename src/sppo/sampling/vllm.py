@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from sppo import adapter as adapters
 from sppo import randomness
+from sppo.policy import adapter as adapters
 from sppo.sampling import Key, Response, SamplingError, SamplingSettings
 from sppo.sampling.stop_strings import StopStrings, kept
 
@@ -164,7 +164,7 @@ class VllmSampler:
 
 def _merged(policy: Path, dtype: str, trust_remote_code: bool) -> "tempfile.TemporaryDirectory[str] | None":
     """An adapter's policy as an ordinary folder: vLLM's own adapters are limited in rank and in what they adapt."""
-    from sppo import policy as policies
+    from sppo.policy import load as policies
 
     if not adapters.is_adapter(policy):
         return None

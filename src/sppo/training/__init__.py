@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sppo import adapter as adapters
-from sppo import policy as policies
 from sppo import recipe
+from sppo.policy import adapter as adapters
+from sppo.policy import load as policies
 from sppo.training.schedule import Steps, plan
 
 CHECKPOINTS_KEPT = 2
@@ -24,7 +24,7 @@ class TrainingJob:
     Attributes:
         policy: folder of pi_t.
         opponent: its fingerprint; the shards' log-probabilities must be of a policy with the same.
-        past: fingerprints of the further policies whose log-probabilities the shards must hold.
+        reference_policies: fingerprints of the further policies whose log-probabilities the shards must hold.
         shards: training shards.
         output: the folder that pi_{t+1} is written to; must not exist.
         work: a folder for what is needed while training only.
@@ -63,7 +63,7 @@ class TrainingJob:
     fingerprint: str = ""
     checkpoint: str | None = None
     begun: int = 0
-    past: list[str] = field(default_factory=list)
+    reference_policies: list[str] = field(default_factory=list)
 
     @property
     def steps(self) -> Steps:
@@ -113,7 +113,7 @@ def check(settings: recipe.Training, report_to: list[str], quantization: str | N
 
     Raises:
         sppo.recipe.RecipeError: an optimiser or tracker that is unknown or not installed.
-        sppo.adapter.AdapterError: an adapter without what it needs installed.
+        sppo.policy.adapter.AdapterError: an adapter without what it needs installed.
     """
     if settings.adapter is not None:
         adapters.require_peft(quantization)

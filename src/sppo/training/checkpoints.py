@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from sppo import storage
-from sppo.records import file_digest, replacing
+from sppo.rundir import storage
+from sppo.rundir.shards import file_digest, replacing
 from sppo.training import CHECKPOINTS_KEPT, TrainingJob, processes
 from sppo.training.interruption import Interruption
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from torch.utils.data import Dataset
 
 from sppo import randomness
-from sppo.records import read_shard
+from sppo.rundir.shards import read_shard
 from sppo.training.schedule import Steps
 
 
@@ -30,7 +30,7 @@ class Example:
         opponent_log_probs: log pi_t(y|x) of each, nats.
         log_partition: log Z of the prompt, nats.
         demonstrations: whether each came with the prompt, instead of from pi_t; empty: none did.
-        past_log_probs: log pi(y|x) of each under each of the past policies that the algorithm asks for, nats.
+        reference_log_probs: log pi(y|x) of each under each of the reference policies that the algorithm asks for, nats.
         rewards: what the algorithm made of the comparisons of each; NaN where it makes nothing of them.
     """
 
@@ -41,7 +41,7 @@ class Example:
     opponent_log_probs: list[float]
     log_partition: float
     demonstrations: list[bool] = field(default_factory=list)
-    past_log_probs: list[list[float]] = field(default_factory=list)
+    reference_log_probs: list[list[float]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
     def best_and_worst(self) -> tuple[int, int]:
@@ -114,14 +114,14 @@ def read(shards: Sequence[Path]) -> pa.Table:
     return table.filter(pa.compute.greater(counts, 0)).combine_chunks()
 
 
-def check(table: pa.Table, *, opponent: str, context: int, past: Sequence[str] = ()) -> None:
+def check(table: pa.Table, *, opponent: str, context: int, reference_policies: Sequence[str] = ()) -> None:
     """Refuse examples that cannot be trained on, before anything is computed.
 
     Args:
         table: as :func:`read` gives it.
         opponent: the fingerprint of the policy that training starts from.
         context: the most tokens that it takes.
-        past: the fingerprints of the past policies that the loss needs, in order.
+        reference_policies: the fingerprints of the reference policies that the loss needs, in order.
 
     Raises:
         TrainingError: there are none; the opponent's log-probabilities are of another policy or not finite; a prompt
@@ -135,11 +135,12 @@ def check(table: pa.Table, *, opponent: str, context: int, past: Sequence[str] =
             f"the opponent's log-probabilities are of the policy {sorted(map(str, others))[0][:12]}, but training starts"
             f" from {opponent[:12]}: every log-ratio would be wrong; run the select stage again with this policy"
         )
-    wrong_past = [found for found in table["past"].to_pylist() if list(past) != (found or [])][:1]
-    if wrong_past:
+    recorded = table["reference_policies"].to_pylist()
+    unexpected = next((given or [] for given in recorded if list(reference_policies) != (given or [])), None)
+    if unexpected is not None:
         raise TrainingError(
-            f"the log-probabilities of past policies are those of {[one[:12] for one in wrong_past[0] or []]}, but the"
-            f" algorithm needs those of {[one[:12] for one in past]}; run the select stage again"
+            f"the log-probabilities of reference policies are those of {[one[:12] for one in unexpected]}, but the"
+            f" algorithm needs those of {[one[:12] for one in reference_policies]}; run the select stage again"
         )
     rows = table["responses"].combine_chunks()
     each = rows.flatten()
@@ -160,8 +161,8 @@ def check(table: pa.Table, *, opponent: str, context: int, past: Sequence[str] =
         (~(unrated | ((rate >= 0) & (rate <= 1))), "has a win rate outside [0, 1]"),
         (~np.isfinite(log_prob) | (log_prob > 1e-3), "has an opponent's log-probability that is none"),
         (
-            _not_log_probs(each.field("past_log_probs"), len(past)),
-            "has a past policy's log-probability that is none",
+            _not_log_probs(each.field("reference_log_probs"), len(reference_policies)),
+            "has a reference policy's log-probability that is none",
         ),
         (~np.isfinite(partition), "has a log-partition that is not finite"),
     ):
@@ -202,7 +203,7 @@ def _examples(table: pa.Table) -> list[Example]:
             [response["opponent_log_prob"] for response in row["responses"]],
             row["log_partition"],
             [response["k"] is None for response in row["responses"]],
-            [response["past_log_probs"] or [] for response in row["responses"]],
+            [response["reference_log_probs"] or [] for response in row["responses"]],
             [math.nan if response["reward"] is None else response["reward"] for response in row["responses"]],
         )
         for row in table.to_pylist()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from sppo import storage
+from sppo.rundir import storage
 from sppo.training import TrainingJob
 from sppo.training.interruption import NOTICE
 

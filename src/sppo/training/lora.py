@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from sppo import adapter as adapters
-from sppo import policy as policies
-from sppo.adapter import BasePolicy
-from sppo.chat import model_path
+from sppo.policy import adapter as adapters
+from sppo.policy import load as policies
+from sppo.policy.adapter import BasePolicy
+from sppo.policy.chat_format import model_path
 from sppo.recipe import Lora, RecipeError
 
 

@@ -23,7 +23,7 @@ def fill(
     """Give each response of training rows its `opponent_log_prob` and `sampler_deviation`.
 
     Args:
-        rows: as :data:`sppo.records.TRAINING`; `sampler_log_prob` of a response is None where it does not hold,
+        rows: as :data:`sppo.rundir.tables.TRAINING`; `sampler_log_prob` of a response is None where it does not hold,
             since the response is trained on shorter than it was drawn. The trainer's code is used there.
         score: log pi_t(y|x) of all responses of some rows by the trainer's code, nats.
         source: whose values to take.

@@ -198,7 +198,7 @@ def _responses(log_ratio: Tensor, opponent: Tensor, examples: Sequence[Example])
         log_ratio=log_ratio,
         opponent=opponent,
         demonstration=torch.tensor(given, device=device),
-        past=_past(examples, device) - opponent,
+        references=_references(examples, device) - opponent,
         reward=torch.tensor([reward for example in examples for reward in example.rewards], device=device),
         win_rate=torch.tensor([rate for example in examples for rate in example.win_rates], device=device),
         prompt=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device),
@@ -208,9 +208,9 @@ def _responses(log_ratio: Tensor, opponent: Tensor, examples: Sequence[Example])
     )
 
 
-def _past(examples: Sequence[Example], device: torch.device) -> Tensor:
-    """log pi(y|x) of each response under each past policy, [past, responses]."""
-    each = [values for example in examples for values in example.past_log_probs]
+def _references(examples: Sequence[Example], device: torch.device) -> Tensor:
+    """log pi(y|x) of each response under each reference policy, [policies, responses]."""
+    each = [values for example in examples for values in example.reference_log_probs]
     return torch.tensor(each, device=device).reshape(sum(len(e.responses) for e in examples), -1).T
 
 

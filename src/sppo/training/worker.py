@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from sppo import algorithms, policy, randomness
-from sppo.records import append_line
+from sppo import algorithms, randomness
+from sppo.policy import load as policy
+from sppo.rundir.shards import append_line
 from sppo.training import TrainingJob, copy_tokenizer, lora, optimizer, sharding
 from sppo.training.checkpoints import Checkpoints
 from sppo.training.examples import StepShares, check, read
@@ -35,7 +36,7 @@ def run(
     check(
         table,
         opponent=job.opponent,
-        past=job.past,
+        reference_policies=job.reference_policies,
         context=policy.context_length(Path(job.policy), job.trust_remote_code),
     )
     set_seed(randomness.seed("train", job.seed))

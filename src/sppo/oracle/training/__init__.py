@@ -74,8 +74,8 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
 def _fit(
     settings: OracleTraining, pairs: Sequence["JudgedPair"], work: Path, terminal: Terminal
 ) -> Path | None:
-    from sppo import policy
     from sppo.oracle.training import fit, network
+    from sppo.policy import load as policy
 
     with policy.quiet():
         model, inputs, folder = network.create(settings, pairs, work)

@@ -13,11 +13,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from sppo import policy, randomness
+from sppo import randomness
 from sppo.oracle import OracleError, pairrm_checkpoint
 from sppo.oracle.pairrm_encoder import deberta, row_encoder
 from sppo.oracle.pairrm_input import CANDIDATE, CANDIDATE_1, CANDIDATE_2, PREFIXES, SOURCE, Limits, PairInput
 from sppo.oracle.training.pairs import JudgedPair
+from sppo.policy import load as policy
 from sppo.recipe.oracle_training import Encoder, OracleTraining
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")

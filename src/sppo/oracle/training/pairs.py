@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sppo import chat, randomness
+from sppo import randomness
 from sppo.oracle import OracleError, excerpt
+from sppo.policy import chat_format as chat
 from sppo.recipe.oracle_training import Pairs
-from sppo.records import DamagedShard, read_shard
+from sppo.rundir.shards import DamagedShard, read_shard
 
 LABELS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 SKEWED = 0.6

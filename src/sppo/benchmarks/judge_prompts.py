@@ -1,0 +1,86 @@
+"""What a judge is told: messages with places for the question and the answers.
+
+The defaults are this project's own wording. A figure is comparable with a leaderboard's only if the judge is told what
+the leaderboard's was told: each benchmark keeps that in a file of its own, which is read here in its own format.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sppo.policy.chat_format import Message
+
+_PLACE = re.compile(r"\{(\w+)\}")
+_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", flags=re.DOTALL)
+
+
+class JudgePromptError(ValueError):
+    """A judge's prompt that cannot be used; the message names the file."""
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """Messages with places such as ``{question}``.
+
+    Attributes:
+        name: for the record.
+        messages: role and template of each.
+    """
+
+    name: str
+    messages: tuple[tuple[str, str], ...]
+
+    def fill(self, values: Mapping[str, str]) -> list[Message]:
+        """The messages with their places filled, each once: braces in a value are text."""
+        return [
+            {"role": role, "content": _PLACE.sub(lambda place: values.get(place[1], place[0]), template)}
+            for role, template in self.messages
+        ]
+
+    def require(self, places: Sequence[str]) -> "JudgePrompt":
+        """Itself, if it has all of these places.
+
+        Raises:
+            JudgePromptError: it lacks one.
+        """
+        there = {place for _, template in self.messages for place in _PLACE.findall(template)}
+        lacking = [place for place in places if place not in there]
+        if lacking:
+            raise JudgePromptError(f"the judge's prompt {self.name!r} has no place {{{lacking[0]}}}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its roles and templates, in hexadecimal."""
+        return hashlib.sha256(repr(self.messages).encode()).hexdigest()
+
+    def record(self) -> dict[str, object]:
+        """For a result."""
+        messages = [{"role": role, "content": template} for role, template in self.messages]
+        return {"name": self.name, "sha256": self.digest, "messages": messages}
+
+
+def read_chat_markup(path: Path) -> JudgePrompt:
+    """A prompt in AlpacaEval's format: turns between ``<|im_start|>role`` and ``<|im_end|>``.
+
+    Raises:
+        JudgePromptError: it cannot be read or has no turn.
+    """
+    turns = _TURN.findall(read_text(path))
+    if not turns:
+        raise JudgePromptError(f"{path}: no turns between <|im_start|>ROLE and <|im_end|>")
+    return JudgePrompt(path.name, tuple((role, template) for role, template in turns))
+
+
+def read_text(path: Path) -> str:
+    """A prompt's file.
+
+    Raises:
+        JudgePromptError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JudgePromptError(f"{path}: the judge's prompt cannot be read: {error}") from error

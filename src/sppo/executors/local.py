@@ -1,0 +1,202 @@
+"""Where the shards of a stage are computed: here, in worker processes of this machine, or on a cluster.
+
+The stages hand over jobs (:class:`sppo.stages.work.ShardJob`) and training; what an executor does with them moves no
+result. :class:`Local` is this machine; :mod:`sppo.executors.ray` is Ray.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from sppo.progress import Terminal
+from sppo.recipe import (
+    FunctionOracle,
+    JudgeOracle,
+    LengthControlledOracle,
+    LengthMatchedOracle,
+    NearTieOracle,
+    OracleConfig,
+    PanelOracle,
+    Recipe,
+    RecipeError,
+)
+from sppo.stages.models import Engines
+from sppo.stages.work import Advance, Kind, ShardJob
+from sppo.training import TrainingJob
+
+
+class Executor(Protocol):
+    """Anything that brings jobs to their end."""
+
+    def check(self) -> None:
+        """Refuse, before anything is computed, what cannot work.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        ...
+
+    def run(
+        self,
+        jobs: Sequence[ShardJob],
+        engines: Engines,
+        terminal: Terminal,
+        on_made: Callable[[ShardJob], None],
+    ) -> None:
+        """Make every shard of the jobs that is missing, damaged or computed from other sources.
+
+        Args:
+            jobs: in order; shard number i of a job may read shard number i of the jobs before it.
+            engines: of this process.
+            terminal: where progress is shown.
+            on_made: called for each job, in order, when all of its shards are there.
+
+        Raises:
+            Exception: of the first shard that fails; every shard that was finished is kept.
+        """
+        ...
+
+    def training_devices(self) -> int:
+        """How many processes the recipe's `training.devices` stands for."""
+        ...
+
+    def train(self, job: TrainingJob, on_step: Advance, say: Callable[[str], None]) -> None:
+        """As :func:`sppo.training.train`."""
+        ...
+
+
+class Local:
+    """This machine: this process alone, or as many worker processes as the recipe says.
+
+    Args:
+        recipe: of the run.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def check(self) -> None:
+        """As :meth:`Executor.check`.
+
+        Raises:
+            RecipeError: more workers than the GPUs of this machine allow.
+        """
+        for kind in ("sample", "annotate", "select"):
+            self.workers(kind)
+
+    def workers(self, kind: Kind) -> int:
+        """How many processes make the shards of a stage.
+
+        Raises:
+            RecipeError: more than this machine's GPUs allow.
+        """
+        return count_workers(self.recipe, kind, count_gpus())
+
+    def run(
+        self,
+        jobs: Sequence[ShardJob],
+        engines: Engines,
+        terminal: Terminal,
+        on_made: Callable[[ShardJob], None],
+    ) -> None:
+        """As :meth:`Executor.run`, one job after another."""
+        for job in jobs:
+            with terminal.bar(job.title, sum(job.units), job.unit) as advance:
+                missing = missing_shards(job)
+                advance(sum(job.units) - sum(job.units[number] for number in missing))
+                count = self.workers(job.kind)
+                if missing and count > 1:
+                    from sppo.executors.processes import make_shards
+
+                    devices = visible_devices(count, devices_of_an_engine(self.recipe, job.kind))
+                    make_shards(job, missing, engines.recipe, devices, advance)
+                else:
+                    for number in missing:
+                        job.make(number, engines, advance)
+            engines.release()
+            on_made(job)
+
+    def training_devices(self) -> int:
+        """As :meth:`Executor.training_devices`."""
+        from sppo.training import processes
+
+        return processes(self.recipe.training)
+
+    def train(self, job: TrainingJob, on_step: Advance, say: Callable[[str], None]) -> None:
+        """As :meth:`Executor.train`."""
+        from sppo.training import train
+
+        train(job, on_step, say)
+
+
+def missing_shards(job: ShardJob) -> list[int]:
+    """The numbers of the shards that have to be made."""
+    return [number for number, shard in enumerate(job.shards) if not shard.is_whole()]
+
+
+def count_workers(recipe: Recipe, kind: Kind, gpus: int, machines: int = 1) -> int:
+    """How many engines work side by side on a stage of a recipe, given so many GPUs; without any, on the CPU.
+
+    Args:
+        recipe: whose `workers` it is.
+        kind: of stage.
+        gpus: of all machines together.
+        machines: how many; `auto` is one engine on each where there are no GPUs.
+
+    Raises:
+        RecipeError: `workers` asks for more than the GPUs allow.
+    """
+    asked: int | str = getattr(recipe.workers, kind)
+    if not computes_with_a_model(recipe, kind):
+        return machines if asked == "auto" else int(asked)
+    each = devices_of_an_engine(recipe, kind)
+    if asked == "auto":
+        if gpus and gpus < each:
+            raise RecipeError(f"{kind}: one engine spans {each} GPUs, but there are {gpus}")
+        return gpus // each if gpus else machines
+    if gpus and int(asked) * each > gpus:
+        of = "" if each == 1 else f" of {each} GPUs each"
+        raise RecipeError(
+            f"workers.{kind}: {asked} engines{of}, but there are {gpus} GPUs; lower it, or `auto`"
+        )
+    return int(asked)
+
+
+def devices_of_an_engine(recipe: Recipe, kind: Kind) -> int:
+    """How many GPUs one engine of a stage spans."""
+    return recipe.sampling.devices if kind == "sample" else 1
+
+
+def computes_with_a_model(recipe: Recipe, kind: Kind) -> bool:
+    """Whether a stage's engine holds a model of its own, which a GPU would hold; one behind a server does not."""
+    if kind == "annotate":
+        return recipe.oracle is not None and holds_a_model(recipe.oracle)
+    return kind != "sample" or recipe.sampling.engine != "openai"
+
+
+def holds_a_model(oracle: OracleConfig) -> bool:
+    """Whether an oracle computes with a model of its own, which a GPU would hold."""
+    if isinstance(oracle, PanelOracle):
+        return any(holds_a_model(member) for member in oracle.members or [])
+    if isinstance(oracle, LengthControlledOracle | LengthMatchedOracle | NearTieOracle):
+        return holds_a_model(oracle.oracle)
+    return not isinstance(oracle, FunctionOracle | JudgeOracle)
+
+
+def visible_devices(count: int, each: int) -> list[str | None]:
+    """For each of so many workers its value of CUDA_VISIBLE_DEVICES; None on a machine without GPUs."""
+    gpus = count_gpus()
+    if not gpus:
+        return [None] * count
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(number) for number in range(gpus)]
+    # more workers than that compute nothing on a GPU (an oracle without a model): they share
+    groups = [",".join(names[start : start + each]) for start in range(0, gpus - each + 1, each)]
+    return [groups[number % len(groups)] for number in range(count)]
+
+
+def count_gpus() -> int:
+    """Of this machine."""
+    import torch
+
+    return int(torch.cuda.device_count())

@@ -1,0 +1,237 @@
+"""Worker processes of one machine: each loads its engines once and asks for shards until none is left.
+
+A shard goes to whichever worker is free, so that none waits for the slowest. A worker that dies (the kernel kills
+the one that takes too much memory) is replaced and its shard is done again, once. `ProcessPoolExecutor` would give
+up the whole pool with every shard in progress.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from sppo.recipe import Recipe
+from sppo.rundir.folder import RunError
+from sppo.stages.models import Engines
+from sppo.stages.work import Advance, ShardJob
+
+ATTEMPTS = 2
+"""How often a shard is begun before its workers' deaths are an error."""
+_SECONDS_TO_END = 10
+
+
+def make_shards(
+    job: ShardJob, missing: Sequence[int], recipe: Recipe, devices: Sequence[str | None], advance: Advance
+) -> None:
+    """Make shards of a job in worker processes.
+
+    Args:
+        job: what to make.
+        missing: the numbers of the shards.
+        recipe: of the run; workers load its engines.
+        devices: for each worker the GPUs that it sees, as in CUDA_VISIBLE_DEVICES; None: as this process.
+        advance: told of finished units.
+
+    Raises:
+        RunError: a shard's workers have died :data:`ATTEMPTS` times.
+        Exception: of a shard that fails; the shards that were finished are kept.
+    """
+    _Pool(job, missing, recipe, advance).run(devices[: len(missing)])
+
+
+class _Worker:
+    """One process, and the shard that it is at."""
+
+    def __init__(self, job: ShardJob, recipe: Recipe, devices: str | None) -> None:
+        self.devices = devices
+        self.shard = -1
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve,
+            args=(theirs, job, recipe, devices, _threads()),
+            name=f"sppo {job.kind}",
+        )
+        with _interrupts_blocked():  # a Ctrl-C is this process's to handle: it ends the workers
+            self.process.start()
+        theirs.close()
+
+    def begin(self, shard: int) -> None:
+        self.shard = shard
+        with contextlib.suppress(OSError):  # dead already: its death is noticed where its messages are read
+            self.connection.send(shard)
+
+    def messages(self) -> Iterator[tuple[str, Any]]:
+        """What it has said since; the last is `died` where it has."""
+        dead = not self.process.is_alive()  # asked first, so that its last words are heard
+        try:
+            while self.connection.poll():
+                yield self.connection.recv()
+        except (EOFError, OSError):
+            dead = True
+        if dead:
+            self.process.join(_SECONDS_TO_END)
+            yield "died", self.process.exitcode
+
+
+class _Pool:
+    def __init__(self, job: ShardJob, missing: Sequence[int], recipe: Recipe, advance: Advance) -> None:
+        self.job, self.recipe, self.advance = job, recipe, advance
+        self.waiting = deque(missing)
+        self.left = len(missing)
+        self.deaths: Counter[int] = Counter()
+        self.reported: Counter[int] = Counter()
+        self.workers: list[_Worker] = []
+
+    def run(self, devices: Sequence[str | None]) -> None:
+        try:
+            for of_worker in devices:
+                self._start(of_worker)
+            while self.left:
+                wait([worker.connection for worker in self.workers], timeout=1)
+                for worker in list(self.workers):
+                    for kind, content in worker.messages():
+                        self._hear(worker, kind, content)
+        finally:
+            _end([worker.process for worker in self.workers])
+
+    def _start(self, devices: str | None) -> None:
+        worker = _Worker(self.job, self.recipe, devices)
+        self.workers.append(worker)
+        worker.begin(self.waiting.popleft())
+
+    def _hear(self, worker: _Worker, kind: str, content: Any) -> None:
+        match kind:
+            case "units":
+                self.reported[worker.shard] += content
+                self.advance(content)
+            case "made":
+                self.left -= 1
+                worker.shard = -1
+                if self.waiting:
+                    worker.begin(self.waiting.popleft())
+            case "failed":
+                raise _as_exception(content)
+            case "died":
+                self.workers.remove(worker)
+                if worker.shard >= 0:
+                    self._do_again(worker.shard, content)
+                if self.waiting:
+                    self._start(worker.devices)
+
+    def _do_again(self, shard: int, exit_code: int | None) -> None:
+        self.deaths[shard] += 1
+        if self.deaths[shard] >= ATTEMPTS:
+            raise RunError(
+                f"{self.job.title}: {self.deaths[shard]} workers have ended while making"
+                f" {self.job.shards[shard].path.name}, the last {said_exit(exit_code)}; every finished shard is kept."
+                f" Lower workers.{self.job.kind} or what one engine takes (sampling.batch_tokens,"
+                " training.pack_tokens, an oracle's batch), then the same command continues"
+            )
+        self.advance(-self.reported.pop(shard, 0))
+        self.waiting.appendleft(shard)
+
+
+def said_exit(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        cause = ", as the kernel does when the memory is full" if name == "SIGKILL" else ""
+        return f"by the signal {name}{cause}"
+    return f"with exit code {code}"
+
+
+def _serve(
+    connection: Connection, job: ShardJob, recipe: Recipe, devices: str | None, threads: int | None
+) -> None:
+    """A worker: makes the shards that it is sent the numbers of."""
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    engines = Engines(recipe, threads)
+    try:
+        _answer(connection, job, engines)
+    finally:
+        engines.release()  # some have processes of their own
+
+
+def _answer(connection: Connection, job: ShardJob, engines: Engines) -> None:
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            number = connection.recv()
+            try:
+                job.make(number, engines, lambda count: connection.send(("units", count)))
+            except Exception as error:
+                connection.send(("failed", _portable(error)))
+                return
+            connection.send(("made", number))
+
+
+def _threads() -> int | None:
+    """Of torch in this process, if it has one; workers take as many, so that their sums round as here."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()
+
+
+def _leave(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _portable(error: Exception) -> tuple[bytes | None, str]:
+    """An exception as another process can raise it again, and as text where it cannot."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        packed = pickle.dumps(error)
+        pickle.loads(packed)
+    except Exception:  # an exception of a library's own making
+        return None, text
+    return packed, text
+
+
+def _as_exception(content: tuple[bytes | None, str]) -> Exception:
+    packed, text = content
+    if packed is None:
+        return RuntimeError(f"a worker failed:\n{text}")
+    error: Exception = pickle.loads(packed)
+    error.add_note(f"in a worker:\n{text}")
+    return error
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Child processes started meanwhile never see a SIGINT; one that comes is delivered afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(processes: Sequence[Any]) -> None:
+    """End processes that may still be at work."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_SECONDS_TO_END)
+        if process.is_alive():
+            process.kill()
+            process.join()

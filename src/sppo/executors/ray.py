@@ -1,0 +1,401 @@
+"""The stages on a Ray cluster: shards as a streaming Ray Data pipeline, training through Ray Train.
+
+Every node sees the run folder (and the folder that the command is started in) under the same path; shards are
+published there by whichever worker makes them. Only their numbers travel through Ray.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sppo.executors.local import computes_with_a_model, count_workers, devices_of_an_engine, missing_shards
+from sppo.progress import Terminal
+from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in
+from sppo.rundir import storage
+from sppo.rundir.folder import RunError, write_text
+from sppo.stages.models import Engines
+from sppo.stages.work import Advance, Kind, ShardJob
+from sppo.training import TrainingJob
+
+RETRIES = 1
+"""How often a shard, or a training, is begun again after the death of its worker."""
+_MARKER = ".cluster"
+_CONNECT_SECONDS = 10.0
+
+
+class ClusterError(RunError):
+    """A Ray cluster that cannot be used, or that gave up; the message says what to do."""
+
+
+@contextlib.contextmanager
+def connected(address: str, recipe: Recipe, run: Path) -> Iterator["RayCluster"]:
+    """An executor on the cluster at an address.
+
+    Args:
+        address: of the cluster's head, as `HOST:PORT`, or `auto` on one of its nodes.
+        recipe: of the run.
+        run: its folder, which every node sees.
+
+    Raises:
+        ClusterError: Ray is not installed, or no cluster answers there.
+    """
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"--ray {address}: this is the address for Ray clients; start sppo on a node of the cluster and"
+            " give the head's own address, e.g. 10.0.0.1:6379, or auto"
+        )
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
+    try:
+        import ray
+        import ray.data
+        import ray.train.torch
+    except ImportError as error:
+        raise ClusterError(f"--ray needs Ray ({error}); pip install 'sppo[ray]'") from error
+    if address != "auto":
+        _knock(address)
+    try:
+        ray.init(address=address, logging_level="error", log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"--ray {address}: no Ray cluster answers there ({error}); `ray start --head` on one machine and"
+            " `ray start --address=HEAD:6379` on the others make one"
+        ) from error
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        yield RayCluster(recipe, run)
+    finally:
+        ray.shutdown()
+
+
+class RayCluster:
+    """An :class:`sppo.executors.local.Executor` on the cluster that this process is connected to."""
+
+    def __init__(self, recipe: Recipe, run: Path) -> None:
+        self.recipe = keep_answers_in(recipe, (run / ANSWERS).resolve())
+        self.place = _Place(run.resolve(), Path.cwd(), secrets.token_hex(8))
+
+    def check(self) -> None:
+        """As :meth:`sppo.executors.local.Executor.check`.
+
+        Raises:
+            ClusterError: a node does not see the run folder, or there are fewer devices than the recipe asks for.
+        """
+        for kind in ("sample", "annotate", "select"):
+            self._workers(kind)
+        self.training_devices()
+        self.place.mark()
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        look = ray.remote(_look)
+        looked = [
+            look.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(self.place)
+            for node in _nodes()
+        ]
+        faults = sorted({fault for fault in ray.get(looked) if fault is not None})
+        if faults:
+            raise ClusterError("\n".join(faults))
+
+    def run(
+        self,
+        jobs: Sequence[ShardJob],
+        engines: Engines,
+        terminal: Terminal,
+        on_made: Callable[[ShardJob], None],
+    ) -> None:
+        """As :meth:`sppo.executors.local.Executor.run`: a shard goes on to the next job as soon as one has made it."""
+        for together in [jobs] if self._fit_together(jobs) else [[job] for job in jobs]:
+            title = " + ".join([together[0].title, *(job.kind for job in together[1:])])
+            with terminal.bar(title, len(together[0].shards), "shards") as advance:
+                missing = sorted({number for job in together for number in missing_shards(job)})
+                advance(len(together[0].shards) - len(missing))
+                if missing:
+                    self._stream(together, missing, advance)
+            for job in together:
+                on_made(job)
+
+    def training_devices(self) -> int:
+        """As :meth:`sppo.executors.local.Executor.training_devices`.
+
+        Raises:
+            RecipeError: more than the cluster has.
+        """
+        asked, gpus = self.recipe.training.devices, _resources("GPU")
+        if asked == "auto":
+            return max(1, gpus)
+        devices, name = (gpus, "GPUs") if gpus else (_resources("CPU"), "CPUs")
+        if asked > devices:
+            raise RecipeError(
+                f"training.devices: {asked}, but the cluster has {devices} {name}; lower it, or `auto`"
+            )
+        return asked
+
+    def train(self, job: TrainingJob, on_step: Advance, say: Callable[[str], None]) -> None:
+        """As :meth:`sppo.executors.local.Executor.train`, in Ray Train's workers."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from sppo.training.launch import followed
+
+        gpus, workers = bool(_resources("GPU")), self.training_devices()
+        where, storage_filesystem = storage.arrow_location(Path(job.work)) or (
+            str(Path(job.work).resolve()),
+            None,
+        )
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={
+                "job": job.to_json(),
+                "base": self.recipe if Path(job.policy) == Engines(self.recipe).base else None,
+                "place": self.place,
+                # as sppo.training gives its processes
+                "threads": _threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers),
+            },
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=where,
+                storage_filesystem=storage_filesystem,
+                failure_config=FailureConfig(max_failures=RETRIES),
+            ),
+        )
+        with followed(job, on_step):
+            try:
+                trainer.fit()
+            except Exception as error:
+                raise _own_error(error, "training") from error
+        storage.fetch(Path(job.output))
+
+    def _stream(self, jobs: Sequence[ShardJob], missing: Sequence[int], advance: Advance) -> None:
+        import ray.data
+        from ray.data import ActorPoolStrategy, DataContext
+
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        # at its default a pool whose actors have no queue never grows
+        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+        data = ray.data.from_items(
+            [{"shard": number} for number in missing], override_num_blocks=len(missing)
+        )
+        for job in jobs:
+            workers = min(self._workers(job.kind), len(missing))
+            data = data.map_batches(
+                _Worker,
+                fn_constructor_kwargs={
+                    "recipe": self.recipe,
+                    "job": job,
+                    "place": self.place,
+                    "threads": _threads(),
+                    "begun": self._begun,
+                },
+                batch_size=1,
+                # a queue within an actor would count its death against shards that it has not begun
+                compute=ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=1),
+                **self._share(job.kind),
+            )
+        try:
+            for _ in data.iter_rows():
+                advance(1)
+        except Exception as error:
+            raise _own_error(error, jobs[0].title) from error
+
+    @cached_property
+    def _begun(self) -> Any:
+        """The run's :class:`_Begun`, which lives as long as this process and the machine that it is on."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return ray.remote(_Begun).options(num_cpus=0, scheduling_strategy=here).remote()
+
+    def _fit_together(self, jobs: Sequence[ShardJob]) -> bool:
+        """Whether one engine of each job finds room at the same time."""
+        for name, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+            if sum(self._share(job.kind)[name] for job in jobs) > _resources(resource):
+                return False
+        return True
+
+    def _share(self, kind: Kind) -> dict[str, Any]:
+        """What Ray sets aside for one engine."""
+        on_gpu = _resources("GPU") and computes_with_a_model(self.recipe, kind)
+        gpus = devices_of_an_engine(self.recipe, kind) if on_gpu else 0
+        return {"num_cpus": self.recipe.cpu_threads or 1, "num_gpus": gpus}
+
+    def _workers(self, kind: Kind) -> int:
+        count = count_workers(self.recipe, kind, _resources("GPU"), machines=len(_nodes()))
+        cpus = self._share(kind)["num_cpus"] * count
+        if getattr(self.recipe.workers, kind) != "auto" and cpus > _resources("CPU"):
+            raise RecipeError(
+                f"workers.{kind}: {count} engines on {cpus} CPUs, but the cluster has {_resources('CPU')}; lower it"
+            )
+        return count
+
+
+class _Place:
+    """Where the run lies; a marker in it shows whether a node sees the same folder."""
+
+    def __init__(self, run: Path, working_folder: Path, token: str) -> None:
+        self.run, self.working_folder, self.token = run, working_folder, token
+        self.address = storage.address_of(run)
+
+    def mark(self) -> None:
+        write_text(self.run / _MARKER, self.token)
+
+    def fault(self) -> str | None:
+        """Why this node cannot work on the run."""
+        with contextlib.suppress(OSError):
+            if self.address is not None:
+                try:
+                    storage.adopt(self.run, self.address)
+                    storage.fetch(self.run / _MARKER)
+                except storage.StorageError as error:
+                    return f"the node {socket.gethostname()} does not reach the run: {error}"
+            if (self.run / _MARKER).read_text(encoding="utf-8") == self.token:
+                return None
+        return (
+            f"the node {socket.gethostname()} does not see the run folder {self.address or self.run}; put it on storage that all"
+            " nodes share under the same path or address (--run-dir)"
+        )
+
+    def enter(self) -> None:
+        """Work here; the recipe's relative paths and the oracle's modules are found as on the driver."""
+        fault = self.fault()
+        if fault is not None:
+            raise ClusterError(fault)
+        with contextlib.suppress(OSError):
+            os.chdir(self.working_folder)
+
+
+class _Worker:
+    """An actor of the pipeline: makes the shards whose numbers it is given."""
+
+    def __init__(self, recipe: Recipe, job: ShardJob, place: _Place, threads: int, begun: Any) -> None:
+        self.job, self.place, self.begun = job, place, begun
+        self.engines = Engines(recipe, threads)
+        self.entered = False
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if not self.entered:  # not in the constructor, whose errors Ray answers with another try
+            self.place.enter()
+            self.entered = True
+        for number in batch["shard"]:
+            if not self.job.shards[int(number)].is_whole():
+                self._begin(int(number))
+                self.job.make(int(number), self.engines)
+        return batch
+
+    def _begin(self, number: int) -> None:
+        import ray
+
+        if ray.get(self.begun.count.remote(self.job.title, number)) > RETRIES + 1:
+            raise ClusterError(_died(self.job.title))
+
+
+class _Begun:
+    """An actor that counts how often each shard was begun: Ray Data itself repeats one whose worker died without end."""
+
+    def __init__(self) -> None:
+        self.times: Counter[tuple[str, int]] = Counter()
+
+    def count(self, title: str, shard: int) -> int:
+        """One more begin of a job's shard; how many there were."""
+        self.times[title, shard] += 1
+        return self.times[title, shard]
+
+
+def _train(config: dict[str, Any]) -> None:
+    """A worker of Ray Train, which has set RANK and WORLD_SIZE and made the process group."""
+    import torch
+
+    from sppo.training.checkpoints import resumed
+    from sppo.training.interruption import Interruption
+    from sppo.training.worker import run
+
+    config["place"].enter()
+    job = TrainingJob.from_json(config["job"])
+    for path in (job.policy, *job.shards, job.work, job.metrics):
+        storage.fetch(Path(path))
+    torch.set_num_threads(config["threads"])
+    if config["base"] is not None:  # where the base lies is for each machine to find
+        job = dataclasses.replace(job, policy=str(Engines(config["base"]).base))
+    # after another worker's death: from the latest checkpoint
+    run(resumed(job, lambda text: None), Interruption.of_one_of_several())
+    if os.environ["RANK"] == "0":
+        storage.publish(Path(job.output))
+
+
+def _look(place: _Place) -> str | None:
+    return place.fault()
+
+
+def _own_error(error: BaseException, what: str) -> BaseException:
+    """The error of this program that Ray has wrapped; or one that says that workers died."""
+    import ray.exceptions
+
+    waiting: list[Any] = [error]
+    seen: set[int] = set()
+    died = False
+    while waiting:
+        one = waiting.pop(0)
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if type(one).__module__.split(".")[0] == "sppo":
+            return one
+        died = died or isinstance(one, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError)
+        waiting += [getattr(one, "cause", None), one.__cause__, one.__context__]
+        failures = getattr(one, "worker_failures", None)
+        waiting += list(failures.values()) if isinstance(failures, dict) else []
+    if died:
+        return ClusterError(f"{_died(what)}. Ray says: {error}")
+    return ClusterError(f"{what}: Ray has given up: {error}")
+
+
+def _died(what: str) -> str:
+    return (
+        f"{what}: a worker has died {RETRIES + 1} times; every finished shard is kept. The kernel, or Ray itself,"
+        " kills the one that takes too much memory: lower what one engine takes (sampling.batch_tokens,"
+        " training.pack_tokens, an oracle's batch), then the same command continues"
+    )
+
+
+def _knock(address: str) -> None:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise ClusterError(f"--ray {address}: give the address of the cluster's head as HOST:PORT, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"--ray {address}: nothing answers there ({error}); is the cluster up, and is this its head's address?"
+        ) from error
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _resources(name: str) -> int:
+    import ray
+
+    return int(ray.cluster_resources().get(name, 0))
+
+
+def _threads() -> int:
+    """Of torch in this process; workers take as many, so that their sums round as here."""
+    import torch
+
+    return torch.get_num_threads()

@@ -1,0 +1,67 @@
+"""`sppo export`: a policy as one ordinary transformers folder, with adapters merged into their bases."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from sppo.cli.conversation import policy_of
+from sppo.policy import adapter as adapters
+from sppo.policy import load as policies
+from sppo.policy import model_card
+from sppo.rundir.folder import RunError, publish_folder
+from sppo.training import copy_tokenizer
+
+_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
+
+
+def export(source: Path, target: Path, *, dtype: str | None = None, max_shard_size: str = "5GB") -> Path:
+    """Write a policy so that it loads anywhere, with a model card of its run.
+
+    Args:
+        source: a run folder (its last accepted policy), or the folder of a policy or adapter.
+        target: a folder that is not there yet; it appears whole or not at all.
+        dtype: of the weights; None: as in the policy's configuration, for an adapter its base's.
+        max_shard_size: of one file of weights, as in transformers, e.g. `5GB`.
+
+    Returns:
+        The folder of the policy that was written.
+
+    Raises:
+        RunError: there is something at the target, or the size cannot be read.
+        PolicyError, AdapterError: the policy does not load.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise RunError(f"{target} is there already; name a folder that is not")
+    if not _SIZE.fullmatch(max_shard_size):
+        raise RunError(f"--max-shard-size {max_shard_size}: give it as a number and a unit, e.g. 5GB")
+    folder = policies.folder(str(policy_of(source)))
+    model = policies.load_merged(folder, dtype=dtype or stored_dtype(folder))
+    temporary = target.absolute().parent / f".{target.name}.exporting"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with policies.quiet():
+            model.save_pretrained(temporary, max_shard_size=max_shard_size)
+        (temporary / "README.md").write_text(model_card.card(target.name, folder), encoding="utf-8")
+        copy_tokenizer(folder, temporary, None)
+        publish_folder(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def stored_dtype(folder: Path) -> str:
+    """The type that a policy's configuration says its weights are stored in; float32 where it says nothing."""
+    config = json.loads((policies.base_folder(folder) / "config.json").read_text(encoding="utf-8"))
+    found = config.get("dtype") or config.get("torch_dtype")
+    return found if found in ("float32", "bfloat16", "float16") else "float32"
+
+
+def describe(folder: Path) -> str:
+    """What was exported, in words."""
+    if not adapters.is_adapter(folder):
+        return str(folder)
+    base = adapters.base_of(folder)
+    rounded = f", rounded to {base.quantization} as it was trained" if base.quantization else ""
+    return f"{folder}, merged into {base.model}{rounded}"

@@ -1,0 +1,1 @@
+"""The folder of a run: its stages on disk, the tables between them, remote storage, the summary and the guard."""

@@ -1,0 +1,393 @@
+"""One run's folder: stages, shards, fingerprints, atomic publication and resume.
+
+A stage is done when its record names every shard and the fingerprint of what it was computed from. A
+fingerprint covers the stage's settings and the fingerprints of the stages that it reads, so that a changed
+recipe shows which stages it makes stale, down the chain, before anything is computed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from sppo.rundir import storage
+from sppo.rundir.shards import (
+    DamagedShard,
+    append_line,
+    file_digest,
+    read_shard,
+    replacing,
+    shard_metadata,
+    sync_folder,
+    write_shard,
+)
+
+FORMAT = 1
+"""Raised whenever the meaning of what is stored changes: older runs are then stale, not misread."""
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked; the message says what to do."""
+
+
+class StaleRun(RunError):
+    """A run folder whose stages were computed from something else than this recipe."""
+
+
+def fingerprint(stage: str, settings: Mapping[str, Any], upstream: Sequence[str]) -> str:
+    """SHA-256 of a stage's name, settings and the fingerprints of what it reads, in hexadecimal."""
+    content = json.dumps([FORMAT, stage, settings, list(upstream)], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as it must be; plain values, so that another process can make it.
+
+    Attributes:
+        path: where it lies.
+        sources: the files that it is computed from.
+        fingerprint: of its stage.
+        recorded: what the stage's record says of it, where the stage was once done.
+    """
+
+    path: Path
+    sources: tuple[Path, ...]
+    fingerprint: str
+    recorded: Mapping[str, Any] | None = None
+
+    def is_whole(self) -> bool:
+        """Whether it lies there undamaged and was computed from what it should be; fetches it and its sources."""
+        for path in (self.path, *self.sources):
+            storage.fetch(path)
+        if self.recorded is not None and self.path.is_file() and not _is_whole(self.path, self.recorded):
+            return False
+        if not all(source.is_file() for source in self.sources):
+            return False
+        try:
+            if shard_metadata(self.path) != self._metadata():
+                return False
+            read_shard(self.path)
+        except DamagedShard:
+            return False
+        return True
+
+    def write(self, table: pa.Table) -> None:
+        """Publish its rows."""
+        write_shard(self.path, table, self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint, "sources": ",".join(map(file_digest, self.sources))}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one iteration: where it lies and what it must have been computed from.
+
+    Attributes:
+        name: `prompts`, `sample`, `annotate`, `select`, `train` or `evaluate`.
+        iteration: 1..T; 0 for what belongs to the base policy.
+        folder: of its shards, or the policy's.
+        record: the file that says that it is done.
+        settings: the recipe's values that its result depends on.
+        upstream: fingerprints of what it reads.
+    """
+
+    name: str
+    iteration: int
+    folder: Path
+    record: Path
+    settings: Mapping[str, Any]
+    upstream: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"iteration {self.iteration}: {self.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what it must have been computed from."""
+        return fingerprint(self.name, self.settings, self.upstream)
+
+    def shard(self, number: int) -> Path:
+        """The file of shard `number`, counted from 0."""
+        return self.folder / f"part-{number:05d}.parquet"
+
+    def shards(self) -> list[Path]:
+        """The files of the finished stage, in order."""
+        return [self.folder / shard["name"] for shard in self.read_record()["shards"]]
+
+    def read_record(self) -> dict[str, Any]:
+        """What was published.
+
+        Raises:
+            RunError: the stage is not done.
+        """
+        found = read_json(self.record)
+        if found is None or found.get("fingerprint") != self.fingerprint:
+            raise RunError(f"{self.title} is not done; run it first")
+        return found
+
+    def is_stale(self) -> bool:
+        """Whether something lies there that was computed from something else."""
+        found = read_json(self.record)
+        if found is not None:
+            return bool(found.get("fingerprint") != self.fingerprint)
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            with contextlib.suppress(DamagedShard):
+                return shard_metadata(path).get("fingerprint") != self.fingerprint
+        return False
+
+    def is_done(self) -> bool:
+        """Whether it was published and every file of it is still as it was."""
+        found = read_json(self.record)
+        if found is None or found.get("fingerprint") != self.fingerprint:
+            return False
+        return all(
+            _is_whole(self.folder / file["name"], file) for file in found["shards"] + found.get("files", [])
+        )
+
+    def adopt(self, run: "RunFolder", donor: "RunFolder") -> bool:
+        """Take its files from another run, if they are finished there and were computed from the same.
+
+        What a stage must have been computed from is its fingerprint, so the files are those that it would make. They
+        are linked where the file system can, else copied; nothing of a run is ever written in place.
+
+        Args:
+            run: that it belongs to.
+            donor: the other one.
+
+        Returns:
+            Whether they were taken; no where it is done already, or something else lies there.
+        """
+        if self.is_done() or self.is_stale():
+            return False
+        theirs = replace(
+            self,
+            folder=donor.path / self.folder.relative_to(run.path),
+            record=donor.path / self.record.relative_to(run.path),
+        )
+        if not theirs.is_done():
+            return False
+        record = theirs.read_record()
+        self.clear()
+        self.folder.mkdir(parents=True)
+        for file in [*record["shards"], *record.get("files", [])]:
+            _link(theirs.folder / file["name"], self.folder / file["name"])
+        storage.publish(self.folder)
+        write_json(self.record, record)
+        return True
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        storage.remove(self.record)
+        storage.remove(self.folder)
+
+    def run_shards(
+        self,
+        sources: Sequence[Sequence[Path]],
+        work: Callable[[int], pa.Table],
+        on_shard: Callable[[int, bool], None] = lambda number, kept: None,
+    ) -> list[dict[str, Any]]:
+        """Make every shard that is missing, damaged or computed from other sources.
+
+        Args:
+            sources: for each shard the files that it is computed from.
+            work: makes the table of a shard, by its number.
+            on_shard: called for every shard with whether it was there already.
+
+        Returns:
+            A description of each shard for the record.
+        """
+        planned = self.plan_shards(sources)
+        for number, shard in enumerate(planned):
+            kept = shard.is_whole()
+            if not kept:
+                shard.write(work(number))
+            on_shard(number, kept)
+        return self.describe_shards(planned)
+
+    def plan_shards(self, sources: Sequence[Sequence[Path]]) -> list[Shard]:
+        """The shards that it is to have, given the files that each is computed from."""
+        record = read_json(self.record) or {}
+        known = {shard["name"]: shard for shard in record.get("shards", [])}
+        return [
+            Shard(path, tuple(files), self.fingerprint, known.get(path.name))
+            for path, files in ((self.shard(number), files) for number, files in enumerate(sources))
+        ]
+
+    def describe_shards(self, planned: Sequence[Shard]) -> list[dict[str, Any]]:
+        """A description of each shard for the record, once all are there; shards beyond them are removed."""
+        storage.fetch(self.folder)
+        for extra in set(self.folder.glob("part-*.parquet")) - {shard.path for shard in planned}:
+            storage.remove(extra)
+        return [describe(shard.path) for shard in planned]
+
+    def publish(self, shards: Sequence[Mapping[str, Any]], **more: Any) -> None:
+        """Say that the stage is done."""
+        write_json(
+            self.record,
+            {
+                "stage": self.name,
+                "iteration": self.iteration,
+                "fingerprint": self.fingerprint,
+                "settings": dict(self.settings),
+                "shards": list(shards),
+                **more,
+            },
+        )
+
+
+class RunFolder:
+    """A run's folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def iteration(self, number: int) -> Path:
+        """Where an iteration's stages lie; 0 belongs to the base policy."""
+        return self.path / f"iter-{number}"
+
+    def stage(
+        self,
+        name: str,
+        iteration: int,
+        settings: Mapping[str, Any],
+        upstream: Sequence[str],
+        *,
+        folder: str,
+        record: str | None = None,
+    ) -> Stage:
+        """A stage of this run; `folder` and `record` are names within its iteration's folder."""
+        home = self.iteration(iteration)
+        return Stage(
+            name, iteration, home / folder, home / (record or f"{name}.json"), settings, tuple(upstream)
+        )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder.
+
+        Raises:
+            RunError: another process is at work in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunError(f"{self.path}: a file is in the way of this folder; name another one") from error
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"{storage.shown(self.path)}: another sppo is at work in this run; wait for it, or stop it"
+            ) from None
+        try:
+            for pattern in (".*.tmp", "iter-*/.*.tmp", "iter-*/*/.*.tmp"):
+                for leftover in self.path.glob(pattern):  # of a process that was killed while writing
+                    if leftover.is_file() and re.fullmatch(r"\..+\.\d+\.tmp", leftover.name):
+                        leftover.unlink()
+            with storage.locked(self.path):
+                yield
+        finally:
+            lock.release()
+
+    def log(self, iteration: int, record: Mapping[str, Any]) -> None:
+        """Append a line to the iteration's metrics.jsonl."""
+        append_line(self.metrics(iteration), record)
+
+    def metrics(self, iteration: int) -> Path:
+        """The iteration's metrics.jsonl."""
+        return self.iteration(iteration) / "metrics.jsonl"
+
+    def read_metrics(self, iteration: int) -> list[dict[str, Any]]:
+        """The iteration's metrics; a line that is damaged or was cut short by a kill is left out."""
+        records = []
+        path = self.metrics(iteration)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+            with contextlib.suppress(json.JSONDecodeError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    records.append(record)
+        return records
+
+    def forget_metrics(self, iteration: int, stage: str, after: int = 0) -> None:
+        """Remove a stage's lines, of a stage that is begun anew; or those after a step from which it goes on."""
+
+        def is_kept(record: Mapping[str, Any]) -> bool:
+            step = record.get("step")
+            return record.get("stage") != stage or (isinstance(step, int) and step <= after)
+
+        path = self.metrics(iteration)
+        if path.is_file():
+            kept = [record for record in self.read_metrics(iteration) if is_kept(record)]
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Name, size and digest of a file for a stage's record."""
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that it is there whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Sync a folder's files and give it its final name."""
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    storage.remove(final)
+    os.replace(temporary, final)
+    storage.publish(final)
+    storage.remove(temporary)  # from the storage, where a worker on another machine has put it
+    sync_folder(final.parent)
+
+
+def _link(existing: Path, new: Path) -> None:
+    try:
+        os.link(existing, new)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(existing, new)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A record; None where there is none, or one that is damaged, since its stage is then not done."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None
+    parts = [found.get(part, []) for part in ("shards", "files")] if isinstance(found, dict) else [None]
+    whole = all(
+        isinstance(part, list)
+        and all(isinstance(file, dict) and {"name", "bytes", "sha256"} <= file.keys() for file in part)
+        for part in parts
+    )
+    return found if whole and "shards" in found else None
+
+
+def _is_whole(path: Path, described: Mapping[str, Any]) -> bool:
+    return (
+        path.is_file()
+        and path.stat().st_size == described["bytes"]
+        and file_digest(path) == described["sha256"]
+    )

@@ -1,0 +1,156 @@
+"""Shards on disk: parquet files that are there whole or not at all, and whose damage shows.
+
+The schema metadata of a shard says what it was computed from. A shard is written to a temporary name, synced and
+renamed, so that a file with a shard's name is a whole shard; page checksums, and the schema and the number of rows in
+the metadata, reveal later damage.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sppo.rundir import storage
+
+_ROWS, _SCHEMA = "sppo.rows", "sppo.schema"
+
+
+class DamagedShard(ValueError):
+    """A shard that cannot be read back whole."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of `path` when it is whole and on the disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        storage.publish(path, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record to a file of JSON lines.
+
+    Objects in a storage cannot be appended to: there the whole file is replaced, and of two machines that do so at
+    the same moment one loses its line.
+    """
+    line = json.dumps(record).encode() + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not storage.is_within_a_copy(path):
+        with path.open("ab") as file:
+            file.write(line)
+        return
+    storage.fetch(path)
+    before = path.read_bytes() if path.is_file() else b""
+    with replacing(path) as whole:
+        whole.write(before + line)
+
+
+def write_shard(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> str:
+    """Write one shard so that it is there whole or not at all.
+
+    Args:
+        path: its final name.
+        table: its rows.
+        metadata: what it was computed from; kept in the file.
+
+    Returns:
+        The SHA-256 of the file, in hexadecimal.
+
+    Raises:
+        OSError: it could not be written; nothing of it is left.
+    """
+    checks = {_ROWS: str(table.num_rows), _SCHEMA: _schema_digest(table.schema)}
+    table = table.replace_schema_metadata(
+        {key: value.encode() for key, value in {**metadata, **checks}.items()}
+    )
+    with replacing(path) as file:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    return file_digest(path)
+
+
+def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read one shard, its checksums verified.
+
+    Raises:
+        DamagedShard: the file is missing, truncated or altered.
+    """
+    try:
+        with path.open("rb") as file:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            checks = parquet.schema_arrow.metadata or {}
+            found = parquet.read(columns=columns)
+            # no checksum of parquet's covers its footer, which says how the pages are read
+            for key, value in ((_ROWS, str(found.num_rows)), (_SCHEMA, _schema_digest(parquet.schema_arrow))):
+                if checks.get(key.encode(), value.encode()) != value.encode():
+                    raise DamagedShard(f"{path}: not a whole shard: its footer was altered")
+            return found
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DamagedShard(f"{path}: not a whole shard: {error}") from error
+
+
+def shard_metadata(path: Path) -> dict[str, str]:
+    """What the shard says it was computed from.
+
+    Raises:
+        DamagedShard: the file is missing, truncated or altered.
+    """
+    try:
+        raw: Mapping[bytes, bytes] = pq.read_schema(path).metadata or {}
+        found = {key.decode(): value.decode() for key, value in raw.items()}
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DamagedShard(f"{path}: not a whole shard: {error}") from error
+    return {key: value for key, value in found.items() if key not in (_ROWS, _SCHEMA)}
+
+
+def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of the schema."""
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside the folder survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _schema_digest(schema: pa.Schema) -> str:
+    columns = [[field.name, _names_and_types(field.type)] for field in schema]
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+
+
+def _names_and_types(kind: pa.DataType) -> Any:
+    if pa.types.is_list(kind):  # parquet gives its items a name of its own
+        return [_names_and_types(kind.value_type)]
+    if pa.types.is_struct(kind):
+        return {
+            kind.field(index).name: _names_and_types(kind.field(index).type)
+            for index in range(kind.num_fields)
+        }
+    return str(kind)

@@ -1,0 +1,177 @@
+"""Every algorithm but SPPO in the loop; what each minimises is held to the tables by test_game_networks.py."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_runs
+from rich.console import Console
+from small_runs import rows
+
+from sppo import selfplay
+from sppo.progress import Terminal
+from sppo.recipe import parse
+from sppo.rundir.folder import RunError, RunFolder, StaleRun
+from sppo.stages.models import Engines
+from sppo.training import examples
+
+PROMPTS = {
+    "train": {"source": "tinyworld/train", "limit": 16, "demonstration": "completion"},
+    "held_out": {"source": "tinyworld/held-out", "limit": 6},
+}
+SMALL = small_runs.SMALL | {"prompts": PROMPTS, "sampling": {"k": 3, "max_new_tokens": 32}}
+del SMALL["algorithm"]
+
+
+def play(folder, **changes):
+    return small_runs.play(parse(SMALL, changes), folder)
+
+
+@pytest.fixture(scope="module")
+def spin(tmp_path_factory):
+    """SPIN without any oracle, to its end."""
+    folder = tmp_path_factory.mktemp("runs") / "spin"
+    return folder, play(folder, algorithm={"type": "spin", "lam": 1.0}, oracle=None, **{"training.epochs": 3})
+
+
+def test_spin_learns_from_all_k_and_the_demonstration_and_asks_nobody(spin):
+    folder, summary = spin
+    home = folder / "iter-1"
+    assert not (home / "preferences").exists()
+    sampled = {row["prompt_id"]: row for row in rows(home / "responses")}
+    for row in rows(home / "training"):
+        *drawn, given = row["responses"]
+        assert [response["k"] for response in drawn] == [0, 1, 2]
+        assert given["k"] is None
+        assert given["token_ids"] == sampled[row["prompt_id"]]["demonstration"]["token_ids"]
+        assert {response["win_rate"] for response in row["responses"]} == {None}
+        assert all(np.isfinite(response["opponent_log_prob"]) for response in row["responses"])
+    for row in summary["iterations"]:
+        assert "win_rate_vs_base" not in row
+        assert np.isfinite(row["kl_to_base"])
+        assert row["trained"] == {"trained_prompts": 8, "trained_responses": 32}
+        assert row["alarms"] == []
+
+
+def test_spin_raises_the_demonstrations_above_what_it_draws(spin):
+    lines = [
+        line for line in RunFolder(spin[0]).read_metrics(1) if line["stage"] == "train" and "step" in line
+    ]
+    assert lines[0]["log_ratio_winners"] == lines[0]["log_ratio_losers"] == 0
+    assert lines[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert lines[-1]["loss"] < np.log(2)
+    assert lines[-1]["log_ratio_winners"] > lines[-1]["log_ratio_losers"]
+    assert "win_rate_winners" not in lines[0]
+    assert "target_winners" not in lines[0]
+
+
+def test_what_an_algorithm_has_no_use_for_has_no_stage(spin):
+    recipe = parse(SMALL, {"algorithm": {"type": "spin", "lam": 1.0}, "oracle": None, "training.epochs": 3})
+    with (
+        open(os.devnull, "w") as nowhere,
+        pytest.raises(
+            RunError, match="algorithm spin learns from demonstrations: there is no annotate stage"
+        ),
+    ):
+        selfplay.run_stage(recipe, RunFolder(spin[0]), Terminal(Console(file=nowhere)), "annotate", 1)
+
+
+def test_fine_tuning_draws_nothing_to_learn_from_and_is_judged_by_the_oracle_there_is(tmp_path):
+    summary = play(tmp_path / "run", algorithm={"type": "sft"}, iterations=1)
+    home = tmp_path / "run" / "iter-1"
+    assert not (home / "responses").exists()
+    assert not (home / "preferences").exists()
+    assert [len(row["responses"]) for row in rows(home / "training")] == [1] * 16
+    (row,) = summary["iterations"]
+    assert 0 < row["win_rate_vs_base"]["mean"] < 1
+    assert "sampled" not in row
+    lines = [
+        line
+        for line in RunFolder(tmp_path / "run").read_metrics(1)
+        if line["stage"] == "train" and "step" in line
+    ]
+    assert lines[0]["loss"] == pytest.approx(-lines[0]["log_prob_winners"], rel=1e-4)
+    assert lines[-1]["log_ratio_winners"] > 0
+
+
+# Past policies
+
+
+@pytest.fixture(scope="module")
+def mnpo(tmp_path_factory):
+    """MNPO over two iterations: in the second the base, pi_2 and the base again stand in the loss."""
+    folder = tmp_path_factory.mktemp("runs") / "mnpo"
+    return folder, play(folder, algorithm={"type": "mnpo", "eta": 10.0, "tau": 0.03})
+
+
+def test_reference_policies_are_scored_by_the_trainers_code_and_kept_with_their_fingerprints(mnpo):
+    folder, _ = mnpo
+    engines = Engines(parse(SMALL))
+    first, second = rows(folder / "iter-1" / "training"), rows(folder / "iter-2" / "training")
+    base = first[0]["opponent"]
+    for row in first:
+        assert row["reference_policies"] == [base, base]
+        for response in row["responses"]:
+            assert response["reference_log_probs"] == [response["opponent_log_prob"]] * 2
+            assert response["reward"] is None
+    assert second[0]["opponent"] != base
+    by_base = [values for start in (0, 4) for values in engines.scorer(None)(second[start : start + 4])]
+    for row, expected in zip(second, by_base, strict=True):
+        assert row["reference_policies"] == [base, row["opponent"], base]
+        for response, value in zip(row["responses"], expected, strict=True):
+            assert response["reference_log_probs"] == [value, response["opponent_log_prob"], value]
+            assert response["opponent_log_prob"] != value
+
+
+def test_a_shard_of_reference_policies_that_is_lost_is_made_again(mnpo, tmp_path):
+    folder = tmp_path / "copied"
+    shutil.copytree(mnpo[0], folder)
+    shard = folder / "iter-2" / "training" / "part-00001.parquet"
+    before = shard.read_bytes()
+    shard.unlink()
+    assert play(folder, algorithm={"type": "mnpo", "eta": 10.0, "tau": 0.03})["iterations"]
+    assert shard.read_bytes() == before
+
+
+def test_another_choice_of_reference_policies_makes_the_stage_stale(mnpo):
+    recipe = parse(SMALL, {"algorithm": {"type": "mnpo", "eta": 10.0, "tau": 0.03, "opponents": 1}})
+    with open(os.devnull, "w") as nowhere, pytest.raises(StaleRun, match=r"algorithm\.opponents: 2 -> 1"):
+        selfplay.run(recipe, RunFolder(mnpo[0]), Terminal(Console(file=nowhere)))
+
+
+@pytest.mark.parametrize("reference_policies", [[], ["x"], ["x", "y", "z"]])
+def test_training_refuses_shards_of_other_reference_policies(mnpo, reference_policies):
+    shards = sorted((mnpo[0] / "iter-2" / "training").glob("part-*.parquet"))
+    table = examples.read(shards)
+    with pytest.raises(examples.TrainingError, match="run the select stage again"):
+        examples.check(
+            table, opponent=table["opponent"][0].as_py(), reference_policies=reference_policies, context=512
+        )
+
+
+def test_as_few_models_are_loaded_as_can_be(monkeypatch):
+    engines = Engines(parse(SMALL))
+    loaded = []
+    monkeypatch.setattr(engines, "_load_scorer", lambda policy: loaded.append(policy) or (lambda rows: []))
+    other = Path("other")
+    for _ in range(3):  # shards
+        for policy in engines.scorers_at_hand([other, None, other]):
+            engines.scorer(policy)
+    assert loaded == [other, engines.base, other, engines.base][: len(loaded)]
+    assert len(loaded) == 4
+
+
+def test_rlhf_keeps_a_reward_for_every_response(tmp_path):
+    summary = play(tmp_path / "run", algorithm={"type": "rlhf"}, selection="all", iterations=1)
+    home = tmp_path / "run" / "iter-1"
+    matrices = {row["prompt_id"]: np.array(row["matrix"]) for row in rows(home / "preferences")}
+    for row in rows(home / "training"):
+        rewards = np.array([response["reward"] for response in row["responses"]])
+        model = 1 / (1 + np.exp(rewards[None] - rewards[:, None]))
+        # where the fit is best, every response has under the model the win rate that it has in the game
+        np.testing.assert_allclose(
+            model.mean(1), matrices[row["prompt_id"]].clip(1e-3, 1 - 1e-3).mean(1), atol=1e-8
+        )
+    assert summary["iterations"][0]["win_rate_vs_base"]["mean"] > 0

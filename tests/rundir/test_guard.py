@@ -1,0 +1,44 @@
+import pytest
+
+from sppo.recipe import Guard
+from sppo.rundir.guard import alarms
+
+BASE = {"response_tokens": 100.0, "repetition": 0.05, "truncated_share": 0.1}
+GOOD = {
+    "win_rate_vs_previous": {"mean": 0.55, "low": 0.52, "high": 0.58},
+    "response_tokens": 110.0,
+    "repetition": 0.06,
+    "truncated_share": 0.15,
+    "kl_to_base": 1.0,
+}
+
+
+def test_a_sound_iteration_raises_no_alarm():
+    assert alarms(GOOD, BASE, Guard()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits", "said"),
+    [
+        ({"win_rate_vs_previous": {"mean": 0.4, "low": 0.37, "high": 0.43}}, {}, "loses to its predecessor"),
+        ({"response_tokens": 20.0}, {}, "0.20 times the base's 100.0"),
+        ({"response_tokens": 500.0}, {}, "5.00 times"),
+        ({"repetition": 0.5}, {}, "repeats itself: 0.50"),
+        ({"kl_to_base": 30.0}, {"max_kl": 20.0}, "KL to the base is 30.0 nats a response; 20.0 are allowed"),
+        ({"kl_to_base": float("nan")}, {}, "KL to the base is nan"),
+        ({"kl_to_base": 188.0}, {}, "188.0 nats a response; 110.0 are allowed"),
+        (
+            {"truncated_share": 1.0},
+            {},
+            "does not end: 100% of its responses are cut at the limit, the base's 10%",
+        ),
+    ],
+)
+def test_each_failure_is_named(changes, limits, said):
+    (found,) = alarms({**GOOD, **changes}, BASE, Guard(**limits))
+    assert said in found
+
+
+def test_a_loss_within_the_interval_is_no_failure():
+    close = {"win_rate_vs_previous": {"mean": 0.48, "low": 0.45, "high": 0.51}}
+    assert alarms({**GOOD, **close}, BASE, Guard()) == []

@@ -1,0 +1,290 @@
+"""A real vLLM, on the CPU: `make test-vllm`."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sppo import sampling
+from sppo.policy import load as policies
+from sppo.recipe import Sampling
+from sppo.rundir.shards import read_shard
+from sppo.sampling import SamplingError, SamplingSettings
+from sppo.sampling.drawing import warped
+from sppo.sampling.transformers import TransformersSampler
+from sppo.tinyworld import POLICY
+from sppo.training.log_probs import Tree, log_probs
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+ENGINE_ARGS = {"enforce_eager": True, "kv_cache_memory_bytes": 100_000_000, "max_model_len": 256}
+TEXTS = ["Describe a fox in one sentence.", "Tell me about the rain, please.", "Describe a drum."]
+STOP = 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(POLICY)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in TEXTS
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return policies.load(POLICY, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer):
+    of = Sampling.model_validate({"engine": "vllm", "max_new_tokens": 60, "engine_args": ENGINE_ARGS})
+    engine = sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
+    yield engine
+    process = engine._process
+    engine.close()
+    assert process.poll() is not None
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nothing of its group is left, so nothing of its memory
+
+
+@pytest.fixture
+def sampler(engine):
+    """The same engine with other settings."""
+
+    def of(**settings):
+        engine.settings = SamplingSettings(**{"max_new_tokens": 60, **settings})
+        engine.stop_strings = dataclasses.replace(engine.stop_strings, strings=tuple(engine.settings.stop))
+        return engine
+
+    return of
+
+
+def keys(count=3):
+    return [("sample", 1, 0, f"p{number}") for number in range(count)]
+
+
+def ids(drawn):
+    return [[response.token_ids for response in of_prompt] for of_prompt in drawn]
+
+
+def test_responses_end_with_the_end_of_turn_or_are_cut_at_the_limit(sampler, prompts):
+    counted = []
+    drawn = sampler(max_new_tokens=20).sample(prompts, keys(), 8, counted.append)
+    assert [len(of_prompt) for of_prompt in drawn] == [8, 8, 8] and sum(counted) == 24
+    assert {response.finish_reason for of_prompt in drawn for response in of_prompt} == {"stop", "length"}
+    for response in (response for of_prompt in drawn for response in of_prompt):
+        if response.finish_reason == "stop":
+            assert response.token_ids[-1] == STOP
+        else:
+            assert len(response.token_ids) == 20
+        assert STOP not in response.token_ids[:-1]
+        assert len(response.token_log_probs) == len(response.token_ids)
+
+
+def test_a_response_depends_on_its_key_alone(sampler, prompts):
+    engine = sampler()
+    together = ids(engine.sample(prompts, keys(), 4))
+    assert together == ids(engine.sample(prompts, keys(), 4))
+    alone = [ids(engine.sample([p], [key], 2))[0] for p, key in zip(prompts, keys())]
+    assert [of_prompt[:2] for of_prompt in together] == alone
+    assert ids(engine.sample(prompts[:1], [("sample", 2, 0, "p0")], 4))[0] != together[0]
+    assert len({tuple(response) for response in together[0]}) == 4
+
+
+@pytest.mark.parametrize("controls", [{}, {"temperature": 0.7, "top_p": 0.9}])
+def test_log_probabilities_are_the_policys_own_and_agree_with_the_trainers(sampler, prompts, model, controls):
+    drawn = sampler(**controls).sample(prompts, keys(), 4)
+    trees = [Tree(p, [r.token_ids for r in responses]) for p, responses in zip(prompts, drawn)]
+    for values, responses in zip(log_probs(model, trees, pack_tokens=500), drawn):
+        for value, response in zip(values, responses):
+            assert abs(value - response.log_prob) / len(response.token_ids) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "controls",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 4},
+        {"top_p": 0.6},
+        {"min_p": 0.2},
+        {"temperature": 1.5, "min_p": 0.05, "top_p": 0.8},
+    ],
+    ids=str,
+)
+def test_controls_mean_the_same_as_in_the_other_sampler(sampler, prompts, model, controls):
+    with torch.no_grad():
+        logits = model(torch.tensor([prompts[0]])).logits[:, -1]
+    count = 1000
+    weights = warped(logits, SamplingSettings(**controls))[0]
+    expected = weights / weights.sum()
+    engine = sampler(max_new_tokens=1, **controls)
+    drawn = [r for seed in range(4) for r in engine.sample(prompts[:1], [("f", seed)], count // 4)[0]]
+    tokens = torch.tensor([response.token_ids[0] for response in drawn])
+    found = torch.bincount(tokens, minlength=logits.shape[1]) / count
+    assert set(found.nonzero().flatten().tolist()) <= set(expected.nonzero().flatten().tolist())
+    # five standard errors of a frequency among so many draws
+    assert ((found - expected).abs() < 5 * (expected * (1 - expected) / count).sqrt() + 2e-3).all()
+
+
+def test_stop_strings_mean_the_same_as_in_the_other_sampler(sampler, prompts, tokenizer):
+    free = sampler().sample(prompts[:1], keys(1), 8)[0]
+    engine = sampler(stop=["fox is"])
+    stopped = 0
+    for before, after in zip(free, engine.sample(prompts[:1], keys(1), 8)[0]):
+        length = engine.stop_strings.length(before.token_ids)
+        assert after.token_ids == before.token_ids[:length]
+        stopped += length is not None
+        assert after.finish_reason == ("stop" if length else before.finish_reason)
+    assert stopped
+
+
+def test_an_engine_that_is_killed_says_so_and_one_that_cannot_start_says_why(tokenizer, prompts):
+    of = Sampling.model_validate({"engine": "vllm", "engine_args": {**ENGINE_ARGS, "no_such": 1}})
+    with pytest.raises(SamplingError, match="no_such"):
+        sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
+    of = Sampling.model_validate({"engine": "vllm", "engine_args": ENGINE_ARGS})
+    engine = sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
+    os.kill(engine._process.pid, signal.SIGKILL)
+    with pytest.raises(SamplingError, match="vllm has ended with exit code -9"):
+        engine.sample(prompts, keys(), 2)
+    engine.close()
+
+
+def test_a_whole_run(tmp_path):
+    recipe = {
+        "iterations": 1,
+        "policy": {"model": "tinyworld"},
+        "prompts": {"train": {"source": "tinyworld/train", "limit": 20}, "held_out": 4},
+        "sampling": {"engine": "vllm", "k": 3, "max_new_tokens": 60, "engine_args": ENGINE_ARGS},
+        "oracle": {"type": "panel"},
+        "training": {"learning_rate": 1e-4, "batch_prompts": 8},
+        "evaluation": {"responses": 2},
+        "guard": {"on_failure": "keep"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "sppo.cli.main", "run", "recipe.yaml", "--run-dir", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert len(summary["iterations"]) == 1
+    (answers,) = (tmp_path / "run/iter-1/responses").glob("part-*.parquet")
+    (selected,) = (tmp_path / "run/iter-1/training").glob("part-*.parquet")
+    drawn = {row["prompt_id"]: row["responses"] for row in read_shard(answers).to_pylist()}
+    deviations = [
+        abs(response["opponent_log_prob"] - drawn[row["prompt_id"]][response["k"]]["log_prob"])
+        / len(response["token_ids"])
+        for row in read_shard(selected).to_pylist()
+        for response in row["responses"]
+    ]
+    assert deviations and max(deviations) < 1e-4
+
+
+def said(log):
+    return Path(log.name).read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """vLLM's own OpenAI-compatible server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path_factory.mktemp("server") / "log").open("w+")
+    arguments = ["--enforce-eager", "--kv-cache-memory-bytes", "100000000", "--max-model-len", "256"]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(POLICY),
+            "--dtype",
+            "float32",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            *arguments,
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 400
+        while True:
+            assert process.poll() is None, said(log)
+            assert time.monotonic() < end, said(log)
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.close()
+
+
+def test_a_policy_behind_vllms_own_server(server, tmp_path, tokenizer, prompts, model):
+    endpoint = {"url": server, "model": "{policy}", "cache": str(tmp_path / "answers")}
+    values = {"engine": "openai", "endpoint": endpoint, "max_new_tokens": 60}
+    of = Sampling.model_validate(values)
+    served = sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
+    drawn = served.sample(prompts, keys(), 4)
+    again = served_again(of, tmp_path, tokenizer).sample(prompts, keys(), 4)
+    assert ids(drawn) == ids(again)  # by its seeds, not from the cache
+    trees = [Tree(p, [r.token_ids for r in responses]) for p, responses in zip(prompts, drawn)]
+    for found, responses in zip(log_probs(model, trees, pack_tokens=500), drawn):
+        for value, response in zip(found, responses):
+            assert abs(value - response.log_prob) / len(response.token_ids) < 1e-4
+            assert response.finish_reason == ("stop" if response.token_ids[-1] == STOP else "length")
+
+
+def served_again(of, folder, tokenizer):
+    endpoint = of.endpoint.model_copy(update={"cache": str(folder / "other-answers")})
+    return sampling.load(
+        of.model_copy(update={"endpoint": endpoint}),
+        POLICY,
+        stop_ids=[STOP],
+        decode=tokenizer.decode,
+        dtype="float32",
+    )
+
+
+def test_both_engines_answer_with_the_same_length_distribution(sampler, prompts, model):
+    count = 60
+    ours = TransformersSampler(model, SamplingSettings(max_new_tokens=60), [STOP])
+    lengths = [
+        np.array([len(response.token_ids) for response in one.sample(prompts[:1], [("l",)], count)[0]])
+        for one in (ours, sampler())
+    ]
+    error = np.sqrt(sum(of.var() / count for of in lengths))
+    assert abs(lengths[0].mean() - lengths[1].mean()) < 4 * error

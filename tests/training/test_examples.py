@@ -1,0 +1,153 @@
+import math
+
+import pytest
+
+from sppo.rundir.shards import table
+from sppo.rundir.tables import TRAINING
+from sppo.training.examples import TrainingError, check
+from sppo.training.opponent import CHECKED, deviation, fill
+
+
+def training_row(number=0, *, prompt=(5, 6), opponent="pi_1", log_partition=0.5, **response):
+    values = {"k": 1, "token_ids": [1, 2, 3], "win_rate": 0.5, "opponent_log_prob": -2.0} | response
+    return {
+        "prompt_id": f"p{number}",
+        "prompt_token_ids": list(prompt),
+        "opponent": opponent,
+        "log_partition": log_partition,
+        "responses": [{"k": 0, "token_ids": [9], "win_rate": 0.5, "opponent_log_prob": -1.0}, values],
+    }
+
+
+def checked(*rows, context=16):
+    check(table(list(rows), TRAINING), opponent="pi_1", context=context)
+
+
+def test_examples_within_the_rules_pass():
+    checked(training_row(win_rate=0.0), training_row(1, win_rate=1.0, opponent_log_prob=0.0))
+    checked(training_row(), context=5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"token_ids": []}, "prompt 'p1': response 1 has no tokens"),
+        ({"prompt": ()}, "prompt 'p1': response 0 answers a prompt of no tokens"),
+        (
+            {"token_ids": list(range(15))},
+            "prompt 'p1': response 1 and its prompt have more tokens than .* of 16;",
+        ),
+        ({"win_rate": 1.01}, r"response 1 has a win rate outside \[0, 1\] \(win rate 1.01"),
+        ({"win_rate": -0.1}, r"response 1 has a win rate outside \[0, 1\]"),
+        ({"win_rate": math.nan}, r"response 1 has a win rate outside \[0, 1\]"),
+        ({"opponent_log_prob": -math.inf}, "response 1 has an opponent's log-probability that is none"),
+        ({"opponent_log_prob": math.nan}, "response 1 has an opponent's log-probability that is none"),
+        ({"opponent_log_prob": 3.0}, "response 1 has an opponent's log-probability that is none"),
+        ({"opponent_log_prob": None}, "response 1 has an opponent's log-probability that is none"),
+        ({"log_partition": math.inf}, "has a log-partition that is not finite"),
+        ({"opponent": "pi_2"}, "log-probabilities are of the policy pi_2, but training starts from pi_1"),
+        ({"opponent": None}, "log-probabilities are of the policy None, but training starts from pi_1"),
+    ],
+)
+def test_examples_that_cannot_be_trained_on_are_named(wrong, message):
+    with pytest.raises(TrainingError, match=message):
+        checked(training_row(0), training_row(1, **wrong), training_row(2))
+
+
+def test_no_examples_at_all_are_refused():
+    with pytest.raises(TrainingError, match="no prompt has a response"):
+        check(table([], TRAINING), opponent="pi_1", context=16)
+
+
+def sampled(count, cut=()):
+    """Training rows whose sampler said -1 for every response; None where the response was cut."""
+    return [
+        {
+            "prompt_id": f"p{number}",
+            "responses": [{"token_ids": [1, 2], "sampler_log_prob": None if number in cut else -1.0}],
+        }
+        for number in range(count)
+    ]
+
+
+def test_the_trainers_values_are_taken_and_the_samplers_deviation_is_kept():
+    rows = sampled(3, cut={1})
+    fill(rows, lambda needed: [[-1.5]] * len(needed), "trainer")
+    assert [row["responses"][0]["opponent_log_prob"] for row in rows] == [-1.5] * 3
+    assert [row["responses"][0]["sampler_deviation"] for row in rows] == [-0.5, None, -0.5]
+
+
+def test_the_samplers_values_are_taken_where_they_hold_and_some_are_checked():
+    asked = []
+
+    def score(needed):
+        asked.extend(row["prompt_id"] for row in needed)
+        return [[-1.5]] * len(needed)
+
+    rows = sampled(CHECKED + 4, cut={CHECKED + 2})
+    fill(rows, score, "sampler")
+    values = [row["responses"][0]["opponent_log_prob"] for row in rows]
+    assert values == [-1.0] * (CHECKED + 2) + [-1.5, -1.0]
+    assert asked == [f"p{number}" for number in (*range(CHECKED), CHECKED + 2)]
+    assert deviation(rows) == {
+        "responses": CHECKED,
+        "mean_per_token": 0.25,
+        "max_per_token": 0.25,
+        "max": 0.5,
+    }
+
+
+def test_nothing_computed_both_ways_has_no_deviation():
+    rows = sampled(2, cut={0, 1})
+    fill(rows, lambda needed: [[-1.5]] * len(needed), "sampler")
+    assert deviation(rows) is None
+
+
+def test_a_run_can_take_the_samplers_log_probabilities(tmp_path):
+    import os
+
+    import pyarrow.parquet as pq
+    from rich.console import Console
+
+    from sppo import selfplay
+    from sppo.progress import Terminal
+    from sppo.recipe import parse
+    from sppo.rundir.folder import RunFolder
+
+    recipe = parse(
+        {
+            "cpu_threads": 1,
+            "iterations": 1,
+            "policy": {"model": "tinyworld"},
+            "prompts": {
+                "train": {"source": "tinyworld/train", "limit": 20},
+                "held_out": {"source": "tinyworld/held-out", "limit": 4},
+            },
+            "sampling": {"k": 2, "max_new_tokens": 30},
+            "oracle": {"type": "panel"},
+            "training": {
+                "learning_rate": 1e-5,
+                "batch_prompts": 10,
+                "opponent_log_probs": "sampler",
+                "truncated_responses": "train",
+            },
+            "evaluation": {"responses": 1, "resamples": 100},
+            "guard": {"on_failure": "keep"},
+        }
+    )
+    with open(os.devnull, "w") as nowhere:
+        summary = selfplay.run(recipe, RunFolder(tmp_path), Terminal(Console(file=nowhere)))
+    home = tmp_path / "iter-1"
+    drawn = {
+        row["prompt_id"]: row["responses"]
+        for path in home.glob("responses/part-*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    }
+    for path in home.glob("training/part-*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            for response in row["responses"]:
+                assert response["opponent_log_prob"] == drawn[row["prompt_id"]][response["k"]]["log_prob"]
+    said = summary["iterations"][0]["sampler_deviation"]
+    assert said["responses"] == 2 * CHECKED
+    # the sampler's own loop in fp32 rounds like the trainer
+    assert 0 < said["max_per_token"] < 1e-4

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from sppo.policy import load as policies
+from sppo.training import tree_attention
+from sppo.training.layout import Layout, Tree
+from sppo.training.log_probs import Capabilities, capabilities, response_log_probs
+from sppo.training.tree_attention import additive, block_mask, masks
+
+TREES = [Tree(list(range(9)), [[1] * 4, [2] * 5, [3]]), Tree([7, 8], [[4] * 3, [5] * 8])]
+LONG = [
+    Tree(list(range(100)), [list(range(200)), list(range(50)), list(range(90))]),
+    Tree([7, 8], [[4] * 140]),
+]
+
+
+def test_a_tree_in_one_row_by_hand():
+    layout = Layout([Tree([10, 11], [[12, 13], [14]]), Tree([15], [[16]])], in_one_row=True)
+    assert layout.ids.tolist() == [[10, 11, 12, 13, 14, 15, 16]]
+    assert layout.positions.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    targets = layout.targets(torch.device("cpu"))
+    assert targets.token.tolist() == [12, 13, 14, 16]
+    assert targets.source.tolist() == [1, 2, 1, 5]
+    assert targets.response.tolist() == [0, 0, 1, 2]
+    seen = [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+    assert layout.visible()[0].int().tolist() == seen
+    for row, column in ((2, 0), (3, 0), (3, 1), (4, 0)):  # two back by position, not by column
+        seen[row][column] = 0
+    assert layout.visible(window=2)[0].int().tolist() == seen
+
+
+def test_a_row_for_each_tree_is_the_same_but_for_its_padding():
+    rows, row = Layout(TREES, in_one_row=False), Layout(TREES, in_one_row=True)
+    assert row.ids.shape == (1, sum(tree.tokens for tree in TREES)) and row.real.all()
+    first = TREES[0].tokens
+    for window in (None, 5):
+        assert torch.equal(rows.visible(window)[0], row.visible(window)[0, :first, :first])
+        second = TREES[1].tokens
+        assert torch.equal(rows.visible(window)[1, :second, :second], row.visible(window)[0, first:, first:])
+        assert rows.visible(window).any(-1).all()  # no softmax over nothing
+        assert not row.visible(window)[0, first:, :first].any()
+
+
+def attention(layout, way, window, queries, keys, values):
+    """By each way's own kernel."""
+    if way == "mask":
+        return scaled_dot_product_attention(
+            queries, keys, values, attn_mask=additive(layout, window, queries.dtype)
+        )
+    mask = tree_attention._pieces(layout, window)
+    found, _ = tree_attention._attend(None, queries, keys, values, mask)
+    return found.transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 3, 64, 1000])
+@pytest.mark.parametrize("trees", [TREES, LONG])
+def test_pieces_attend_as_the_additive_mask_says(trees, window):
+    layout = Layout(trees, in_one_row=True)
+    generator = torch.Generator().manual_seed(0)
+    columns = layout.ids.shape[1]
+    operands = [torch.randn(1, 2, columns, 8, generator=generator, dtype=torch.float64) for _ in range(3)]
+    results = []
+    for way in ("pieces", "mask"):
+        inputs = [value.clone().requires_grad_() for value in operands]
+        found = attention(layout, way, window, *inputs)
+        found.square().sum().backward()
+        results.append([found.detach(), *(value.grad for value in inputs)])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [None, 3, 64])
+@pytest.mark.parametrize("in_one_row", [True, False])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attentions_block_mask_is_the_additive_mask(in_one_row, window):
+    from torch.nn.attention.flex_attention import create_mask, flex_attention
+
+    layout = Layout(LONG, in_one_row=in_one_row)  # several blocks
+    rows, columns = layout.ids.shape
+    blocks = block_mask(layout, window)
+    assert blocks.shape == (rows, 1, columns, columns)
+    seen = create_mask(blocks.mask_mod, rows, None, columns, columns, device="cpu")
+    assert torch.equal(seen[:, 0], layout.visible(window))
+    if in_one_row:
+        assert blocks.sparsity() > 0  # what no token sees is left out
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(rows, 2, columns, 16, generator=generator) for _ in range(3)]
+    torch.testing.assert_close(
+        flex_attention(*operands, block_mask=blocks),
+        attention(layout, "mask", window, *operands),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_each_kind_of_layer_gets_its_window(tiny_model):
+    config = policies.load(tiny_model("gemma-2"), dtype="float32", device="cpu").config
+    layout = Layout(LONG, in_one_row=True)
+    found = masks("mask", config, layout, torch.float32)
+    assert set(found) == {"sliding_attention", "full_attention"}
+    for kind, window in (("sliding_attention", config.sliding_window), ("full_attention", None)):
+        assert torch.equal(found[kind] == 0, layout.visible(window)[:, None])
+
+
+def test_an_attention_that_was_asked_for_is_kept(tiny_model):
+    model = policies.load(tiny_model("llama-3"), dtype="float32", device="cpu", attn_implementation="eager")
+    assert capabilities(model).attention == "mask"
+    assert model.config._attn_implementation == "eager"
+
+
+def test_ordinary_calls_of_the_model_are_as_before(tiny_model, tmp_path):
+    model = policies.load(tiny_model("mistral"), dtype="float32", device="cpu")
+    ids = torch.arange(3, 83).view(2, 40)
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = 0
+    before = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    assert capabilities(model).attention == "pieces"
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[mask.bool()], before)
+    model.save_pretrained(tmp_path)
+    assert "sppo" not in (tmp_path / "config.json").read_text()
+
+
+def test_the_order_of_responses_and_of_trees_does_not_matter(tiny_model):
+    model = policies.load(tiny_model("qwen2"), dtype="float32", device="cpu")
+    found = Capabilities("pieces", capabilities(model).logits)
+    values = response_log_probs(model, TREES, found)
+    turned = [Tree(tree.prompt, tree.responses[::-1]) for tree in TREES[::-1]]
+    torch.testing.assert_close(response_log_probs(model, turned, found).flip(0), values)
