@@ -400,9 +400,9 @@ def log_ratios(run: Run) -> dict[str, float]:
     if kept.is_file():
         return json.loads(kept.read_text())
     from sppo.rundir.shards import read_shard
-    from sppo.stages.models import Engines
+    from sppo.stages.models import Models
 
-    engines = Engines(run.recipe)
+    models = Models(run.recipe)
     home, base = run.folder.iteration(1), run.folder.iteration(0)
     trained = [
         row for path in sorted((home / "training").glob("*.parquet")) for row in read_shard(path).to_pylist()
@@ -412,8 +412,8 @@ def log_ratios(run: Run) -> dict[str, float]:
         for path in sorted((base / "evaluation").glob("*.parquet"))
         for row in read_shard(path).to_pylist()
     ]
-    matrices = engines.compare(held_out, [[one["text"] for one in row["responses"]] for row in held_out])
-    scores = engines.scorer(home / "policy")
+    matrices = models.compare(held_out, [[one["text"] for one in row["responses"]] for row in held_out])
+    scores = models.scorer(home / "policy")
     found: dict[str, list[float]] = {}
     for where, rows, before, rates in (
         (

@@ -22,7 +22,7 @@ from sppo.recipe import PromptSource, parse
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import table
 from sppo.rundir.tables import PROMPTS
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.stages.work import Draw, ShardJob
 
 
@@ -33,10 +33,10 @@ class Timed:
     inner: Draw
     folder: Path
 
-    def __call__(self, engines, sources, advance):
-        engines.sampler(None)  # loading is not sampling
+    def __call__(self, models, sources, advance):
+        models.sampler(None)  # loading is not sampling
         begin = time.time()
-        rows = self.inner(engines, sources, advance)
+        rows = self.inner(models, sources, advance)
         record = {"worker": os.getpid(), "begin": begin, "end": time.time()}
         (self.folder / f"{sources[0].stem}.json").write_text(json.dumps(record))
         return rows
@@ -58,7 +58,7 @@ def main() -> None:
             "workers": {"sample": options.workers},
         }
     )
-    engines = Engines(recipe)
+    models = Models(recipe)
     source = PromptSource.model_validate({"source": "tinyworld/train"})
     prompts = [[{"role": "user", "content": value}] for _, value, *_ in read_source(source)]
     prompts = prompts[: options.shards * options.prompts]
@@ -66,7 +66,7 @@ def main() -> None:
         {
             "prompt_id": str(number),
             "messages": messages,
-            "prompt_token_ids": engines.chat.render(messages).token_ids,
+            "prompt_token_ids": models.chat.render(messages).token_ids,
         }
         for number, messages in enumerate(prompts)
     ]
@@ -88,7 +88,7 @@ def main() -> None:
             [5 * options.prompts] * options.shards,
         )
         begin = time.time()
-        Local(recipe).run([job], engines, Terminal(), lambda job: None)
+        Local(recipe).run([job], models, Terminal(), lambda job: None)
         records = [json.loads(path.read_text()) for path in Path(name).glob("part-*.json")]
     report(records, begin)
 

@@ -9,7 +9,7 @@ SCRIPT = """
 import json, os, re, sys
 from pathlib import Path
 from rich.console import Console
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.progress import Terminal
 from sppo.recipe import parse
 from sppo.rundir.folder import RunFolder
@@ -25,7 +25,7 @@ class Instant:
         return [[Response([7 + (number + i) % 900 for i in range(200)] + [5], "stop", [-0.5] * 201) for number in range(k)]
                 for _ in prompts]
 
-Engines._load_sampler = lambda self, policy: Instant()
+Models._load_sampler = lambda self, policy: Instant()
 folder = Path(sys.argv[1])
 with open(folder / "prompts.jsonl", "w") as file:
     for number in range(60_000):

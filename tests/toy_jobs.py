@@ -37,7 +37,7 @@ class Toy:
     fail: int = -1
     seconds: float = 0.0
 
-    def __call__(self, engines, sources, advance):
+    def __call__(self, models, sources, advance):
         number = int(sources[0].name)
         (self.folder / f"begun-{number}-{os.getpid()}").touch()
         advance(1)

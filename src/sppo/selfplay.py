@@ -17,7 +17,7 @@ from sppo.progress import Terminal
 from sppo.recipe import Recipe, RecipeError, dump, load
 from sppo.rundir import folder as rundir
 from sppo.rundir import storage, summary
-from sppo.rundir.folder import RunError, RunFolder, Stage, StaleRun
+from sppo.rundir.folder import RunError, RunFolder, StageFolder, StaleRun
 from sppo.stages.all import HELD_OUT, StageName, Stages, Turn
 
 
@@ -136,7 +136,7 @@ def turns(stages: Stages) -> Iterator[Turn]:
             previous = number
 
 
-def play(stages: Stages, turn: Turn, name: StageName, *, run_upstream: bool) -> Stage:
+def play(stages: Stages, turn: Turn, name: StageName, *, run_upstream: bool) -> StageFolder:
     """Run one stage of an iteration.
 
     Args:
@@ -166,7 +166,7 @@ def play(stages: Stages, turn: Turn, name: StageName, *, run_upstream: bool) -> 
     return _play_one(stages, turn, name)
 
 
-def _play_one(stages: Stages, turn: Turn, name: StageName) -> Stage:
+def _play_one(stages: Stages, turn: Turn, name: StageName) -> StageFolder:
     of = turn.stages
     match name:
         case "sample":
@@ -237,7 +237,7 @@ def _changes(recorded: Any, recipe: Recipe) -> str:
     return "changed: " + ", ".join(changed)
 
 
-def _judge(terminal: Terminal, stages: Stages, number: int, evaluated: Stage) -> None:
+def _judge(terminal: Terminal, stages: Stages, number: int, evaluated: StageFolder) -> None:
     """Say loudly that an iteration has failed, if it has, and do what the recipe says."""
     found = stages.alarms(evaluated)
     if not found:

@@ -14,7 +14,7 @@ from sppo import selfplay
 from sppo.progress import Terminal
 from sppo.recipe import parse
 from sppo.rundir.folder import RunError, RunFolder, StaleRun
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.training import examples
 
 PROMPTS = {
@@ -108,7 +108,7 @@ def mnpo(tmp_path_factory):
 
 def test_reference_policies_are_scored_by_the_trainers_code_and_kept_with_their_fingerprints(mnpo):
     folder, _ = mnpo
-    engines = Engines(parse(SMALL))
+    models = Models(parse(SMALL))
     first, second = rows(folder / "iter-1" / "training"), rows(folder / "iter-2" / "training")
     base = first[0]["opponent"]
     for row in first:
@@ -117,7 +117,7 @@ def test_reference_policies_are_scored_by_the_trainers_code_and_kept_with_their_
             assert response["reference_log_probs"] == [response["opponent_log_prob"]] * 2
             assert response["reward"] is None
     assert second[0]["opponent"] != base
-    by_base = [values for start in (0, 4) for values in engines.scorer(None)(second[start : start + 4])]
+    by_base = [values for start in (0, 4) for values in models.scorer(None)(second[start : start + 4])]
     for row, expected in zip(second, by_base, strict=True):
         assert row["reference_policies"] == [base, row["opponent"], base]
         for response, value in zip(row["responses"], expected, strict=True):
@@ -152,14 +152,14 @@ def test_training_refuses_shards_of_other_reference_policies(mnpo, reference_pol
 
 
 def test_as_few_models_are_loaded_as_can_be(monkeypatch):
-    engines = Engines(parse(SMALL))
+    models = Models(parse(SMALL))
     loaded = []
-    monkeypatch.setattr(engines, "_load_scorer", lambda policy: loaded.append(policy) or (lambda rows: []))
+    monkeypatch.setattr(models, "_load_scorer", lambda policy: loaded.append(policy) or (lambda rows: []))
     other = Path("other")
     for _ in range(3):  # shards
-        for policy in engines.scorers_at_hand([other, None, other]):
-            engines.scorer(policy)
-    assert loaded == [other, engines.base, other, engines.base][: len(loaded)]
+        for policy in models.scorers_at_hand([other, None, other]):
+            models.scorer(policy)
+    assert loaded == [other, models.base, other, models.base][: len(loaded)]
     assert len(loaded) == 4
 
 

@@ -12,7 +12,7 @@ from sppo.progress import Terminal
 from sppo.recipe import load
 from sppo.rundir.folder import RunError
 from sppo.sampling import Response
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.tinyworld import POLICY
 
 RECIPE = """
@@ -78,7 +78,7 @@ def test_the_policy_of_each_response_is_drawn_by_the_weights(folder, monkeypatch
         def close(self):
             pass
 
-    monkeypatch.setattr(Engines, "sampler", lambda self, policy: Instant())
+    monkeypatch.setattr(Models, "sampler", lambda self, policy: Instant())
     count = 2000
     rows = drawn(folder, n=count, mixture=True, weights=(1.0, 3.0))
     for row in rows:
@@ -95,7 +95,7 @@ def test_what_is_drawn_is_not_drawn_again(folder, monkeypatch):
     def fail(self, policy):
         raise AssertionError
 
-    monkeypatch.setattr(Engines, "sampler", fail)
+    monkeypatch.setattr(Models, "sampler", fail)
     assert drawn(folder, mixture=True) == first
 
 

@@ -10,7 +10,7 @@ from sppo.benchmarks.judge_prompts import JudgePromptError
 from sppo.benchmarks.mt_bench import score as mt_bench
 from sppo.benchmarks.outputs import OutputsError
 from sppo.cli.main import app
-from sppo.policy import chat_format as chats
+from sppo.policy import chat_format
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def evaluate(capsys, tmp_path, *arguments, code=0):
 
 def test_from_a_policy_to_fastchats_files(capsys, tmp_path, data, tiny_model, monkeypatch):
     rendered = []
-    render = chats.ChatFormat.render
+    render = chat_format.ChatFormat.render
 
     def watch(self, messages):
         rendered.append(messages)
         return render(self, messages)
 
-    monkeypatch.setattr(chats.ChatFormat, "render", watch)
+    monkeypatch.setattr(chat_format.ChatFormat, "render", watch)
 
     def answer(path, body):
         text = body["messages"][-1]["content"]

@@ -19,7 +19,7 @@ from sppo.recipe import RecipeError
 from sppo.rundir.folder import RunError, RunFolder
 from sppo.rundir.shards import read_shard, table
 from sppo.rundir.tables import PROMPTS
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.stages.work import Draw, ShardJob
 
 
@@ -108,7 +108,7 @@ def test_responses_do_not_depend_on_the_number_of_workers(tmp_path):
     found = []
     for workers in (1, 2):
         of = recipe(**{"workers.sample": workers, "cpu_threads": 1})
-        engines = Engines(of)
+        models = Models(of)
         stage = RunFolder(tmp_path / str(workers)).stage("sample", 1, {}, [], folder="responses")
         prompts = RunFolder(tmp_path / str(workers)).stage("prompts", 1, {}, [], folder="prompts")
         messages = [[{"role": "user", "content": f"Describe a {name}."}] for name in ("fox", "drum", "tram")]
@@ -116,7 +116,7 @@ def test_responses_do_not_depend_on_the_number_of_workers(tmp_path):
             {
                 "prompt_id": each[0]["content"],
                 "messages": each,
-                "prompt_token_ids": engines.chat.render(each).token_ids,
+                "prompt_token_ids": models.chat.render(each).token_ids,
             }
             for each in messages
         ]
@@ -133,7 +133,7 @@ def test_responses_do_not_depend_on_the_number_of_workers(tmp_path):
         )
         made = []
         with open(os.devnull, "w") as nowhere:
-            Local(of).run([job], engines, Terminal(Console(file=nowhere)), made.append)
+            Local(of).run([job], models, Terminal(Console(file=nowhere)), made.append)
         assert made == [job]
         found.append([hashlib.sha256(shard.path.read_bytes()).hexdigest() for shard in job.shards])
     assert found[0] == found[1]
@@ -213,7 +213,7 @@ def test_an_oracle_without_a_model_takes_one_worker_unless_the_recipe_says_more(
 
 
 def test_more_workers_than_gpus_are_refused():
-    with pytest.raises(RecipeError, match=r"workers.sample: 3 engines, but there are 2 GPUs; lower it"):
+    with pytest.raises(RecipeError, match=r"workers.sample: 3 models, but there are 2 GPUs; lower it"):
         count_workers(recipe(**{"workers.sample": 3}), "sample", 2)
     with pytest.raises(RecipeError, match=r"workers.select: at least 1, or auto \(got 0\)"):
         recipe(**{"workers.select": 0})

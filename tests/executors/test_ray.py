@@ -173,7 +173,7 @@ def test_errors_come_out_as_they_were(address, sampled):
     assert failed.returncode == 1
     assert "the oracle deadly_oracle:prefer raised KeyError: 'lost'" in failed.stderr
     more = sppo(sampled, "--run-dir", "run", "--ray", address, "--set", "workers.sample=9")
-    assert "workers.sample: 9 engines on 9 CPUs, but the cluster has 4; lower it" in more.stderr
+    assert "workers.sample: 9 models on 9 CPUs, but the cluster has 4; lower it" in more.stderr
 
 
 @pytest.mark.slow

@@ -277,7 +277,7 @@ def test_a_model_with_attention_of_its_own_is_sampled_all_the_same(tiny_model):
     assert [r.token_ids for r in drawn[0]] == [r.token_ids for r in drawn[1]]
 
 
-# memory and engines that are missing
+# memory and models that are missing
 
 
 def test_a_policy_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch):

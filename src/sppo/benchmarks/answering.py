@@ -10,7 +10,7 @@ import pyarrow as pa
 from sppo.benchmarks.outputs import excerpt
 from sppo.benchmarks.participants import Contestant
 from sppo.benchmarks.parts import Part, part
-from sppo.policy import chat_format as chats
+from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import Message
 from sppo.progress import Terminal
@@ -180,7 +180,7 @@ class _Answering:
     ) -> None:
         self.part, self.benchmark, self.contestant, self.n = found, benchmark, contestant, n
         self.decoding, self.terminal = decoding, terminal
-        self.chat = chats.load(str(contestant.path))
+        self.chat = chat_format.load(str(contestant.path))
         self.room = policies.context_length(contestant.path) - decoding.sampling.max_new_tokens
         # a shard has one temperature, so that one sampler at a time is loaded
         ordered = sorted(questions, key=lambda question: self._temperature(question))
@@ -267,8 +267,8 @@ class _Answering:
         )
         try:
             return self.chat.render([*system, *messages]).token_ids
-        except chats.ChatError as error:
-            raise chats.ChatError(f"{self.part.title}: {question.shown}: {error}") from error
+        except chat_format.ChatError as error:
+            raise chat_format.ChatError(f"{self.part.title}: {question.shown}: {error}") from error
 
     def _temperature(self, question: Question) -> float:
         own = self.decoding.sampling.temperature if question.temperature is None else question.temperature

@@ -25,7 +25,7 @@ from sppo.rundir.shards import read_shard
 from sppo.rundir.tables import PROMPTS, TOKEN_IDS
 from sppo.sampling import Response
 from sppo.sampling.stop_strings import StopStrings
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 
 _RESPONSE = pa.struct(
     [
@@ -80,22 +80,22 @@ def draw(recipe: Recipe, folder: Path, wanted: Draws, terminal: Terminal, output
         sppo.prompts.PromptError: a prompt cannot be used.
     """
     contestants, weights = _mixture(folder, wanted)
-    engines = Engines(recipe)
-    prompts = _prompts(engines, folder, wanted)
+    models = Models(recipe)
+    prompts = _prompts(models, folder, wanted)
     home = folder / "draws"
     parts = [
-        _Drawing(engines, prompts, contestants, weights, wanted, number).part(home)
+        _Drawing(models, prompts, contestants, weights, wanted, number).part(home)
         for number, weight in enumerate(weights)
         if weight > 0
     ]
     for found, drawing in parts:
         run(found, len(prompts), drawing, _DRAWN, terminal, "prompts")
-        engines.release()
+        models.release()
     rows = _together(
         [run(found, len(prompts), drawing, _DRAWN, terminal, "prompts") for found, drawing in parts]
     )
     if wanted.best:
-        rows = _best(engines, home, rows, [found for found, _ in parts], terminal)
+        rows = _best(models, home, rows, [found for found, _ in parts], terminal)
     name = f"{'best-of' if wanted.best else 'draws'}-{wanted.n}{'-mixture' if wanted.mixture else ''}.jsonl"
     path = output or home / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,12 +124,12 @@ def _mixture(folder: Path, wanted: Draws) -> tuple[list[Contestant], np.ndarray]
     return contestants, given / given.sum()
 
 
-def _prompts(engines: Engines, folder: Path, wanted: Draws) -> list[dict[str, Any]]:
-    room = engines.sampling_limit - engines.recipe.sampling.max_new_tokens
+def _prompts(models: Models, folder: Path, wanted: Draws) -> list[dict[str, Any]]:
+    room = models.sampling_limit - models.recipe.sampling.max_new_tokens
     if wanted.prompts is not None:
         source = PromptSource.model_validate({"source": wanted.prompts})
-        skip = engines.recipe.prompts.invalid == "skip"
-        return prompt_sources.read(source, chat=engines.chat, max_tokens=room, skip_invalid=skip).to_pylist()  # type: ignore[no-any-return]
+        skip = models.recipe.prompts.invalid == "skip"
+        return prompt_sources.read(source, chat=models.chat, max_tokens=room, skip_invalid=skip).to_pylist()  # type: ignore[no-any-return]
     shards = sorted((folder / "iter-0" / "prompts").glob("part-*.parquet"))
     if not shards:
         raise RunError(f"{folder} has no held-out prompts yet; run it first, or name a source with --prompts")
@@ -144,7 +144,7 @@ class _Drawing:
         number: of the policy among the contestants.
     """
 
-    engines: Engines
+    models: Models
     prompts: Sequence[dict[str, Any]]
     contestants: Sequence[Contestant]
     weights: np.ndarray
@@ -153,7 +153,7 @@ class _Drawing:
 
     def part(self, home: Path) -> tuple[Part, "_Drawing"]:
         """Where it lies and what it depends on."""
-        of, contestant = self.engines.recipe, self.contestants[self.number]
+        of, contestant = self.models.recipe, self.contestants[self.number]
         settings = {
             "prompts": [[row["prompt_id"], row["prompt_token_ids"]] for row in self.prompts],
             "n": self.wanted.n,
@@ -173,9 +173,9 @@ class _Drawing:
         # those of a prompt are drawn together, so that it goes through the model once
         for count in sorted({len(own) for own in owned} - {0}):
             of_count = [(row, own) for row, own in zip(rows, owned, strict=True) if len(own) == count]
-            drawn = self.engines.sampler(contestant.path).sample(
+            drawn = self.models.sampler(contestant.path).sample(
                 [row["prompt_token_ids"] for row, _ in of_count],
-                [("draw", self.engines.recipe.seed, self.number, row["prompt_id"]) for row, _ in of_count],
+                [("draw", self.models.recipe.seed, self.number, row["prompt_id"]) for row, _ in of_count],
                 count,
             )
             for (row, own), responses in zip(of_count, drawn, strict=True):
@@ -188,7 +188,7 @@ class _Drawing:
     def _owned(self, prompt_id: str) -> list[int]:
         """The numbers of the responses that this policy is to draw."""
         bounds = np.cumsum(self.weights)[:-1]
-        seed = self.engines.recipe.seed
+        seed = self.models.recipe.seed
         return [
             number
             for number in range(self.wanted.n)
@@ -199,8 +199,8 @@ class _Drawing:
         ]
 
     def _record(self, number: int, response: Response) -> dict[str, Any]:
-        chat = self.engines.chat
-        stop_strings = StopStrings(tuple(self.engines.recipe.sampling.stop), chat.decode)
+        chat = self.models.chat
+        stop_strings = StopStrings(tuple(self.models.recipe.sampling.stop), chat.decode)
         return {
             "number": number,
             "policy": self.contestants[self.number].name,
@@ -225,7 +225,7 @@ def _together(of_policies: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str,
 
 
 def _best(
-    engines: Engines, home: Path, rows: list[dict[str, Any]], parts: Sequence[Part], terminal: Terminal
+    models: Models, home: Path, rows: list[dict[str, Any]], parts: Sequence[Part], terminal: Terminal
 ) -> list[dict[str, Any]]:
     """Of each prompt's responses the one with the highest win rate against the others."""
     texts = [[one["text"] for one in row["responses"]] for row in rows]
@@ -233,8 +233,8 @@ def _best(
     chosen, found = choose(
         home,
         "draws",
-        engines.recipe.needed_oracle("the best of n"),
-        engines.prompt_texts(rows),
+        models.recipe.needed_oracle("the best of n"),
+        models.prompt_texts(rows),
         texts,
         upstream,
         terminal,

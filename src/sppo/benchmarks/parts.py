@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 
 from sppo.progress import Advance, Terminal
-from sppo.rundir.folder import Stage, fingerprint
+from sppo.rundir.folder import StageFolder, fingerprint
 from sppo.rundir.shards import read_shard, table
 
 SHARD = 64
 """Questions in one shard: what an interruption can lose."""
 
 
-class Part(Stage):
+class Part(StageFolder):
     """A stage of an evaluation instead of a run."""
 
     @property

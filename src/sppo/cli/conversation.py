@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sppo import randomness, sampling
 from sppo.policy import adapter as adapters
-from sppo.policy import chat_format as chats
+from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import Message, model_path
 from sppo.progress import Terminal
@@ -35,7 +35,9 @@ def converse(
 ) -> None:
     """Read messages from standard input and answer them until it ends."""
     folder = policy_of(path)
-    chat = chats.load(str(policies.tokenizer_folder(folder)), config=str(policies.config_folder(folder)))
+    chat = chat_format.load(
+        str(policies.tokenizer_folder(folder)), config=str(policies.config_folder(folder))
+    )
     length = min(max_new_tokens, policies.context_length(folder) // 2)
     settings = Sampling.model_validate({"max_new_tokens": length})
     dtype = "bfloat16" if policies.default_device() != "cpu" else "float32"
@@ -68,7 +70,7 @@ def converse(
         messages.append({"role": "user", "content": text})
         try:
             prompt = chat.render(messages).token_ids
-        except chats.ChatError as error:
+        except chat_format.ChatError as error:
             terminal.say(str(error), "red")
             messages.pop()
             continue

@@ -25,7 +25,7 @@ from sppo.game import solve
 from sppo.progress import Advance, Terminal
 from sppo.rundir import summary
 from sppo.rundir.folder import RunError, read_json
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.winrates import Array
 
 CURVES = ("log_ratio_winners", "log_ratio_losers")
@@ -201,13 +201,13 @@ def _games(
     config = first.recipe.needed_judge("a comparison")
     settings = {"oracle": oracles.identity(config), "policies": list(names)}
     found = parts.part(home, f"head to head, seed {first.seed}", "games", settings, of_evaluations)
-    engines = Engines(first.recipe)
+    models = Models(first.recipe)
 
     def work(part: range, advance: Advance) -> list[dict[str, Any]]:
         rows = [answers[0][index] for index in part]
         payoff = head_to_head.games(
-            lambda _, texts: engines.compare(rows, texts, by_judge=True),
-            engines.prompt_texts(rows, by_judge=True),
+            lambda _, texts: models.compare(rows, texts, by_judge=True),
+            models.prompt_texts(rows, by_judge=True),
             [[[response["text"] for response in of[index]["responses"]] for index in part] for of in answers],
         ).payoff
         advance(len(rows))

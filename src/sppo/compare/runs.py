@@ -2,7 +2,7 @@
 
 What every run of a seed begins with is equal: the prompts, the base's answers to the held-out ones, and the first
 iteration's responses and preferences. A stage is taken over from another run where its fingerprint, which covers all
-that it is computed from, says that it is the same (:meth:`sppo.rundir.folder.Stage.adopt`); nothing is shared by name.
+that it is computed from, says that it is the same (:meth:`sppo.rundir.folder.StageFolder.adopt`); nothing is shared by name.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 from sppo import selfplay
 from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in, load
-from sppo.rundir.folder import RunFolder, Stage
+from sppo.rundir.folder import RunFolder, StageFolder
 from sppo.selfplay import GuardStop, turns
 from sppo.stages.all import HELD_OUT, Stages
 
@@ -148,7 +148,7 @@ def play(run: Run, donors: Iterable[Run], terminal: Terminal, *, redo_stale: boo
     return None
 
 
-def share(run: Run, donors: Iterable[Run], terminal: Terminal) -> list[Stage]:
+def share(run: Run, donors: Iterable[Run], terminal: Terminal) -> list[StageFolder]:
     """Take over the stages up to the first iteration's training that another run has computed from the same."""
     taken = []
     with run.folder.locked():
@@ -169,7 +169,7 @@ def share(run: Run, donors: Iterable[Run], terminal: Terminal) -> list[Stage]:
     return taken
 
 
-def _log(run: Run, donor: Run, stage: Stage) -> None:
+def _log(run: Run, donor: Run, stage: StageFolder) -> None:
     """The run's metrics say where a stage comes from, and what its oracle counted; its seconds are the donor's."""
     for record in donor.folder.read_metrics(stage.iteration):
         if record.get("stage") == stage.name and "oracle" in record:

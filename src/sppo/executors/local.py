@@ -20,7 +20,7 @@ from sppo.recipe import (
     Recipe,
     RecipeError,
 )
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.stages.work import Advance, Kind, ShardJob
 from sppo.training import TrainingJob
 
@@ -39,7 +39,7 @@ class Executor(Protocol):
     def run(
         self,
         jobs: Sequence[ShardJob],
-        engines: Engines,
+        models: Models,
         terminal: Terminal,
         on_made: Callable[[ShardJob], None],
     ) -> None:
@@ -47,7 +47,7 @@ class Executor(Protocol):
 
         Args:
             jobs: in order; shard number i of a job may read shard number i of the jobs before it.
-            engines: of this process.
+            models: of this process.
             terminal: where progress is shown.
             on_made: called for each job, in order, when all of its shards are there.
 
@@ -95,7 +95,7 @@ class Local:
     def run(
         self,
         jobs: Sequence[ShardJob],
-        engines: Engines,
+        models: Models,
         terminal: Terminal,
         on_made: Callable[[ShardJob], None],
     ) -> None:
@@ -109,11 +109,11 @@ class Local:
                     from sppo.executors.processes import make_shards
 
                     devices = visible_devices(count, devices_of_an_engine(self.recipe, job.kind))
-                    make_shards(job, missing, engines.recipe, devices, advance)
+                    make_shards(job, missing, models.recipe, devices, advance)
                 else:
                     for number in missing:
-                        job.make(number, engines, advance)
-            engines.release()
+                        job.make(number, models, advance)
+            models.release()
             on_made(job)
 
     def training_devices(self) -> int:
@@ -135,7 +135,7 @@ def missing_shards(job: ShardJob) -> list[int]:
 
 
 def count_workers(recipe: Recipe, kind: Kind, gpus: int, machines: int = 1) -> int:
-    """How many engines work side by side on a stage of a recipe, given so many GPUs; without any, on the CPU.
+    """How many models work side by side on a stage of a recipe, given so many GPUs; without any, on the CPU.
 
     Args:
         recipe: whose `workers` it is.
@@ -157,7 +157,7 @@ def count_workers(recipe: Recipe, kind: Kind, gpus: int, machines: int = 1) -> i
     if gpus and int(asked) * each > gpus:
         of = "" if each == 1 else f" of {each} GPUs each"
         raise RecipeError(
-            f"workers.{kind}: {asked} engines{of}, but there are {gpus} GPUs; lower it, or `auto`"
+            f"workers.{kind}: {asked} models{of}, but there are {gpus} GPUs; lower it, or `auto`"
         )
     return int(asked)
 

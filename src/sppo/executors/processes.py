@@ -1,4 +1,4 @@
-"""Worker processes of one machine: each loads its engines once and asks for shards until none is left.
+"""Worker processes of one machine: each loads its models once and asks for shards until none is left.
 
 A shard goes to whichever worker is free, so that none waits for the slowest. A worker that dies (the kernel kills
 the one that takes too much memory) is replaced and its shard is done again, once. `ProcessPoolExecutor` would give
@@ -20,7 +20,7 @@ from typing import Any
 
 from sppo.recipe import Recipe
 from sppo.rundir.folder import RunError
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.stages.work import Advance, ShardJob
 
 ATTEMPTS = 2
@@ -36,7 +36,7 @@ def make_shards(
     Args:
         job: what to make.
         missing: the numbers of the shards.
-        recipe: of the run; workers load its engines.
+        recipe: of the run; workers load its models.
         devices: for each worker the GPUs that it sees, as in CUDA_VISIBLE_DEVICES; None: as this process.
         advance: told of finished units.
 
@@ -157,19 +157,19 @@ def _serve(
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    engines = Engines(recipe, threads)
+    models = Models(recipe, threads)
     try:
-        _answer(connection, job, engines)
+        _answer(connection, job, models)
     finally:
-        engines.release()  # some have processes of their own
+        models.release()  # some have processes of their own
 
 
-def _answer(connection: Connection, job: ShardJob, engines: Engines) -> None:
+def _answer(connection: Connection, job: ShardJob, models: Models) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             number = connection.recv()
             try:
-                job.make(number, engines, lambda count: connection.send(("units", count)))
+                job.make(number, models, lambda count: connection.send(("units", count)))
             except Exception as error:
                 connection.send(("failed", _portable(error)))
                 return

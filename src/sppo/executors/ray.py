@@ -21,7 +21,7 @@ from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in
 from sppo.rundir import storage
 from sppo.rundir.folder import RunError, write_text
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.stages.work import Advance, Kind, ShardJob
 from sppo.training import TrainingJob
 
@@ -109,7 +109,7 @@ class RayCluster:
     def run(
         self,
         jobs: Sequence[ShardJob],
-        engines: Engines,
+        models: Models,
         terminal: Terminal,
         on_made: Callable[[ShardJob], None],
     ) -> None:
@@ -156,7 +156,7 @@ class RayCluster:
             _train,
             train_loop_config={
                 "job": job.to_json(),
-                "base": self.recipe if Path(job.policy) == Engines(self.recipe).base else None,
+                "base": self.recipe if Path(job.policy) == Models(self.recipe).base else None,
                 "place": self.place,
                 # as sppo.training gives its processes
                 "threads": _threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers),
@@ -237,7 +237,7 @@ class RayCluster:
         cpus = self._share(kind)["num_cpus"] * count
         if getattr(self.recipe.workers, kind) != "auto" and cpus > _resources("CPU"):
             raise RecipeError(
-                f"workers.{kind}: {count} engines on {cpus} CPUs, but the cluster has {_resources('CPU')}; lower it"
+                f"workers.{kind}: {count} models on {cpus} CPUs, but the cluster has {_resources('CPU')}; lower it"
             )
         return count
 
@@ -282,7 +282,7 @@ class _Worker:
 
     def __init__(self, recipe: Recipe, job: ShardJob, place: _Place, threads: int, begun: Any) -> None:
         self.job, self.place, self.begun = job, place, begun
-        self.engines = Engines(recipe, threads)
+        self.models = Models(recipe, threads)
         self.entered = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class _Worker:
         for number in batch["shard"]:
             if not self.job.shards[int(number)].is_whole():
                 self._begin(int(number))
-                self.job.make(int(number), self.engines)
+                self.job.make(int(number), self.models)
         return batch
 
     def _begin(self, number: int) -> None:
@@ -328,7 +328,7 @@ def _train(config: dict[str, Any]) -> None:
         storage.fetch(Path(path))
     torch.set_num_threads(config["threads"])
     if config["base"] is not None:  # where the base lies is for each machine to find
-        job = dataclasses.replace(job, policy=str(Engines(config["base"]).base))
+        job = dataclasses.replace(job, policy=str(Models(config["base"]).base))
     # after another worker's death: from the latest checkpoint
     run(resumed(job, lambda text: None), Interruption.of_one_of_several())
     if os.environ["RANK"] == "0":

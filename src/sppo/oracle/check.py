@@ -16,7 +16,7 @@ from sppo.progress import Terminal, printable
 from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in, load
 from sppo.rundir.folder import RunError
 from sppo.rundir.shards import read_shard
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 
 
 class Material(NamedTuple):
@@ -32,7 +32,7 @@ def of_run(run: Path, iteration: int | None, limit: int) -> Material:
     Raises:
         RunError: nothing has been sampled.
     """
-    engines = Engines(load(run / "recipe.yaml"))
+    models = Models(load(run / "recipe.yaml"))
     for number in [iteration] if iteration is not None else run_games.iterations(run):
         shards = sorted((run / f"iter-{number}" / "responses").glob("part-*.parquet"))
         rows: list[dict[str, Any]] = []
@@ -43,7 +43,7 @@ def of_run(run: Path, iteration: int | None, limit: int) -> Material:
         if rows:
             rows = rows[:limit]
             texts = [[response["text"] for response in row["responses"]] for row in rows]
-            return Material(engines.prompt_texts(rows), texts)
+            return Material(models.prompt_texts(rows), texts)
     which = "" if iteration is None else f" in iteration {iteration}"
     raise RunError(
         f"{run}: nothing has been sampled{which}; run `sppo sample` first, or give --responses FILE"

@@ -90,7 +90,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageFolder:
     """One stage of one iteration: where it lies and what it must have been computed from.
 
     Attributes:
@@ -267,10 +267,10 @@ class RunFolder:
         *,
         folder: str,
         record: str | None = None,
-    ) -> Stage:
+    ) -> StageFolder:
         """A stage of this run; `folder` and `record` are names within its iteration's folder."""
         home = self.iteration(iteration)
-        return Stage(
+        return StageFolder(
             name, iteration, home / folder, home / (record or f"{name}.json"), settings, tuple(upstream)
         )
 

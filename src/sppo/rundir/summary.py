@@ -12,7 +12,7 @@ from sppo import randomness
 from sppo.progress import Terminal, printable
 from sppo.recipe import Section
 from sppo.rundir import storage
-from sppo.rundir.folder import RunFolder, Stage, write_json
+from sppo.rundir.folder import RunFolder, StageFolder, write_json
 from sppo.rundir.shards import read_shard
 from sppo.stages.all import HELD_OUT, Stages, Turn
 
@@ -177,7 +177,7 @@ def finish(terminal: Terminal, stages: Stages, played: Sequence[Turn]) -> dict[s
     return content
 
 
-def examples(base: Stage, after: Stage, *, seed: int) -> list[dict[str, str]]:
+def examples(base: StageFolder, after: StageFolder, *, seed: int) -> list[dict[str, str]]:
     """The first responses of the base and of the accepted policy to held-out prompts drawn by the seed."""
     found = []
     for stage in (base, after):

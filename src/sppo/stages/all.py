@@ -22,15 +22,15 @@ from sppo.benchmarks.head_to_head import score as head_to_head
 from sppo.executors.local import Executor, Local
 from sppo.game import cyclic_triples
 from sppo.policy import adapter as adapters
-from sppo.policy import chat_format as chats
+from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, PromptSource, Recipe, keep_answers_in
 from sppo.rundir import storage
-from sppo.rundir.folder import RunError, RunFolder, Stage, describe, publish_folder
+from sppo.rundir.folder import RunError, RunFolder, StageFolder, describe, publish_folder
 from sppo.rundir.guard import alarms
 from sppo.rundir.shards import file_digest, read_shard
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.stages.work import (
     ORACLE_PROMPTS,
     Annotate,
@@ -74,9 +74,9 @@ class Turn:
     policy: PolicyState
     previous: int
     reference_policies: tuple[PolicyState, ...]
-    stages: dict[StageName, Stage]
+    stages: dict[StageName, StageFolder]
 
-    def read_by_select(self) -> list[Stage]:
+    def read_by_select(self) -> list[StageFolder]:
         """The stages whose shards what is trained on is chosen from."""
         return [self.stages[name] for name in ("sample", "annotate") if name in self.stages]
 
@@ -98,19 +98,19 @@ class Stages:
         self.run = run
         self.terminal = terminal
         self.executor = executor or Local(recipe)
-        self.engines = Engines(keep_answers_in(recipe, (run.path / ANSWERS).resolve()))
+        self.models = Models(keep_answers_in(recipe, (run.path / ANSWERS).resolve()))
 
     # What the stages stand on, each made when first needed.
 
     @cached_property
     def base(self) -> PolicyState:
         """pi_1."""
-        return PolicyState(self.engines.base, policies.digest(self.engines.base))
+        return PolicyState(self.models.base, policies.digest(self.models.base))
 
     @property
-    def chat(self) -> chats.ChatFormat:
+    def chat(self) -> chat_format.ChatFormat:
         """The tokenizer and template, which all policies of the run share."""
-        return self.engines.chat
+        return self.models.chat
 
     def check_adapter(self) -> None:
         """Refuse an adapter that the base policy cannot take; as :func:`sppo.training.lora.check`."""
@@ -128,7 +128,7 @@ class Stages:
 
     # The plan: settings and upstream fingerprints of each stage.
 
-    def prompts_stage(self, iteration: int) -> Stage:
+    def prompts_stage(self, iteration: int) -> StageFolder:
         """The prompts of an iteration; those of iteration 0 are held out."""
         of = self.recipe.prompts
         sources = [of.train] if isinstance(of.train, PromptSource) else of.train
@@ -148,12 +148,12 @@ class Stages:
         }
         return self.run.stage("prompts", iteration, settings, [], folder="prompts")
 
-    def sample_stage(self, iteration: int, policy: PolicyState) -> Stage:
+    def sample_stage(self, iteration: int, policy: PolicyState) -> StageFolder:
         """y_1..K ~ pi_t(. | x) for the prompts of the iteration."""
         upstream = [self.prompts_stage(iteration).fingerprint, policy.fingerprint]
         return self.run.stage("sample", iteration, self._sampling_identity(), upstream, folder="responses")
 
-    def annotate_stage(self, iteration: int, sample: Stage) -> Stage:
+    def annotate_stage(self, iteration: int, sample: StageFolder) -> StageFolder:
         """P(y_i > y_j | x) for every pair of the K."""
         oracle = self.recipe.needed_oracle("the annotate stage")
         settings = {"oracle": oracles.identity(oracle), **self._template_identity}
@@ -163,8 +163,8 @@ class Stages:
         return self.run.stage("annotate", iteration, settings, [sample.fingerprint], folder="preferences")
 
     def select_stage(
-        self, iteration: int, read: Sequence[Stage], reference_policies: Sequence[PolicyState] = ()
-    ) -> Stage:
+        self, iteration: int, read: Sequence[StageFolder], reference_policies: Sequence[PolicyState] = ()
+    ) -> StageFolder:
         """P^, the responses that are trained on, and log pi_t of each.
 
         Args:
@@ -177,7 +177,7 @@ class Stages:
             "selection": self.recipe.selection,
             "algorithm": self.recipe.algorithm.model_dump(exclude={"reduction"}),
             "truncated_responses": training.truncated_responses,
-            "max_tokens": self.engines.training_limit,
+            "max_tokens": self.models.training_limit,
             "opponent_log_probs": training.opponent_log_probs,
             "mixed_precision": training.mixed_precision,
             "pack_tokens": training.pack_tokens,
@@ -188,7 +188,7 @@ class Stages:
         upstream += [policy.fingerprint for policy in reference_policies]
         return self.run.stage("select", iteration, settings, upstream, folder="training")
 
-    def train_stage(self, iteration: int, selected: Stage) -> Stage:
+    def train_stage(self, iteration: int, selected: StageFolder) -> StageFolder:
         """pi_{t+1} = argmin E (log pi/pi_t - eta (P^ - 1/2))^2."""
         settings = {
             "algorithm": self.recipe.algorithm.model_dump(),
@@ -198,7 +198,7 @@ class Stages:
         }
         return self.run.stage("train", iteration, settings, [selected.fingerprint], folder="policy")
 
-    def evaluate_stage(self, iteration: int, policy: PolicyState, previous: PolicyState) -> Stage:
+    def evaluate_stage(self, iteration: int, policy: PolicyState, previous: PolicyState) -> StageFolder:
         """pi_{t+1} against the base and against pi_t on the held-out prompts; iteration 0: the base alone."""
         settings = {
             **self._sampling_identity(),
@@ -216,7 +216,7 @@ class Stages:
 
     # The stages' work.
 
-    def prompts(self, iteration: int) -> Stage:
+    def prompts(self, iteration: int) -> StageFolder:
         """Read, check, tokenise and deal out all prompts, unless this iteration has its own already."""
         stage = self.prompts_stage(iteration)
         if stage.is_done():
@@ -236,11 +236,11 @@ class Stages:
         )
         return stage
 
-    def sample(self, iteration: int, policy: PolicyState) -> Stage:
+    def sample(self, iteration: int, policy: PolicyState) -> StageFolder:
         """Draw the K responses to every prompt of the iteration."""
         return self._make([self._sampling(iteration, policy)])[0]
 
-    def annotate(self, iteration: int, sample: Stage) -> Stage:
+    def annotate(self, iteration: int, sample: StageFolder) -> StageFolder:
         """Ask the oracle about every pair of responses."""
         return self._make([self._annotation(iteration, sample)])[0]
 
@@ -256,9 +256,9 @@ class Stages:
         self,
         iteration: int,
         policy: PolicyState,
-        read: Sequence[Stage],
+        read: Sequence[StageFolder],
         reference_policies: Sequence[PolicyState] = (),
-    ) -> Stage:
+    ) -> StageFolder:
         """Choose what is trained on, and compute log pi_t of it with the trainer's own code.
 
         Args:
@@ -284,7 +284,7 @@ class Stages:
             if prompts == 0:
                 raise RunError(
                     f"{stage.title}: no prompt has what can be trained on: all responses were cut at"
-                    f" sampling.max_new_tokens = {self.recipe.sampling.max_new_tokens} or at the {self.engines.training_limit} tokens of prompt"
+                    f" sampling.max_new_tokens = {self.recipe.sampling.max_new_tokens} or at the {self.models.training_limit} tokens of prompt"
                     " and response that are trained on; raise sampling.max_new_tokens or training.max_tokens, or set"
                     " training.truncated_responses: train"
                 )
@@ -302,9 +302,9 @@ class Stages:
         self,
         iteration: int,
         policy: PolicyState,
-        selected: Stage,
+        selected: StageFolder,
         reference_policies: Sequence[PolicyState] = (),
-    ) -> Stage:
+    ) -> StageFolder:
         """Fit pi_{t+1}, starting from pi_t."""
         from sppo.training.checkpoints import resumed
         from sppo.training.schedule import learning_rate
@@ -360,7 +360,7 @@ class Stages:
             stage.publish([], files=files, steps=job.steps.kept)
         return stage
 
-    def evaluate(self, iteration: int, policy: PolicyState, previous: tuple[int, PolicyState]) -> Stage:
+    def evaluate(self, iteration: int, policy: PolicyState, previous: tuple[int, PolicyState]) -> StageFolder:
         """Answer the held-out prompts with pi_{t+1} and compare with the base and with pi_t.
 
         Args:
@@ -379,12 +379,12 @@ class Stages:
         drawing = Draw(self._weights(policy), self.recipe.evaluation.responses, ("evaluate", iteration))
         return self._make([self._drawing(stage, HELD_OUT, drawing, publish)])[0]
 
-    def alarms(self, evaluated: Stage) -> list[str]:
+    def alarms(self, evaluated: StageFolder) -> list[str]:
         """What the guard says of an evaluated iteration."""
         base = self.evaluate_stage(HELD_OUT, self.base, self.base).read_record()
         return alarms(evaluated.read_record(), base, self.recipe.guard)
 
-    def trained(self, stage: Stage) -> PolicyState:
+    def trained(self, stage: StageFolder) -> PolicyState:
         """pi_{t+1} of a training stage."""
         return PolicyState(stage.folder, stage.fingerprint)
 
@@ -394,12 +394,12 @@ class Stages:
     def prompt_limit(self) -> int:
         """The longest prompt that leaves room for one response of full length."""
         of = self.recipe
-        limit = self.engines.sampling_limit
+        limit = self.models.sampling_limit
         room = limit - of.sampling.max_new_tokens
         if room < 1:
-            told = limit < self.engines.context
+            told = limit < self.models.context
             what = "sampling.engine_args.max_model_len" if told else repr(of.policy.model)
-            raise chats.ChatError(
+            raise chat_format.ChatError(
                 f"sampling.max_new_tokens: {of.sampling.max_new_tokens}, but {what} takes"
                 f" {limit} tokens in all; lower it, so that a prompt fits as well"
             )
@@ -464,14 +464,14 @@ class Stages:
         return self._drawing(stage, iteration, drawing, publish)
 
     def _drawing(
-        self, stage: Stage, prompts: int, drawing: Draw, publish: Callable[[list[dict[str, Any]]], None]
+        self, stage: StageFolder, prompts: int, drawing: Draw, publish: Callable[[list[dict[str, Any]]], None]
     ) -> "_Planned":
         """Responses to the prompts of an iteration."""
         sources = [[path] for path in self.prompts(prompts).shards()]
         units = [count * drawing.k for count in self._prompt_counts(prompts)]
         return _Planned.of(stage, "responses", "sample", drawing, sources, units, publish)
 
-    def _annotation(self, iteration: int, sample: Stage) -> "_Planned":
+    def _annotation(self, iteration: int, sample: StageFolder) -> "_Planned":
         stage = self.annotate_stage(iteration, sample)
         counts = self._prompt_counts(iteration)
         sources = [[sample.shard(number)] for number in range(len(counts))]
@@ -493,7 +493,7 @@ class Stages:
             publish,
         )
 
-    def _make(self, planned: "Sequence[_Planned]") -> list[Stage]:
+    def _make(self, planned: "Sequence[_Planned]") -> list[StageFolder]:
         """Make and publish what is not done, and log its seconds."""
         waiting = [one for one in planned if not one.stage.is_done()]
         with contextlib.ExitStack() as clock:
@@ -507,7 +507,7 @@ class Stages:
 
             if waiting:
                 clock.enter_context(self._logged(waiting[0].stage))
-                self.executor.run([one.job() for one in waiting], self.engines, self.terminal, made)
+                self.executor.run([one.job() for one in waiting], self.models, self.terminal, made)
         return [one.stage for one in planned]
 
     def _prompt_counts(self, iteration: int) -> list[int]:
@@ -518,7 +518,9 @@ class Stages:
         """The folder of a policy as a worker is told it: the base is for each to find."""
         return None if policy.folder == self.base.folder else policy.folder.resolve()
 
-    def _measures(self, stage: Stage, shards: Sequence[dict[str, Any]], previous: int) -> dict[str, Any]:
+    def _measures(
+        self, stage: StageFolder, shards: Sequence[dict[str, Any]], previous: int
+    ) -> dict[str, Any]:
         """Win rates against the base and the previous policy, and the KL to the base.
 
         Win rates are the held-out judge's where there is one, and the oracle's are then given beside them. Without
@@ -529,7 +531,7 @@ class Stages:
         judges += [False] if self.recipe.oracle is not None else []
         rates: dict[tuple[bool, str], list[float]] = {(by, name): [] for by in judges for name in others}
         divergences: list[float] = []
-        score_by_base = self.engines.scorer(None)
+        score_by_base = self.models.scorer(None)
         total = sum(shard["prompts"] for shard in shards)
         of_each = self.recipe.evaluation.responses
         with self.terminal.bar(f"{stage.title}, win rates", total, "prompts") as advance:
@@ -552,15 +554,15 @@ class Stages:
                         theirs = all_theirs[start : start + ORACLE_PROMPTS]
                         for by_judge in judges:
                             rates[by_judge, name] += head_to_head.win_rates_against(
-                                lambda _, texts, part=part, by=by_judge: self.engines.compare(  # type: ignore[misc]
+                                lambda _, texts, part=part, by=by_judge: self.models.compare(  # type: ignore[misc]
                                     part, texts, head_to_head.across(len(part), of_each, of_each), by_judge=by
                                 ),
-                                self.engines.prompt_texts(part),
+                                self.models.prompt_texts(part),
                                 response_texts(part),
                                 response_texts(theirs),
                             ).tolist()
                     advance(len(part))
-        self.engines.release()
+        self.models.release()
         if previous == HELD_OUT:
             rates |= {(by, "previous"): rates[by, "base"] for by in judges}
         of = self.recipe.evaluation
@@ -581,7 +583,7 @@ class Stages:
         }
 
     @contextlib.contextmanager
-    def _logged(self, stage: Stage) -> Iterator[None]:
+    def _logged(self, stage: StageFolder) -> Iterator[None]:
         """Logs the seconds of a stage."""
         begin, finished = time.perf_counter(), False
         try:
@@ -596,14 +598,14 @@ class Stages:
 class _Planned:
     """A stage that is made shard by shard: its job, and what is said of it when all are there."""
 
-    stage: Stage
+    stage: StageFolder
     job: Callable[[], ShardJob]
     publish: Callable[[list[dict[str, Any]]], None]
 
     @classmethod
     def of(
         cls,
-        stage: Stage,
+        stage: StageFolder,
         unit: str,
         kind: Kind,
         work: Work,

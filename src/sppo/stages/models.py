@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from sppo import oracle as oracles
 from sppo import randomness
 from sppo.oracle.opponents import opponents
-from sppo.policy import chat_format as chats
+from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.recipe import Recipe
 from sppo.rundir import storage
@@ -27,7 +27,7 @@ Scorer = Callable[[Sequence[Row]], list[list[float]]]
 """log pi(y|x) in nats of the responses of each row."""
 
 
-class Engines:
+class Models:
     """The models of a recipe.
 
     Args:
@@ -49,10 +49,10 @@ class Engines:
         return policies.folder(of.model, revision=of.revision, trust_remote_code=of.trust_remote_code)
 
     @cached_property
-    def chat(self) -> chats.ChatFormat:
+    def chat(self) -> chat_format.ChatFormat:
         """The tokenizer and template, which all policies of the run share."""
         of = self.recipe.policy
-        return chats.load(
+        return chat_format.load(
             str(policies.tokenizer_folder(self.base, trust_remote_code=of.trust_remote_code)),
             config=str(policies.config_folder(self.base, trust_remote_code=of.trust_remote_code)),
             chat_template=of.chat_template,
@@ -230,4 +230,4 @@ class Engines:
         needed = self.recipe.needed_judge if by_judge else self.recipe.needed_oracle
         if needed("comparing responses").text == "chat":
             return [self.chat.text(row["messages"]) for row in rows]
-        return [chats.plain_text(row["messages"]) for row in rows]
+        return [chat_format.plain_text(row["messages"]) for row in rows]

@@ -1,6 +1,6 @@
 """How a shard of each stage is computed from the shards that it reads.
 
-The work is plain values and can be handed to another process, which brings engines of its own. Where it is
+The work is plain values and can be handed to another process, which brings models of its own. Where it is
 computed, and in which order, is the executor's affair (:mod:`sppo.executors.local`); the rows do not depend on it.
 """
 
@@ -19,7 +19,7 @@ from sppo.rundir.shards import append_line, read_shard, table
 from sppo.rundir.tables import PREFERENCES, RESPONSES, TRAINING
 from sppo.sampling.stop_strings import StopStrings
 from sppo.selection import select
-from sppo.stages.models import Engines
+from sppo.stages.models import Models
 from sppo.training import opponent
 
 ORACLE_PROMPTS = 64
@@ -31,11 +31,11 @@ Kind = Literal["sample", "annotate", "select"]
 class Work(Protocol):
     """Makes the rows of one shard of a stage."""
 
-    def __call__(self, engines: Engines, sources: Sequence[Path], advance: Advance) -> pa.Table:
+    def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """The rows.
 
         Args:
-            engines: of the process that does it.
+            models: of the process that does it.
             sources: the shards that it reads.
             advance: told how many units have just been finished.
         """
@@ -62,10 +62,10 @@ class ShardJob:
     shards: Sequence[Shard]
     units: Sequence[int]
 
-    def make(self, number: int, engines: Engines, advance: Advance = lambda count: None) -> None:
+    def make(self, number: int, models: Models, advance: Advance = lambda count: None) -> None:
         """Compute a shard and publish it."""
         shard = self.shards[number]
-        shard.write(self.work(engines, shard.sources, advance))
+        shard.write(self.work(models, shard.sources, advance))
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,21 @@ class Draw:
     k: int
     purpose: tuple[str, int]
 
-    def __call__(self, engines: Engines, sources: Sequence[Path], advance: Advance) -> pa.Table:
+    def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """As :class:`Work`."""
         rows = read_rows(sources[0])
-        drawn = engines.sampler(self.policy).sample(
+        drawn = models.sampler(self.policy).sample(
             [row["prompt_token_ids"] for row in rows],
-            [(*self.purpose, engines.recipe.seed, row["prompt_id"]) for row in rows],
+            [(*self.purpose, models.recipe.seed, row["prompt_id"]) for row in rows],
             self.k,
             advance,
         )
-        stop_strings = StopStrings(tuple(engines.recipe.sampling.stop), engines.chat.decode)
+        stop_strings = StopStrings(tuple(models.recipe.sampling.stop), models.chat.decode)
         for row, responses in zip(rows, drawn, strict=True):
             row["responses"] = [
                 {
                     "token_ids": response.token_ids,
-                    "text": stop_strings.trim(engines.chat.decode(response.token_ids)),
+                    "text": stop_strings.trim(models.chat.decode(response.token_ids)),
                     "finish_reason": response.finish_reason,
                     "log_prob": response.log_prob,
                     "token_log_probs": response.token_log_probs,
@@ -116,17 +116,15 @@ class Annotate:
 
     metrics: Path
 
-    def __call__(self, engines: Engines, sources: Sequence[Path], advance: Advance) -> pa.Table:
+    def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """As :class:`Work`."""
         rows = read_shard(sources[0], columns=["prompt_id", "messages", "responses"]).to_pylist()
-        before, found = engines.oracle.counts, []
+        before, found = models.oracle.counts, []
         for start in range(0, len(rows), ORACLE_PROMPTS):
             part = rows[start : start + ORACLE_PROMPTS]
-            found += preference_rows(
-                part, engines.explain(part, response_texts(part), engines.opponents(part))
-            )
+            found += preference_rows(part, models.explain(part, response_texts(part), models.opponents(part)))
             advance(len(part))
-        counted = {name: count - before.get(name, 0) for name, count in engines.oracle.counts.items()}
+        counted = {name: count - before.get(name, 0) for name, count in models.oracle.counts.items()}
         if counted:
             append_line(self.metrics, {"stage": "annotate", "shard": sources[0].name, "oracle": counted})
         return table(found, PREFERENCES)
@@ -146,25 +144,25 @@ class Select:
     fingerprint: str
     reference_policies: tuple[tuple[Path | None, str], ...] = ()
 
-    def __call__(self, engines: Engines, sources: Sequence[Path], advance: Advance) -> pa.Table:
+    def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """As :class:`Work`."""
         from sppo import algorithms
 
-        rows = selected(engines, *sources)
+        rows = selected(models, *sources)
         # one policy in memory at a time, and the one that is there already first
         found: dict[Path | None, list[list[float]]] = {}
-        for policy in engines.scorers_at_hand(
+        for policy in models.scorers_at_hand(
             [self.policy, *(folder for folder, _ in self.reference_policies)]
         ):
             if policy == self.policy:
-                source = engines.recipe.training.opponent_log_probs
-                opponent.fill(rows, engines.scorer(policy), source)
+                source = models.recipe.training.opponent_log_probs
+                opponent.fill(rows, models.scorer(policy), source)
             else:
-                found[policy] = engines.scorer(policy)(rows)
+                found[policy] = models.scorer(policy)(rows)
         found[self.policy] = [
             [response["opponent_log_prob"] for response in row["responses"]] for row in rows
         ]
-        algorithm = algorithms.load(engines.recipe.algorithm)
+        algorithm = algorithms.load(models.recipe.algorithm)
         for number, row in enumerate(rows):
             row["opponent"], row["reference_policies"] = (
                 self.fingerprint,
@@ -201,22 +199,22 @@ def preference_rows(rows: Sequence[dict[str, Any]], answer: Comparison) -> list[
     ]
 
 
-def selected(engines: Engines, prompts: Path, matrices: Path | None = None) -> list[dict[str, Any]]:
+def selected(models: Models, prompts: Path, matrices: Path | None = None) -> list[dict[str, Any]]:
     """Training rows of a shard, without log-probabilities; `matrix` is that of the responses taken.
 
     Args:
-        engines: of the process.
+        models: of the process.
         prompts: a shard of responses, or of prompts where the algorithm learns from demonstrations alone.
         matrices: what the oracle said of the responses; None: it was not asked, and all of them are taken.
     """
     from sppo import algorithms
 
-    recipe = engines.recipe
+    recipe = models.recipe
     algorithm = algorithms.load(recipe.algorithm)
     found = []
     preferences = {} if matrices is None else {row["prompt_id"]: row["matrix"] for row in read_rows(matrices)}
     for row in read_rows(prompts):
-        usable, log_partition = _usable(engines, row), 0.0
+        usable, log_partition = _usable(models, row), 0.0
         rates: Sequence[float | None] = [None] * len(row.get("responses", []))
         if matrices is not None:
             against_all = winrates.win_rates(np.array(preferences[row["prompt_id"]]))
@@ -234,7 +232,7 @@ def selected(engines: Engines, prompts: Path, matrices: Path | None = None) -> l
             for k, ids in usable.items()
         ]
         if recipe.algorithm.demonstrations:
-            demonstrated = _demonstrated(engines, row)
+            demonstrated = _demonstrated(models, row)
             whole = demonstrated and (responses or not recipe.algorithm.samples)
             responses = [*responses, *demonstrated] if whole else []
         found.append(
@@ -251,26 +249,26 @@ def selected(engines: Engines, prompts: Path, matrices: Path | None = None) -> l
     return found
 
 
-def _usable(engines: Engines, row: dict[str, Any]) -> dict[int, list[int]]:
+def _usable(models: Models, row: dict[str, Any]) -> dict[int, list[int]]:
     """The token ids of the responses that may be trained on, by their number among the K."""
     usable = {}
     for number, response in enumerate(row.get("responses", [])):
-        ids = _fitting(engines, row, response["token_ids"], cut=response["finish_reason"] == "length")
+        ids = _fitting(models, row, response["token_ids"], cut=response["finish_reason"] == "length")
         if ids:
             usable[number] = ids
     return usable
 
 
-def _demonstrated(engines: Engines, row: dict[str, Any]) -> list[dict[str, Any]]:
+def _demonstrated(models: Models, row: dict[str, Any]) -> list[dict[str, Any]]:
     """The prompt's demonstration as a training row's response; none where it is too long to be trained on."""
-    ids = _fitting(engines, row, row["demonstration"]["token_ids"], cut=False)
+    ids = _fitting(models, row, row["demonstration"]["token_ids"], cut=False)
     return [{"k": None, "token_ids": ids, "win_rate": None, "sampler_log_prob": None}] if ids else []
 
 
-def _fitting(engines: Engines, row: dict[str, Any], token_ids: list[int], *, cut: bool) -> list[int]:
+def _fitting(models: Models, row: dict[str, Any], token_ids: list[int], *, cut: bool) -> list[int]:
     """What of a response is trained on: it ends at the limit of tokens, or is left out where it is cut."""
-    room = max(0, engines.training_limit - len(row["prompt_token_ids"]))
-    if (cut or len(token_ids) > room) and engines.recipe.training.truncated_responses == "score_only":
+    room = max(0, models.training_limit - len(row["prompt_token_ids"]))
+    if (cut or len(token_ids) > room) and models.recipe.training.truncated_responses == "score_only":
         return []
     return token_ids[:room]
 
