@@ -11,8 +11,8 @@ from pathlib import Path
 from sppo.arena.ballot import Ballot
 from sppo.arena.matches import Matches
 from sppo.arena.referee import Referee
-from sppo.cli.conversation import policy_of
 from sppo.compare import game as run_games
+from sppo.policy.locate import policy_of
 from sppo.progress import Terminal
 from sppo.rundir.folder import RunError, RunFolder
 

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from sppo.benchmarks.outputs import ENDINGS
-from sppo.cli.conversation import policy_of
 from sppo.policy import load as policies
+from sppo.policy.locate import policy_of
 from sppo.rundir import storage, summary
 from sppo.rundir.folder import RunError
 from sppo.rundir.shards import file_digest, read_shard

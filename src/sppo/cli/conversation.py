@@ -3,31 +3,12 @@
 from pathlib import Path
 
 from sppo import randomness, sampling
-from sppo.policy import adapter as adapters
 from sppo.policy import chat_format
 from sppo.policy import load as policies
-from sppo.policy.chat_format import Message, model_path
+from sppo.policy.chat_format import Message
+from sppo.policy.locate import policy_of
 from sppo.progress import Terminal
 from sppo.recipe import Sampling
-from sppo.rundir import summary
-from sppo.rundir.folder import RunError
-
-
-def policy_of(path: Path) -> Path:
-    """The policy of a run folder (its last accepted one), or the folder itself if it is a policy's.
-
-    Raises:
-        RunError: it is neither.
-    """
-    found = summary.read(path / "summary.json")
-    if found is not None and isinstance(found.get("policy"), str):
-        recorded = Path(found["policy"])
-        moved = path / recorded.parent.name / recorded.name  # the run folder may have been moved since
-        return moved if moved.is_dir() else recorded
-    folder = Path(model_path(str(path)))
-    if (folder / "config.json").is_file() or adapters.is_adapter(folder):
-        return folder
-    raise RunError(f"{path} is neither a run with a finished iteration nor a policy's folder")
 
 
 def converse(

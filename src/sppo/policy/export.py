@@ -5,10 +5,10 @@ import re
 import shutil
 from pathlib import Path
 
-from sppo.cli.conversation import policy_of
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
 from sppo.policy import model_card
+from sppo.policy.locate import policy_of
 from sppo.rundir.folder import RunError, publish_folder
 from sppo.training import copy_tokenizer
 
