@@ -400,6 +400,7 @@ def log_ratios(run: Run) -> dict[str, float]:
     if kept.is_file():
         return json.loads(kept.read_text())
     from sppo.rundir.shards import read_shard
+    from sppo.rundir.tables import ResponsesRow, read_rows
     from sppo.stages.models import Models
 
     models = Models(run.recipe)
@@ -407,12 +408,13 @@ def log_ratios(run: Run) -> dict[str, float]:
     trained = [
         row for path in sorted((home / "training").glob("*.parquet")) for row in read_shard(path).to_pylist()
     ]
-    held_out = [
+    rows = [
         row
         for path in sorted((base / "evaluation").glob("*.parquet"))
-        for row in read_shard(path).to_pylist()
+        for row in read_rows(path, ResponsesRow)
     ]
-    matrices = models.compare(held_out, [[one["text"] for one in row["responses"]] for row in held_out])
+    matrices = models.compare(rows, [row.texts for row in rows])
+    held_out = [row.to_row() for row in rows]
     scores = models.scorer(home / "policy")
     found: dict[str, list[float]] = {}
     for where, rows, before, rates in (
@@ -424,7 +426,15 @@ def log_ratios(run: Run) -> dict[str, float]:
         ),
         ("held-out", held_out, "log_prob", matrices.mean(axis=-1)),
     ):
-        for row, after, of in zip(rows, scores(rows), rates, strict=True):
+        for row, after, of in zip(
+            rows,
+            scores(
+                [row["prompt_token_ids"] for row in rows],
+                [[one["token_ids"] for one in row["responses"]] for row in rows],
+            ),
+            rates,
+            strict=True,
+        ):
             if len(after) < 2 or max(of) == min(of):
                 continue  # a pair with a winner is needed
             for side, index in (("winners", int(np.argmax(of))), ("losers", int(np.argmin(of)))):

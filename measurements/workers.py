@@ -22,15 +22,16 @@ from sppo.recipe import PromptSource, parse
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import table
 from sppo.rundir.tables import PROMPTS
+from sppo.stages.jobs import ShardJob
 from sppo.stages.models import Models
-from sppo.stages.work import Draw, ShardJob
+from sppo.stages.sample import DrawResponses
 
 
 @dataclass(frozen=True)
 class Timed:
     """A work that writes down when each shard was begun and ended, and by whom."""
 
-    inner: Draw
+    inner: DrawResponses
     folder: Path
 
     def __call__(self, models, sources, advance):
@@ -78,7 +79,7 @@ def main() -> None:
             start = number * options.prompts
             shard.write(table(rows[start : start + options.prompts], PROMPTS))
         stage = run.stage("sample", 1, {}, [], folder="responses")
-        work = Timed(Draw(None, 5, ("sample", 1)), Path(name))
+        work = Timed(DrawResponses(None, 5, ("sample", 1)), Path(name))
         job = ShardJob(
             "sample",
             "responses",

@@ -178,7 +178,7 @@ def test_nothing_is_imported_in_a_circle():
         "from sppo import recipe; recipe.load('recipes/quickstart.yaml')",
         "import sppo.policy.chat_format, sppo.prompts, sppo.policy.load, sppo.rundir.folder, sppo.oracle, sppo.sampling, sppo.training",
         "from sppo import oracle; oracle.load({'type': 'panel'}).compare(['Tell me about a fox.'], [['a', 'b']])",
-        "import sppo.stages.all, sppo.selfplay, sppo.rundir.summary, sppo.dry_run, sppo.cli.conversation",
+        "import sppo.stages.single, sppo.selfplay, sppo.rundir.summary, sppo.dry_run, sppo.cli.conversation",
     ],
 )
 def test_loading_a_recipe_or_the_commands_imports_nothing_heavy(statement):

@@ -14,7 +14,10 @@ from sppo.progress import Terminal
 from sppo.recipe import parse
 from sppo.rundir.folder import RunFolder
 from sppo.sampling import Response
-from sppo.stages.all import Stages
+from sppo.executors.local import Local
+from sppo.stages.prompts import Prompts
+from sppo.stages.run import Run
+from sppo.stages.sample import Sample
 
 class Instant:
     def close(self):
@@ -38,7 +41,7 @@ recipe = parse({
     "sampling": {"k": 5, "max_new_tokens": 300},
     "oracle": {"type": "panel"},
 })
-stages = Stages(recipe, RunFolder(folder / "run"), Terminal(Console(file=open(os.devnull, "w"))))
+run = Run(recipe, RunFolder(folder / "run"), Terminal(Console(file=open(os.devnull, "w"))), Local(recipe))
 import torch, transformers
 
 # Not getrusage: its peak is also that of the process that started this one.
@@ -46,7 +49,9 @@ def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
 
 before = peak()
-stages.sample(1, stages.base)
+prompts = Prompts(run, 1)
+prompts.make()
+Sample(run, 1, prompts, run.base).make()
 record = json.loads((folder / "run" / "iter-1" / "sample.json").read_text())
 print(json.dumps({"before": before, "peak": peak(), "responses": record["responses_drawn"]}))
 """

@@ -13,11 +13,12 @@ import yaml
 from small_runs import SMALL, digests, play, rows, small
 
 from sppo import randomness, selfplay
+from sppo.executors.local import Local
 from sppo.policy.chat_format import ChatError
 from sppo.progress import Terminal
 from sppo.recipe import load, parse
 from sppo.rundir.folder import RunFolder, StaleRun
-from sppo.stages.all import Stages
+from sppo.stages.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -458,9 +459,10 @@ def test_a_changed_folder_of_prompts_is_noticed(tmp_path):
 def test_responses_that_leave_no_room_for_a_prompt_are_refused(tmp_path, changes, said):
     recipe = small(sampling=changes)
     with pytest.raises(ChatError, match=f"sampling.max_new_tokens: {said}"):
-        _ = Stages(recipe, RunFolder(tmp_path), Terminal()).prompt_limit
+        _ = Run(recipe, RunFolder(tmp_path), Terminal(), Local(recipe)).prompt_limit
 
 
 def test_a_prompt_has_the_room_that_the_engine_leaves(tmp_path):
     of = {"engine": "vllm", "engine_args": {"max_model_len": 100}, "max_new_tokens": 40}
-    assert Stages(small(sampling=of), RunFolder(tmp_path), Terminal()).prompt_limit == 60
+    recipe = small(sampling=of)
+    assert Run(recipe, RunFolder(tmp_path), Terminal(), Local(recipe)).prompt_limit == 60

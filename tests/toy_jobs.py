@@ -12,7 +12,7 @@ from sppo.recipe import parse
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import table
 from sppo.rundir.tables import PREFERENCES
-from sppo.stages.work import ShardJob
+from sppo.stages.jobs import ShardJob
 
 SHARDS = 6
 RECIPE = {

@@ -15,6 +15,7 @@ from sppo.progress import Terminal
 from sppo.recipe import parse
 from sppo.rundir.folder import RunError, RunFolder, StaleRun
 from sppo.stages.models import Models
+from sppo.stages.single import run_stage
 from sppo.training import examples
 
 PROMPTS = {
@@ -75,7 +76,7 @@ def test_what_an_algorithm_has_no_use_for_has_no_stage(spin):
             RunError, match="algorithm spin learns from demonstrations: there is no annotate stage"
         ),
     ):
-        selfplay.run_stage(recipe, RunFolder(spin[0]), Terminal(Console(file=nowhere)), "annotate", 1)
+        run_stage(recipe, RunFolder(spin[0]), Terminal(Console(file=nowhere)), "annotate", 1)
 
 
 def test_fine_tuning_draws_nothing_to_learn_from_and_is_judged_by_the_oracle_there_is(tmp_path):
@@ -117,7 +118,14 @@ def test_reference_policies_are_scored_by_the_trainers_code_and_kept_with_their_
             assert response["reference_log_probs"] == [response["opponent_log_prob"]] * 2
             assert response["reward"] is None
     assert second[0]["opponent"] != base
-    by_base = [values for start in (0, 4) for values in models.scorer(None)(second[start : start + 4])]
+    by_base = [
+        values
+        for start in (0, 4)
+        for values in models.scorer(None)(
+            [row["prompt_token_ids"] for row in second[start : start + 4]],
+            [[one["token_ids"] for one in row["responses"]] for row in second[start : start + 4]],
+        )
+    ]
     for row, expected in zip(second, by_base, strict=True):
         assert row["reference_policies"] == [base, row["opponent"], base]
         for response, value in zip(row["responses"], expected, strict=True):
@@ -157,7 +165,7 @@ def test_as_few_models_are_loaded_as_can_be(monkeypatch):
     monkeypatch.setattr(models, "_load_scorer", lambda policy: loaded.append(policy) or (lambda rows: []))
     other = Path("other")
     for _ in range(3):  # shards
-        for policy in models.scorers_at_hand([other, None, other]):
+        for policy in models.in_loading_order([other, None, other]):
             models.scorer(policy)
     assert loaded == [other, models.base, other, models.base][: len(loaded)]
     assert len(loaded) == 4

@@ -19,8 +19,9 @@ from sppo.recipe import RecipeError
 from sppo.rundir.folder import RunError, RunFolder
 from sppo.rundir.shards import read_shard, table
 from sppo.rundir.tables import PROMPTS
+from sppo.stages.jobs import ShardJob
 from sppo.stages.models import Models
-from sppo.stages.work import Draw, ShardJob
+from sppo.stages.sample import DrawResponses
 
 
 def test_shards_are_shared_out_and_progress_is_counted_once(tmp_path):
@@ -127,7 +128,7 @@ def test_responses_do_not_depend_on_the_number_of_workers(tmp_path):
             "sample",
             "responses",
             "sample",
-            Draw(None, 3, ("sample", 1)),
+            DrawResponses(None, 3, ("sample", 1)),
             stage.plan_shards([[shard.path] for shard in planned]),
             [3, 3, 3],
         )

@@ -33,15 +33,15 @@ def test_every_cell_is_a_recipe_and_every_setting_a_folder_of_its_own(tmp_path):
 def test_what_the_oracles_of_sums_learn_from_is_not_what_judges_them():
     recipe = parse(claims.Setting(oracle="majority_sums").recipe(0, 1))
     assert recipe.oracle.function == "paper_claims_oracles:majority_sums"
-    assert recipe.evaluation.judge.function == "paper_claims_oracles:majority"
-    assert parse(claims.Setting(oracle="majority").recipe(0, 1)).evaluation.judge is None
+    assert recipe.evaluation.oracle.function == "paper_claims_oracles:majority"
+    assert parse(claims.Setting(oracle="majority").recipe(0, 1)).evaluation.oracle is None
 
 
 def test_what_stands_around_the_panel_is_judged_by_the_panel():
     for name in claims.AROUND:
         recipe = parse(claims.Setting(oracle=name).recipe(0, 1))
         assert recipe.oracle.type == name
-        assert recipe.oracle.oracle == recipe.evaluation.judge == parse(claims.DEFAULT.recipe(0, 1)).oracle
+        assert recipe.oracle.oracle == recipe.evaluation.oracle == parse(claims.DEFAULT.recipe(0, 1)).oracle
 
 
 def test_oracles_answer_with_preferences_and_sums_do_not_go_round():

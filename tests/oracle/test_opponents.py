@@ -18,6 +18,7 @@ from sppo.oracle.opponents import opponents
 from sppo.oracle.panel import Panel
 from sppo.progress import Terminal
 from sppo.rundir.folder import RunError, RunFolder
+from sppo.stages.single import run_stage
 from sppo.winrates import win_rates
 
 
@@ -185,7 +186,7 @@ def test_the_draw_does_not_depend_on_shards(finished, tmp_path):
     of = small(shard_prompts=3)
     terminal = Terminal(Console(file=StringIO()))
     for stage in ("sample", "annotate"):
-        selfplay.run_stage(of, RunFolder(tmp_path / "run"), terminal, stage)
+        run_stage(of, RunFolder(tmp_path / "run"), terminal, stage)
     found, expected = (
         {row["prompt_id"]: np.isnan(row["matrix"]).tolist() for row in rows(run / "iter-1" / "preferences")}
         for run in (tmp_path / "run", folder)

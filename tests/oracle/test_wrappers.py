@@ -8,9 +8,8 @@ from sppo import oracle
 from sppo.oracle import CheckedOracle
 from sppo.oracle.wrappers import fit_penalty, length_controlled, length_matched, near_tie, wrap
 from sppo.recipe import RecipeError, parse_oracle
-from sppo.rundir.shards import table
-from sppo.rundir.tables import PREFERENCES
-from sppo.stages.work import preference_rows
+from sppo.rundir.tables import PreferencesRow, to_table
+from sppo.stages.annotate import preference_rows
 
 PANEL = {"type": "panel"}
 TEXTS = [["A fox.", "A fox is a wild animal. It has a bushy tail.", "", "I do not know."]] * 2
@@ -156,8 +155,8 @@ def test_wrappers_stand_around_wrappers_and_in_panels():
 
 def test_the_parts_stand_in_the_preferences_of_a_run():
     found = oracle.load({"type": "near_tie", "delta": 0.2, "oracle": PANEL}).explain(PROMPTS, TEXTS)
-    rows = preference_rows([{"prompt_id": "a"}, {"prompt_id": "b"}], found)
-    back = table(rows, PREFERENCES).to_pylist()
+    rows = preference_rows(["a", "b"], found)
+    back = to_table(rows, PreferencesRow).to_pylist()
     assert [row["prompt_id"] for row in back] == ["a", "b"]
     for number, row in enumerate(back):
         np.testing.assert_array_equal(row["matrix"], found.matrix[number])

@@ -234,7 +234,7 @@ def _best(
         home,
         "draws",
         models.recipe.needed_oracle("the best of n"),
-        models.prompt_texts(rows),
+        models.prompt_texts([row["messages"] for row in rows]),
         texts,
         upstream,
         terminal,

@@ -146,9 +146,9 @@ def _stage_command(name: Any, summary: str) -> Callable[..., None]:
         values, folder = _open(run, run_dir, set_)
         if iteration is not None and iteration > values.iterations:
             raise RunError(f"--iteration {iteration}: the recipe has {values.iterations} iterations")
-        from sppo import selfplay
+        from sppo.stages.single import run_stage
 
-        selfplay.run_stage(values, folder, Terminal(), name, iteration, redo_stale=redo_stale)
+        run_stage(values, folder, Terminal(), name, iteration, redo_stale=redo_stale)
 
     command.__doc__ = summary
     return command

@@ -25,6 +25,7 @@ from sppo.game import solve
 from sppo.progress import Advance, Terminal
 from sppo.rundir import summary
 from sppo.rundir.folder import RunError, read_json
+from sppo.rundir.tables import ResponsesRow
 from sppo.stages.models import Models
 from sppo.winrates import Array
 
@@ -198,16 +199,17 @@ def _games(
         (read_json(run.folder.iteration(number) / "evaluation.json") or {})["fingerprint"]
         for run, number in [(first, 0), *zip(runs, last, strict=True)]
     ]
-    config = first.recipe.needed_judge("a comparison")
+    config = first.recipe.needed_held_out_oracle("a comparison")
     settings = {"oracle": oracles.identity(config), "policies": list(names)}
     found = parts.part(home, f"head to head, seed {first.seed}", "games", settings, of_evaluations)
     models = Models(first.recipe)
 
     def work(part: range, advance: Advance) -> list[dict[str, Any]]:
         rows = [answers[0][index] for index in part]
+        prompts = [ResponsesRow.from_row(row) for row in rows]
         payoff = head_to_head.games(
-            lambda _, texts: models.compare(rows, texts, by_judge=True),
-            models.prompt_texts(rows, by_judge=True),
+            lambda _, texts: models.compare(prompts, texts, held_out=True),
+            [row.prompt_id for row in prompts],
             [[[response["text"] for response in of[index]["responses"]] for index in part] for of in answers],
         ).payoff
         advance(len(rows))

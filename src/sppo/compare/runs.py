@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from sppo import selfplay
+from sppo.executors.local import Local
 from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in, load
 from sppo.rundir.folder import RunFolder, StageFolder
-from sppo.selfplay import GuardStop, turns
-from sppo.stages.all import HELD_OUT, Stages
+from sppo.selfplay import GuardStop
+from sppo.stages.evaluate import evaluate_base
+from sppo.stages.iterations import iterations
+from sppo.stages.prompts import all_prompts
+from sppo.stages.run import Run as OpenedRun
+from sppo.stages.stage import Stage
 
 OWN = ("algorithm", "selection", "training")
 """Sections of the recipe that entries may differ in; prompts, oracle, policy and sampling are the comparison's."""
@@ -119,8 +124,10 @@ def _recipe(path: Path, side: Entry, common: Mapping[str, Any]) -> Recipe:
         found = load(path, values)
     except RecipeError as error:
         raise RecipeError(f"{side.name}: {error}") from None
-    if found.oracle is None and found.evaluation.judge is None:
-        raise RecipeError(f"{side.name}: a comparison needs an oracle, or an evaluation.judge, to compare by")
+    if found.oracle is None and found.evaluation.oracle is None:
+        raise RecipeError(
+            f"{side.name}: a comparison needs an oracle, or an evaluation.oracle, to compare by"
+        )
     return found
 
 
@@ -152,12 +159,11 @@ def share(run: Run, donors: Iterable[Run], terminal: Terminal) -> list[StageFold
     """Take over the stages up to the first iteration's training that another run has computed from the same."""
     taken = []
     with run.folder.locked():
-        stages = Stages(run.recipe, run.folder, terminal)
-        first = next(turns(stages)).stages  # some algorithms have fewer of them
-        shared = [stages.prompts_stage(number) for number in range(run.recipe.iterations + 1)]
-        shared += [stages.evaluate_stage(HELD_OUT, stages.base, stages.base)]
-        shared += [first[name] for name in ("sample", "annotate", "select") if name in first]
-        waiting = [stage for stage in shared if not stage.is_done()]
+        opened = OpenedRun(run.recipe, run.folder, terminal, Local(run.recipe))
+        first = next(iterations(opened))
+        shared: list[Stage] = [*all_prompts(opened), evaluate_base(opened)]
+        shared += [stage for stage in (first.sample, first.annotate, first.select) if stage is not None]
+        waiting = [files for stage in shared for files in stage.all_files() if not files.is_done()]
         for donor in donors:
             for stage in list(waiting):
                 if stage.adopt(run.folder, donor.folder):

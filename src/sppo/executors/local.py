@@ -1,12 +1,12 @@
 """Where the shards of a stage are computed: here, in worker processes of this machine, or on a cluster.
 
-The stages hand over jobs (:class:`sppo.stages.work.ShardJob`) and training; what an executor does with them moves no
+The stages hand over jobs (:class:`sppo.stages.jobs.ShardJob`) and training; what an executor does with them moves no
 result. :class:`Local` is this machine; :mod:`sppo.executors.ray` is Ray.
 """
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, get_args
 
 from sppo.progress import Terminal
 from sppo.recipe import (
@@ -20,8 +20,8 @@ from sppo.recipe import (
     Recipe,
     RecipeError,
 )
+from sppo.stages.jobs import Advance, Kind, ShardJob
 from sppo.stages.models import Models
-from sppo.stages.work import Advance, Kind, ShardJob
 from sppo.training import TrainingJob
 
 
@@ -81,7 +81,7 @@ class Local:
         Raises:
             RecipeError: more workers than the GPUs of this machine allow.
         """
-        for kind in ("sample", "annotate", "select"):
+        for kind in get_args(Kind):
             self.workers(kind)
 
     def workers(self, kind: Kind) -> int:

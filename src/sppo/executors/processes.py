@@ -20,8 +20,8 @@ from typing import Any
 
 from sppo.recipe import Recipe
 from sppo.rundir.folder import RunError
+from sppo.stages.jobs import Advance, ShardJob
 from sppo.stages.models import Models
-from sppo.stages.work import Advance, ShardJob
 
 ATTEMPTS = 2
 """How often a shard is begun before its workers' deaths are an error."""

@@ -14,15 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sppo.executors.local import computes_with_a_model, count_workers, devices_of_an_engine, missing_shards
 from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in
 from sppo.rundir import storage
 from sppo.rundir.folder import RunError, write_text
+from sppo.stages.jobs import Advance, Kind, ShardJob
 from sppo.stages.models import Models
-from sppo.stages.work import Advance, Kind, ShardJob
 from sppo.training import TrainingJob
 
 RETRIES = 1
@@ -88,7 +88,7 @@ class RayCluster:
         Raises:
             ClusterError: a node does not see the run folder, or there are fewer devices than the recipe asks for.
         """
-        for kind in ("sample", "annotate", "select"):
+        for kind in get_args(Kind):
             self._workers(kind)
         self.training_devices()
         self.place.mark()

@@ -43,7 +43,7 @@ def of_run(run: Path, iteration: int | None, limit: int) -> Material:
         if rows:
             rows = rows[:limit]
             texts = [[response["text"] for response in row["responses"]] for row in rows]
-            return Material(models.prompt_texts(rows), texts)
+            return Material(models.prompt_texts([row["messages"] for row in rows]), texts)
     which = "" if iteration is None else f" in iteration {iteration}"
     raise RunError(
         f"{run}: nothing has been sampled{which}; run `sppo sample` first, or give --responses FILE"

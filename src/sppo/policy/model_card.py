@@ -59,7 +59,7 @@ def _run_of(policy: Path) -> RunFigures | None:
 
 
 def _judge(recipe: Recipe) -> str:
-    judge, oracle = recipe.evaluation.judge, recipe.oracle
+    judge, oracle = recipe.evaluation.oracle, recipe.oracle
     if judge is not None:
         return f"a held-out {judge.type}"
     return "no oracle" if oracle is None else f"the {oracle.type} oracle of its training"

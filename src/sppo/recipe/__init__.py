@@ -52,6 +52,7 @@ from sppo.recipe.oracles import (
     RewardModelOracle,
 )
 from sppo.recipe.presets import PRESETS
+from sppo.recipe.renamed import current_key, with_current_keys
 from sppo.recipe.sampling import Sampling
 from sppo.recipe.section import RecipeError, Section
 from sppo.recipe.training import Lora, Training
@@ -213,13 +214,13 @@ class Recipe(Section):
             raise RecipeError(f"oracle: missing; {purpose} needs one")
         return self.oracle
 
-    def needed_judge(self, purpose: str) -> OracleConfig:
-        """What policies are compared by: `evaluation.judge`, which training does not learn from, or else the oracle.
+    def needed_held_out_oracle(self, purpose: str) -> OracleConfig:
+        """The oracle that policies are compared by: `evaluation.oracle`, or else the one that they learn from.
 
         Raises:
             RecipeError: there is neither.
         """
-        return self.evaluation.judge or self.needed_oracle(purpose)
+        return self.evaluation.oracle or self.needed_oracle(purpose)
 
 
 def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -345,9 +346,10 @@ def dump(recipe: Recipe) -> str:
 
 
 def _overridden(mapping: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    merged = dict(mapping)
+    merged = with_current_keys(mapping)
     for dotted, value in (overrides or {}).items():
-        merged = _merge(merged, _nested(dotted, value))
+        nested = with_current_keys(_nested(current_key(dotted), value))
+        merged = _merge(merged, nested)
     return merged
 
 

@@ -14,9 +14,9 @@ class Evaluation(Section):
     responses: int = Field(4, ge=1, description="per prompt and policy")
     confidence: float = Field(0.95, gt=0, lt=1)
     resamples: int = Field(2000, ge=100, description="of the bootstrap over prompts")
-    judge: OracleConfig | None = Field(
+    oracle: OracleConfig | None = Field(
         None,
-        description="a second oracle, held out: win rates are its own, and those of `oracle` stand beside them",
+        description="a held-out oracle: win rates are its own, and those of the recipe's `oracle` stand beside them",
     )
 
 

@@ -62,7 +62,8 @@ class Training(Section):
         " ZeRO-3; None: each device holds all of them (DDP)",
     )
     truncated_responses: Literal["score_only", "train"] = Field(
-        "score_only", description="responses cut at max_new_tokens: scored but not trained on, or trained on"
+        "score_only",
+        description="responses truncated at max_new_tokens: scored but not trained on, or trained on",
     )
     max_tokens: int | None = Field(
         None,
@@ -91,8 +92,8 @@ class Training(Section):
         """The settings for so many devices; over one, nothing is sharded."""
         return self.model_copy(update={"devices": count, "sharding": self.sharding if count > 1 else None})
 
-    def decisive(self) -> dict[str, Any]:
-        """The values that a training's result depends on."""
+    def result_settings(self) -> dict[str, Any]:
+        """The values that the result of training depends on."""
         return self.model_dump(exclude={"logging_steps", "checkpoint_steps"})
 
     @field_validator("devices", "checkpoint_steps")

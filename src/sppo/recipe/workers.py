@@ -18,6 +18,9 @@ class Workers(Section):
         "auto", description="auto: as sample for an oracle with a model, one for any other"
     )
     select: int | Literal["auto"] = Field("auto", description="auto: as sample; for the opponent's pass")
+    evaluate: int | Literal["auto"] = Field(
+        "auto", description="auto: as sample; for comparisons with the base and the previous policy"
+    )
 
     @field_validator("*")
     @classmethod

@@ -101,7 +101,7 @@ def compare_all(run: RunFigures) -> None:
         raise RunError(f"{run.path}: its recipe cannot be read, so its oracle cannot be asked")
     if _known(run) is not None:
         return
-    judge = run.recipe.evaluation.judge
+    judge = run.recipe.evaluation.oracle
     judging = run_games.oracle_of(run.path) if judge is None else oracle.load(judge.model_dump())
     found, payoff, _, _ = run_games.policies([run.path], judging.compare)
     of = run.recipe.evaluation

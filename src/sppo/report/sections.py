@@ -62,7 +62,7 @@ def win_rates(run: RunFigures, prefix: str) -> Section | None:
     found = {name: _intervals(run.evaluated, name, label) for name, label in names.items()}
     if not any(line.x for line in found.values()):
         return None
-    judge = None if run.recipe is None else run.recipe.evaluation.judge
+    judge = None if run.recipe is None else run.recipe.evaluation.oracle
     by = "the run's oracle" if judge is None else f"the held-out judge ({judge.type})"
     rows = [
         [

@@ -1,8 +1,8 @@
-"""One run's folder: stages, shards, fingerprints, atomic publication and resume.
+"""The folder of a run: stages, shards, fingerprints, atomic publication and resume.
 
-A stage is done when its record names every shard and the fingerprint of what it was computed from. A
-fingerprint covers the stage's settings and the fingerprints of the stages that it reads, so that a changed
-recipe shows which stages it makes stale, down the chain, before anything is computed.
+A stage is done when its record names every shard and the fingerprint of what it was computed from. A fingerprint
+covers the stage's settings and the fingerprints of the stages that it reads, so a changed recipe shows which stages
+become stale, down the chain, before anything is computed.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from sppo.rundir.shards import (
     write_shard,
 )
 
-FORMAT = 1
-"""Raised whenever the meaning of what is stored changes: older runs are then stale, not misread."""
+FORMAT = 2
+"""Raised whenever the meaning of what is stored changes, so that older runs are told apart and not misread."""
 
 
 class RunError(ValueError):
@@ -40,7 +41,7 @@ class RunError(ValueError):
 
 
 class StaleRun(RunError):
-    """A run folder whose stages were computed from something else than this recipe."""
+    """A run folder whose stages were computed from a different recipe or from different inputs."""
 
 
 def fingerprint(stage: str, settings: Mapping[str, Any], upstream: Sequence[str]) -> str:
@@ -114,9 +115,9 @@ class StageFolder:
         """For messages."""
         return f"iteration {self.iteration}: {self.name}"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Of what it must have been computed from."""
+        """The fingerprint of what the stage must have been computed from."""
         return fingerprint(self.name, self.settings, self.upstream)
 
     def shard(self, number: int) -> Path:
@@ -138,8 +139,13 @@ class StageFolder:
             raise RunError(f"{self.title} is not done; run it first")
         return found
 
+    def is_of_another_format(self) -> bool:
+        """Whether an earlier or a later version of this program has made what lies there."""
+        record = read_json(self.record)
+        return record is not None and record.get("format", 1) != FORMAT
+
     def is_stale(self) -> bool:
-        """Whether something lies there that was computed from something else."""
+        """Whether what lies there was computed from a different recipe or from different inputs."""
         found = read_json(self.record)
         if found is not None:
             return bool(found.get("fingerprint") != self.fingerprint)
@@ -238,6 +244,7 @@ class StageFolder:
         write_json(
             self.record,
             {
+                "format": FORMAT,
                 "stage": self.name,
                 "iteration": self.iteration,
                 "fingerprint": self.fingerprint,

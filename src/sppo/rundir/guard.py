@@ -3,9 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from sppo.progress import Terminal
 from sppo.recipe import Guard
+from sppo.rundir import storage
+
+
+class GuardStop(RuntimeError):
+    """The guard has stopped the run; everything computed so far is kept."""
 
 
 def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -> list[str]:
@@ -39,7 +46,7 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
     cut = measures["truncated_share"]
     if cut - base["truncated_share"] > guard.max_truncated_rise:
         found.append(
-            f"it does not end: {cut:.0%} of its responses are cut at the limit, the base's {base['truncated_share']:.0%};"
+            f"it does not end: {cut:.0%} of its responses are truncated at the limit, the base's {base['truncated_share']:.0%};"
             f" a rise of {guard.max_truncated_rise:.0%} is allowed"
         )
     kl = measures["kl_to_base"]
@@ -53,6 +60,34 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
             f" (max_kl_per_token {guard.max_kl_per_token:g}, max_kl {guard.max_kl})"
         )
     return found
+
+
+def enforce(guard: Guard, alarms: Sequence[str], iteration: int, run: Path, terminal: Terminal) -> None:
+    """Say loudly that an iteration has failed, if it has, and do what the recipe says.
+
+    Args:
+        guard: the recipe's section.
+        alarms: what is wrong with the iteration's policy, as :func:`alarms` says it.
+        iteration: its number.
+        run: the run's folder, for the message.
+        terminal: where it is said.
+
+    Raises:
+        GuardStop: the iteration has failed and `guard.on_failure` is stop.
+    """
+    if not alarms:
+        return
+    terminal.say(f"\nWARNING: iteration {iteration} has failed:", "bold red")
+    for reason in alarms:
+        terminal.say(f"  - {reason}", "red")
+    if guard.on_failure == "stop":
+        raise GuardStop(
+            f"stopped after iteration {iteration}: {'; '.join(alarms)}. Everything is kept in {storage.shown(run)}."
+            " Lower training.learning_rate or algorithm.eta and start again in another folder (--run-dir), or go on"
+            " from here with --set guard.on_failure=keep or fall_back"
+        )
+    kept = "it is kept" if guard.on_failure == "keep" else "the run falls back to the previous policy"
+    terminal.say(f"  guard.on_failure is {guard.on_failure}: {kept}\n", "red")
 
 
 GROWTH = 1.5

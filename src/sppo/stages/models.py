@@ -1,46 +1,50 @@
-"""What a process works with: the tokenizer, the oracle, and a policy as sampler or as scorer.
+"""The models that a process holds: the tokenizer, the oracles, and one policy as a sampler or as a scorer.
 
-Each is loaded when first needed, in whichever process that is: the only one there is, a worker, or one of a cluster.
+Each is loaded when it is first needed, in whichever process needs it: the run's own, a worker, or one on a cluster.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool
 
 from sppo import oracle as oracles
-from sppo import randomness
-from sppo.oracle.opponents import opponents
 from sppo.policy import chat_format
 from sppo.policy import load as policies
+from sppo.policy.chat_format import Message
 from sppo.recipe import Recipe
 from sppo.rundir import storage
+from sppo.rundir.tables import PromptRow
 from sppo.sampling import Sampler
 from sppo.winrates import Array
 
-Row = Mapping[str, Any]
-Scorer = Callable[[Sequence[Row]], list[list[float]]]
-"""log pi(y|x) in nats of the responses of each row."""
+
+class Scorer(Protocol):
+    """Computes log-probabilities with the trainer's own code."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[float]]:
+        """log pi(y|x) in nats of the responses to each prompt, all given as token ids."""
+        ...
 
 
 class Models:
     """The models of a recipe.
 
     Args:
-        recipe: what the run is made from.
-        threads: of torch where the recipe does not say; None: its own choice.
+        recipe: the run's recipe.
+        threads: the number of torch's threads where the recipe does not say; None: torch's own choice.
     """
 
     def __init__(self, recipe: Recipe, threads: int | None = None) -> None:
         self.recipe = recipe
         self._threads = recipe.cpu_threads or threads
         self._policy: tuple[str, Path | None, Any] | None = None
-        if recipe.cpu_threads is not None:  # at once: training in this process goes by it as well
-            self._limit_threads()
 
     @cached_property
     def base(self) -> Path:
@@ -62,17 +66,17 @@ class Models:
 
     @cached_property
     def context(self) -> int:
-        """The most tokens that the policy holds."""
+        """The longest sequence that the policy takes, in tokens."""
         return policies.context_length(self.base, self.recipe.policy.trust_remote_code)
 
     @cached_property
     def sampling_limit(self) -> int:
-        """The most tokens of prompt and response that the sampler holds."""
+        """The longest prompt and response together that the sampler takes, in tokens."""
         return min(self.context, self.recipe.sampling.engine_context or self.context)
 
     @cached_property
     def training_limit(self) -> int:
-        """The most tokens of prompt and response that are trained on."""
+        """The longest prompt and response together that are trained on, in tokens."""
         return min(self.context, self.recipe.training.max_tokens or self.context)
 
     # A policy's weights: one at a time, as a sampler or as a scorer.
@@ -87,12 +91,12 @@ class Models:
         found: Scorer = self._held("scorer", policy, self._load_scorer)
         return found
 
-    def scorers_at_hand(self, policies: Sequence[Path | None]) -> list[Path | None]:
-        """The policies, without repeats, in an order that loads as few of them as scorers as can be."""
+    def in_loading_order(self, policies: Sequence[Path | None]) -> list[Path | None]:
+        """The distinct policies, the one that is loaded as a scorer already first, so that it is not loaded again."""
         return sorted(dict.fromkeys(policies), key=lambda policy: self._holds("scorer", policy), reverse=True)
 
     def release(self) -> None:
-        """Let go of the policy's weights, and of the memory that they took."""
+        """Unload the policy and free the memory that its weights took."""
         if self._policy is not None and self._policy[0] == "sampler":
             self._policy[2].close()
         self._policy = None
@@ -100,7 +104,7 @@ class Models:
     def _held(self, use: str, policy: Path | None, load: Callable[[Path], Any]) -> Any:
         if not self._holds(use, policy):
             self.release()
-            self._limit_threads()
+            self.limit_threads()
             if policy is not None:
                 storage.fetch(policy)
             self._policy = (use, policy, load(policy or self.base))
@@ -110,7 +114,8 @@ class Models:
     def _holds(self, use: str, policy: Path | None) -> bool:
         return self._policy is not None and self._policy[:2] == (use, policy)
 
-    def _limit_threads(self) -> None:
+    def limit_threads(self) -> None:
+        """Give torch in this process as many threads as the recipe, or else the caller, says."""
         if self._threads is not None:
             import torch
 
@@ -142,72 +147,77 @@ class Models:
             trust_remote_code=of.trust_remote_code,
             quantization=of.quantization,
         )
-        found = capabilities(model)  # measured once, not for every shard
+        measured = capabilities(model)  # measured once, not for every shard
 
-        def score(rows: Sequence[Row]) -> list[list[float]]:
+        def score(
+            prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]
+        ) -> list[list[float]]:
             trees = [
-                Tree(row["prompt_token_ids"], [response["token_ids"] for response in row["responses"]])
-                for row in rows
+                Tree(list(prompt), [list(token_ids) for token_ids in of_prompt])
+                for prompt, of_prompt in zip(prompts, responses, strict=True)
             ]
             return log_probs(
                 model,
                 trees,
                 pack_tokens=training.pack_tokens,
                 mixed_precision=training.mixed_precision,
-                found=found,
+                found=measured,
             )
 
         return score
 
-    # The oracle.
+    # The oracles.
 
     @cached_property
     def oracle(self) -> oracles.CheckedOracle:
-        """P(y > y' | x).
+        """P(y > y' | x), the oracle that the policy learns from.
 
         Raises:
             RecipeError: the recipe has none.
         """
-        found = oracles.load(self.recipe.needed_oracle("comparing responses").model_dump())
+        loaded = oracles.load(self.recipe.needed_oracle("comparing responses").model_dump())
         if "torch" in sys.modules:  # an oracle with a model has loaded it
-            self._limit_threads()
-        return found
+            self.limit_threads()
+        return loaded
 
     @cached_property
-    def judge(self) -> oracles.CheckedOracle | None:
-        """The held-out oracle, whose win rates say how good a policy is; None: there is none."""
-        config = self.recipe.evaluation.judge
-        return None if config is None else oracles.load(config.model_dump())
+    def held_out_oracle(self) -> oracles.CheckedOracle:
+        """The oracle that policies are compared by: `evaluation.oracle`, or else the one that they learn from."""
+        config = self.recipe.evaluation.oracle
+        return self.oracle if config is None else oracles.load(config.model_dump())
 
     def compare(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[PromptRow],
         texts: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"] | None = None,
         *,
-        by_judge: bool = False,
+        held_out: bool = False,
     ) -> Array:
-        """The oracle's matrices for texts that answer the rows' prompts; an error names the prompt.
+        """The oracle's preference matrices for responses to the rows' prompts.
 
         Args:
-            rows: of the prompts.
-            texts: K for each.
-            wanted: the pairs that are compared, the others being NaN; None: all.
-            by_judge: ask the held-out oracle.
-        """
-        return self.explain(rows, texts, wanted, by_judge=by_judge).matrix
+            rows: the prompts.
+            texts: K responses for each prompt.
+            wanted: which pairs are compared, the others being NaN; None: all.
+            held_out: ask the held-out oracle.
 
-    def explain(
+        Raises:
+            OracleError: the oracle fails or its answer is no preference matrix; the message names the prompt.
+        """
+        return self.compare_with_components(rows, texts, wanted, held_out=held_out).matrix
+
+    def compare_with_components(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[PromptRow],
         texts: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"] | None = None,
         *,
-        by_judge: bool = False,
+        held_out: bool = False,
     ) -> oracles.Comparison:
-        """As `compare`, with the answers that the oracle's was made of where all pairs are compared."""
-        oracle = (self.judge if by_judge else None) or self.oracle
-        prompts = self.prompt_texts(rows, by_judge=by_judge)
+        """Like `compare`, but also returns each component oracle's matrices where all pairs are compared."""
+        oracle = self.held_out_oracle if held_out else self.oracle
+        prompts = self.prompt_texts([row.messages for row in rows], held_out=held_out)
         try:
             if wanted is None:
                 return oracle.explain(prompts, texts)
@@ -215,19 +225,13 @@ class Models:
         except oracles.OracleError as error:
             if error.prompt_index is None:
                 raise
-            raise oracles.OracleError(f"prompt {rows[error.prompt_index]['prompt_id']!r}: {error}") from error
+            raise oracles.OracleError(f"prompt {rows[error.prompt_index].prompt_id!r}: {error}") from error
 
-    def opponents(self, rows: Sequence[Row]) -> Bool[np.ndarray[Any, Any], "prompts K K"] | None:
-        """Which pairs of the K responses to each prompt the recipe has compared; None: all."""
-        m, k = getattr(self.recipe.oracle, "opponents", None), self.recipe.sampling.k
-        if m is None or m >= k - 1:
-            return None
-        keys = (("opponents", self.recipe.seed, row["prompt_id"]) for row in rows)
-        return np.stack([opponents(k, m, randomness.generator(*key)) for key in keys])
-
-    def prompt_texts(self, rows: Sequence[Row], *, by_judge: bool = False) -> list[str]:
-        """The rows' prompts as the oracle is to see them, or the held-out one."""
-        needed = self.recipe.needed_judge if by_judge else self.recipe.needed_oracle
+    def prompt_texts(
+        self, conversations: Sequence[Sequence[Message]], *, held_out: bool = False
+    ) -> list[str]:
+        """The prompts as the oracle, or the held-out oracle, is to see them."""
+        needed = self.recipe.needed_held_out_oracle if held_out else self.recipe.needed_oracle
         if needed("comparing responses").text == "chat":
-            return [self.chat.text(row["messages"]) for row in rows]
-        return [chat_format.plain_text(row["messages"]) for row in rows]
+            return [self.chat.text(messages) for messages in conversations]
+        return [chat_format.plain_text(messages) for messages in conversations]

@@ -57,7 +57,7 @@ def identity(job: TrainingJob) -> str:
     values["shards"] = [file_digest(Path(shard)) for shard in job.shards]
     devices = job.settings.devices  # a number is the run's own, which may span machines
     count = processes(job.settings) if devices == "auto" else devices
-    values["settings"] = job.settings.decisive() | {"devices": count}
+    values["settings"] = job.settings.result_settings() | {"devices": count}
     return hashlib.sha256(json.dumps([FORMAT, values], sort_keys=True).encode()).hexdigest()
 
 

@@ -1,0 +1,38 @@
+"""Keys of recipes that were renamed: the old ones are still read, so that older recipes keep working."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sppo.recipe.section import RecipeError
+
+RENAMED = {
+    "evaluation.judge": "evaluation.oracle",
+    "guard.max_cut_rise": "guard.max_truncated_rise",
+    "training.cut_responses": "training.truncated_responses",
+}
+"""Dotted keys as they were, and as they are."""
+
+
+def current_key(dotted: str) -> str:
+    """The present name of a dotted key; keys below a renamed one follow it."""
+    for old, new in RENAMED.items():
+        if dotted == old or dotted.startswith(f"{old}."):
+            return new + dotted[len(old) :]
+    return dotted
+
+
+def with_current_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's mapping with every old key replaced by its present name.
+
+    Raises:
+        RecipeError: a key is given under both names.
+    """
+    renamed = dict(mapping)
+    for old, new in RENAMED.items():
+        (section, old_key), new_key = old.split("."), new.split(".")[1]
+        values = renamed.get(section)
+        if isinstance(values, Mapping) and old_key in values:
+            if new_key in values:
+                raise RecipeError(f"{old} is the earlier name of {new}, and both are given; remove {old}")
+            renamed[section] = {new_key if key == old_key else key: value for key, value in values.items()}
+    return renamed

@@ -1,0 +1,124 @@
+"""The annotate stage: P(y_i > y_j | x) for every pair of the K responses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool
+
+from sppo import randomness
+from sppo.game import cyclic_triples
+from sppo.oracle import Comparison
+from sppo.oracle.opponents import opponents
+from sppo.rundir.shards import append_line, read_shard
+from sppo.rundir.tables import PreferencesRow, ResponsesRow, read_rows, to_table
+from sppo.stages.jobs import Advance
+from sppo.stages.models import Models
+from sppo.stages.run import Run
+from sppo.stages.sample import Sample
+from sppo.stages.stage import ShardedStage
+
+ORACLE_PROMPTS = 64
+"""The number of prompts in one call of the oracle: a progress bar's step, and what a time limit covers."""
+
+
+@dataclass(frozen=True)
+class CompareResponses:
+    """Asks the oracle about the responses of a shard.
+
+    Attributes:
+        metrics: a file that gets a line of what the oracle counted: truncated texts, requests, tokens.
+    """
+
+    metrics: Path
+
+    def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
+        """The preferences between the responses of the shard."""
+        rows = read_rows(sources[0], ResponsesRow)
+        before: Mapping[str, int] = models.oracle.counts
+        compared: list[PreferencesRow] = []
+        for start in range(0, len(rows), ORACLE_PROMPTS):
+            part = rows[start : start + ORACLE_PROMPTS]
+            wanted = wanted_pairs(models, part)
+            answer = models.compare_with_components(part, [row.texts for row in part], wanted)
+            compared += preference_rows([row.prompt_id for row in part], answer)
+            advance(len(part))
+        counted = {name: count - before.get(name, 0) for name, count in models.oracle.counts.items()}
+        if counted:
+            append_line(self.metrics, {"stage": "annotate", "shard": sources[0].name, "oracle": counted})
+        return to_table(compared, PreferencesRow)
+
+
+def wanted_pairs(
+    models: Models, rows: Sequence[ResponsesRow]
+) -> Bool[np.ndarray[Any, Any], "prompts K K"] | None:
+    """Which pairs of the K responses to each prompt are compared; None: all."""
+    m, k = getattr(models.recipe.oracle, "opponents", None), models.recipe.sampling.k
+    if m is None or m >= k - 1:
+        return None
+    keys = (("opponents", models.recipe.seed, row.prompt_id) for row in rows)
+    return np.stack([opponents(k, m, randomness.generator(*key)) for key in keys])
+
+
+def preference_rows(prompt_ids: Sequence[str], answer: Comparison) -> list[PreferencesRow]:
+    """The rows of the oracle's answer about some prompts."""
+    return [
+        PreferencesRow(prompt_id, matrix, {name: matrices[number] for name, matrices in answer.parts.items()})
+        for number, (prompt_id, matrix) in enumerate(zip(prompt_ids, answer.matrix, strict=True))
+    ]
+
+
+class Annotate(ShardedStage):
+    """What the oracle says of the responses.
+
+    Args:
+        run: the run.
+        iteration: t.
+        sample: the responses.
+    """
+
+    name = "annotate"
+    folder_name = "preferences"
+    kind = "annotate"
+    unit = "prompts"
+
+    def __init__(self, run: Run, iteration: int, sample: Sample) -> None:
+        super().__init__(run, iteration)
+        self.sample = sample
+
+    def settings(self) -> Mapping[str, Any]:
+        """The oracle, and which pairs it is asked about."""
+        oracle = self.run.recipe.needed_oracle("the annotate stage")
+        settings: dict[str, Any] = {"oracle": self.run.oracle_identity}
+        m = getattr(oracle, "opponents", None)
+        if m is not None:
+            settings["opponents"] = [m, self.run.recipe.seed]
+        return settings
+
+    def reads(self) -> Sequence[str]:
+        """The responses."""
+        return (self.sample.fingerprint,)
+
+    def sources(self) -> list[list[Path]]:
+        """A shard of responses for each shard."""
+        return [[self.sample.files.shard(number)] for number in range(len(self.units()))]
+
+    def units(self) -> list[int]:
+        """Prompts of each shard."""
+        return self.sample.prompts.counts()
+
+    def work(self) -> CompareResponses:
+        """Ask the oracle about one shard of responses."""
+        return CompareResponses(self.run.folder.metrics(self.iteration).resolve())
+
+    def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
+        """The share of the triples of responses that are preferred in a circle."""
+        columns = [read_shard(path, columns=["matrix"]) for path in shards]
+        matrices = np.array([matrix for column in columns for matrix in column["matrix"].to_pylist()])
+        # a triple has three pairs: where some were not compared, the share of cycles is not known
+        return {
+            "cyclic_triples": None if np.isnan(matrices).any() else float(cyclic_triples(matrices).mean())
+        }

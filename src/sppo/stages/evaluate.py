@@ -1,0 +1,265 @@
+"""The evaluate stage: pi_{t+1} against the base and against pi_t on the held-out prompts.
+
+It has two parts, both made shard by shard: the policy's responses to the held-out prompts, and their comparison with
+the responses of the base and of pi_t. For the base policy itself (iteration 0) there is nothing to compare.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from sppo import randomness
+from sppo.benchmarks.head_to_head.score import across, interval, win_rates_against
+from sppo.recipe import Recipe
+from sppo.rundir.folder import StageFolder
+from sppo.rundir.tables import EvaluationRow, ResponsesRow, WinRate, read_rows, to_table
+from sppo.stages.annotate import ORACLE_PROMPTS
+from sppo.stages.jobs import Advance
+from sppo.stages.models import Models
+from sppo.stages.prompts import Prompts
+from sppo.stages.run import HELD_OUT, PolicyState, Run
+from sppo.stages.sample import Sample, response_statistics
+from sppo.stages.stage import ShardedStage, make_together
+
+Opponent = Literal["base", "previous"]
+OracleName = Literal["oracle", "held_out"]
+
+
+class Respond(Sample):
+    """The responses of a policy to the held-out prompts."""
+
+    name = "respond"
+    folder_name = "evaluation"
+
+    @property
+    def k(self) -> int:
+        """Responses per held-out prompt."""
+        return self.run.recipe.evaluation.responses
+
+    @property
+    def timed_as(self) -> str:
+        """The seconds belong to the evaluate stage."""
+        return Evaluate.name
+
+    def settings(self) -> Mapping[str, Any]:
+        """How responses are drawn, and how many."""
+        return {**self.run.sampling_settings, "responses": self.k}
+
+    def work(self) -> Any:
+        """Draw the responses to one shard of held-out prompts."""
+        drawing = super().work()
+        # the key of the random numbers names the stage that the responses are drawn for
+        return type(drawing)(drawing.policy, drawing.k, (Evaluate.name, self.iteration))
+
+
+@dataclass(frozen=True)
+class CompareWithOpponents:
+    """Compares a policy's responses with those of its opponents, and computes their log-probabilities under the base.
+
+    Attributes:
+        opponents: whose responses the second and further sources hold.
+        oracles: whose win rates are wanted.
+        responses: per prompt and policy.
+    """
+
+    opponents: tuple[Opponent, ...]
+    oracles: tuple[OracleName, ...]
+    responses: int
+
+    def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
+        """The comparisons of a shard; sources are the policy's responses, then those of each opponent."""
+        rows, *theirs = [read_rows(source, ResponsesRow) for source in sources]
+        log_probs = models.scorer(None)(
+            [row.prompt_token_ids for row in rows],
+            [[response.token_ids for response in row.responses] for row in rows],
+        )
+        rates: list[list[WinRate]] = []
+        for start in range(0, len(rows), ORACLE_PROMPTS):
+            part = slice(start, start + ORACLE_PROMPTS)
+            rates += self._win_rates(models, rows[part], [opposite[part] for opposite in theirs])
+            advance(len(rows[part]))
+        compared = [
+            EvaluationRow(row.prompt_id, of_prompt, won)
+            for row, of_prompt, won in zip(rows, log_probs, rates, strict=True)
+        ]
+        return to_table(compared, EvaluationRow)
+
+    def _win_rates(
+        self, models: Models, rows: Sequence[ResponsesRow], theirs: Sequence[Sequence[ResponsesRow]]
+    ) -> list[list[WinRate]]:
+        """The win rates of each prompt, for each opponent and oracle."""
+        wanted = across(len(rows), self.responses, self.responses)
+        rates: list[list[WinRate]] = [[] for _ in rows]
+        for opponent, opposite in zip(self.opponents, theirs, strict=True):
+            for oracle in self.oracles:
+                values = win_rates_against(
+                    lambda _, texts, held_out=oracle == "held_out": models.compare(  # type: ignore[misc]
+                        rows, texts, wanted, held_out=held_out
+                    ),
+                    [row.prompt_id for row in rows],
+                    [row.texts for row in rows],
+                    [row.texts for row in opposite],
+                )
+                for of_prompt, value in zip(rates, values.tolist(), strict=True):
+                    of_prompt.append(WinRate(opponent, oracle, value))
+        return rates
+
+
+class Evaluate(ShardedStage):
+    """How good pi_{t+1} is.
+
+    Args:
+        run: the run.
+        iteration: t; 0 for the base policy.
+        prompts: the held-out prompts.
+        policy: pi_{t+1}.
+        base: the evaluation of the base; None for the base itself.
+        previous: the evaluation of pi_t; the same object as `base` where pi_t is the base.
+    """
+
+    name = "evaluate"
+    folder_name = "comparisons"
+    record_name = "evaluation.json"
+    kind = "evaluate"
+    unit = "prompts"
+
+    def __init__(
+        self,
+        run: Run,
+        iteration: int,
+        prompts: Prompts,
+        policy: PolicyState,
+        base: "Evaluate | None" = None,
+        previous: "Evaluate | None" = None,
+    ) -> None:
+        super().__init__(run, iteration)
+        self.responses = Respond(run, iteration, prompts, policy)
+        self.opponents: dict[Opponent, Evaluate] = {}
+        if base is not None and previous is not None:
+            self.opponents["base"] = base
+            if previous is not base:
+                self.opponents["previous"] = previous
+
+    @property
+    def oracles(self) -> tuple[OracleName, ...]:
+        """The oracles that win rates are given by; the first one's count."""
+        return evaluating_oracles(self.run.recipe)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The oracles, and how intervals are computed."""
+        recipe = self.run.recipe
+        settings: dict[str, Any] = {
+            "evaluation": recipe.evaluation.model_dump(exclude={"oracle"}),
+            "oracle": self.run.oracle_identity,
+            "policy": recipe.policy.model_dump(include={"dtype", "attn_implementation", "quantization"}),
+            "mixed_precision": recipe.training.mixed_precision,
+            "pack_tokens": recipe.training.pack_tokens,
+            "seed": recipe.seed,
+        }
+        if recipe.evaluation.oracle is not None:
+            settings["held_out_oracle"] = self.run.held_out_oracle_identity
+        return settings
+
+    def reads(self) -> Sequence[str]:
+        """The responses that are compared, and the base that their log-probabilities are computed under."""
+        opposite = [opponent.responses.fingerprint for opponent in self.opponents.values()]
+        return [self.responses.fingerprint, *opposite, self.run.base.fingerprint]
+
+    def all_files(self) -> list[StageFolder]:
+        """The responses, and the comparisons."""
+        return [self.responses.files, self.files]
+
+    def is_done(self) -> bool:
+        """Whether the responses and the comparisons are there."""
+        return self.responses.is_done() and super().is_done()
+
+    def sources(self) -> list[list[Path]]:
+        """A shard of responses of each policy for each shard; none for the base."""
+        if not self.opponents:
+            return []
+        policies = [self.responses, *(opponent.responses for opponent in self.opponents.values())]
+        shards = range(len(self.responses.prompts.counts()))
+        return [[policy.files.shard(number) for policy in policies] for number in shards]
+
+    def units(self) -> list[int]:
+        """Held-out prompts of each shard."""
+        return self.responses.prompts.counts() if self.opponents else []
+
+    def work(self) -> CompareWithOpponents:
+        """Compare one shard of responses."""
+        responses = self.run.recipe.evaluation.responses
+        return CompareWithOpponents(tuple(self.opponents), self.oracles, responses)
+
+    def make(self) -> StageFolder:
+        """Make the responses and the comparisons that are missing, and publish the stage."""
+        make_together([self.responses, self])
+        return self.files
+
+    def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
+        """What the responses are like, and the measures of the comparisons."""
+        responses = self.responses.files.shards()
+        statistics = response_statistics(responses, self.run.models.chat.end_of_turn)
+        return {**statistics, **(self._measures(responses, shards) if self.opponents else {})}
+
+    def _measures(self, responses: Sequence[Path], comparisons: Sequence[Path]) -> dict[str, Any]:
+        r"""Win rates against the base and against pi_t with intervals, and the KL to the base in nats per response.
+
+        The KL is the mean of :math:`\log\pi_{t+1}(y|x) - \log\pi_1(y|x)` over the responses y of pi_{t+1}. Where
+        there is a held-out oracle, win rates are its own, and those of the recipe's oracle stand under `by_oracle`.
+        Without an oracle there are none.
+        """
+        rows = [row for path in comparisons for row in read_rows(path, EvaluationRow)]
+        drawn = [row for path in responses for row in read_rows(path, ResponsesRow)]
+        divergences = [
+            response.log_prob - value
+            for row, compared in zip(drawn, rows, strict=True)
+            for response, value in zip(row.responses, compared.base_log_probs, strict=True)
+        ]
+        intervals = {oracle: self._intervals(rows, oracle) for oracle in self.oracles}
+        measures: dict[str, Any] = {}
+        if self.oracles:
+            first, *others = self.oracles
+            measures = dict(intervals[first])
+            if others:
+                measures["by_oracle"] = intervals[others[0]]
+            measures["win_rates_vs_base"] = _rates(rows, "base", first)
+        return {"kl_to_base": float(np.mean(divergences)), "held_out_prompts": len(rows), **measures}
+
+    def _intervals(self, rows: Sequence[EvaluationRow], oracle: OracleName) -> dict[str, dict[str, float]]:
+        evaluation = self.run.recipe.evaluation
+        seed = randomness.seed("bootstrap", self.run.recipe.seed, self.iteration)
+        by_opponent = {
+            opponent: interval(
+                np.array(_rates(rows, opponent, oracle)),
+                confidence=evaluation.confidence,
+                resamples=evaluation.resamples,
+                seed=seed,
+            )
+            for opponent in self.opponents
+        }
+        previous = by_opponent.get("previous", by_opponent["base"])  # pi_1 was the base
+        return {"win_rate_vs_base": by_opponent["base"], "win_rate_vs_previous": previous}
+
+
+def evaluating_oracles(recipe: Recipe) -> tuple[OracleName, ...]:
+    """The oracles that a recipe gives win rates by: the held-out oracle first, where there is one."""
+    held_out: tuple[OracleName, ...] = () if recipe.evaluation.oracle is None else ("held_out",)
+    return held_out if recipe.oracle is None else (*held_out, "oracle")
+
+
+def _rates(rows: Sequence[EvaluationRow], opponent: Opponent, oracle: OracleName) -> list[float]:
+    return [
+        rate.win_rate
+        for row in rows
+        for rate in row.win_rates
+        if (rate.opponent, rate.oracle) == (opponent, oracle)
+    ]
+
+
+def evaluate_base(run: Run) -> Evaluate:
+    """The evaluation of the base policy, which every later one is compared with."""
+    return Evaluate(run, HELD_OUT, Prompts(run, HELD_OUT), run.base)

@@ -1,0 +1,168 @@
+"""What the stages of a run share: its recipe and folder, the models of this process, and identities of its inputs.
+
+An identity is what a stage's fingerprint holds of an input. Each is computed once for a run, and without torch or
+transformers, so that a finished run is recognised at once.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sppo import oracle as oracles
+from sppo import prompts as prompt_sources
+from sppo.executors.local import Executor
+from sppo.policy import chat_format
+from sppo.policy import load as policies
+from sppo.progress import Terminal
+from sppo.recipe import ANSWERS, OracleConfig, PromptSource, Recipe, keep_answers_in
+from sppo.rundir.folder import RunFolder
+from sppo.rundir.shards import file_digest
+from sppo.stages.models import Models
+
+HELD_OUT = 0
+"""The iteration number of what belongs to the base policy and to the held-out prompts."""
+
+
+@dataclass(frozen=True)
+class PolicyState:
+    """A policy of the run.
+
+    Attributes:
+        folder: where its weights lie, or will lie.
+        fingerprint: what everything that is computed with the policy depends on.
+    """
+
+    folder: Path
+    fingerprint: str
+
+
+class Run:
+    """One run.
+
+    Args:
+        recipe: what the run is made from.
+        folder: the run's folder.
+        terminal: where progress is shown.
+        executor: where shards and policies are computed.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, terminal: Terminal, executor: Executor) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.terminal = terminal
+        self.executor = executor
+        self.models = Models(keep_answers_in(recipe, (folder.path / ANSWERS).resolve()))
+
+    @cached_property
+    def base(self) -> PolicyState:
+        """pi_1."""
+        return PolicyState(self.models.base, policies.digest(self.models.base))
+
+    def weights(self, policy: PolicyState) -> Path | None:
+        """The folder of a policy as a worker is told it; None for the base, which each machine finds by itself."""
+        return None if policy.folder == self.base.folder else policy.folder.resolve()
+
+    @cached_property
+    def sampling_settings(self) -> dict[str, Any]:
+        """The recipe's values that drawn responses depend on."""
+        recipe = self.recipe
+        return {
+            "sampling": recipe.sampling.model_dump(),
+            "policy": recipe.policy.model_dump(include={"dtype", "attn_implementation", "quantization"}),
+            "seed": recipe.seed,
+        }
+
+    @cached_property
+    def oracle_identity(self) -> dict[str, Any] | None:
+        """What the answers of the recipe's oracle depend on; None where there is no oracle."""
+        return self._identity(self.recipe.oracle)
+
+    @cached_property
+    def held_out_oracle_identity(self) -> dict[str, Any] | None:
+        """What the answers of `evaluation.oracle` depend on; None where there is none."""
+        return self._identity(self.recipe.evaluation.oracle)
+
+    def _identity(self, oracle: OracleConfig | None) -> dict[str, Any] | None:
+        return None if oracle is None else oracles.identity(oracle)
+
+    @cached_property
+    def tokenizer_identity(self) -> str:
+        """The digests of the files that turn messages into tokens."""
+        names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+        folder = policies.tokenizer_folder(self.base.folder)
+        files = [folder / name for name in names if (folder / name).is_file()]
+        if self.recipe.policy.chat_template is not None:
+            files.append(Path(self.recipe.policy.chat_template))
+        return ",".join(file_digest(path) for path in files)
+
+    @cached_property
+    def length_limits(self) -> dict[str, Any]:
+        """The values that the longest prompt and the longest response depend on.
+
+        They stand in the place of the limits themselves, which are known only when transformers has read the
+        configuration of the policy.
+        """
+        recipe = self.recipe
+        config = policies.config_folder(self.base.folder) / "config.json"
+        return {
+            "config": file_digest(config),
+            "max_new_tokens": recipe.sampling.max_new_tokens,
+            "engine": recipe.sampling.engine_context,
+        }
+
+    @cached_property
+    def prompt_limit(self) -> int:
+        """The longest prompt that leaves room for one response of full length, in tokens.
+
+        Raises:
+            ChatError: not even an empty prompt leaves room for a response.
+        """
+        recipe, limit = self.recipe, self.models.sampling_limit
+        room = limit - recipe.sampling.max_new_tokens
+        if room < 1:
+            limited_by_engine = limit < self.models.context
+            name = "sampling.engine_args.max_model_len" if limited_by_engine else repr(recipe.policy.model)
+            raise chat_format.ChatError(
+                f"sampling.max_new_tokens: {recipe.sampling.max_new_tokens}, but {name} takes {limit} tokens in all;"
+                " lower it, so that a prompt fits as well"
+            )
+        return min(room, recipe.prompts.max_tokens or room)
+
+    @cached_property
+    def split_prompts(self) -> prompt_sources.Split:
+        """All prompts: read, checked, tokenised and dealt out over the iterations."""
+        recipe, prompts = self.recipe, self.recipe.prompts
+        for note in self.models.chat.notes:
+            self.terminal.say(f"note: {note}", "yellow")
+        with self.terminal.bar("prompts", None, "prompts") as advance:
+            split = prompt_sources.split(
+                prompts.train,
+                prompts.held_out,
+                iterations=recipe.iterations,
+                per_iteration=prompts.per_iteration,
+                chat=self.models.chat,
+                max_tokens=self.prompt_limit,
+                skip_invalid=prompts.invalid == "skip",
+                seed=recipe.seed,
+                on_prompt=advance,
+            )
+        counts = split.counts
+        if counts.doubled_bos:
+            self.terminal.say(
+                f"note: {counts.doubled_bos} prompts had a doubled BOS; one was removed", "yellow"
+            )
+        for reason, count in counts.skipped.items():
+            self.terminal.say(f"note: {count} prompts skipped ({counts.first_skipped[reason]})", "yellow")
+        return split
+
+
+def source_identity(source: PromptSource) -> dict[str, Any]:
+    """What the prompts of a source depend on: the content of files, or the name and revision of a hub data set."""
+    without = {"rows"} | ({"demonstration"} if source.demonstration is None else set())
+    values = source.model_dump(exclude=without)
+    path = prompt_sources.local_file(source)
+    if path is not None:
+        return {**values, "source": file_digest(path)}
+    files = sorted(file for file in Path(source.source).rglob("*") if file.is_file())
+    return {**values, "files": [[file.name, file_digest(file)] for file in files]} if files else values

@@ -1,0 +1,149 @@
+"""The sample stage: y_1..K ~ pi_t(. | x) for the prompts of the iteration."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sppo.benchmarks.head_to_head.score import repetition
+from sppo.rundir.tables import PromptRow, ResponseRecord, ResponsesRow, read_rows, to_table
+from sppo.sampling.stop_strings import StopStrings
+from sppo.stages.jobs import Advance
+from sppo.stages.models import Models
+from sppo.stages.prompts import Prompts
+from sppo.stages.run import PolicyState, Run
+from sppo.stages.stage import ShardedStage
+
+
+@dataclass(frozen=True)
+class DrawResponses:
+    """Draws K responses to every prompt of a shard.
+
+    Attributes:
+        policy: the folder of the policy's weights; None: the base.
+        k: responses per prompt.
+        key: the stage and the iteration that the random numbers are keyed by, together with seed and prompt.
+    """
+
+    policy: Path | None
+    k: int
+    key: tuple[str, int]
+
+    def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
+        """The prompts of the shard with their responses."""
+        rows = read_rows(sources[0], PromptRow)
+        drawn = models.sampler(self.policy).sample(
+            [row.prompt_token_ids for row in rows],
+            [(*self.key, models.recipe.seed, row.prompt_id) for row in rows],
+            self.k,
+            advance,
+        )
+        stop_strings = StopStrings(tuple(models.recipe.sampling.stop), models.chat.decode)
+        answered = [
+            ResponsesRow(
+                row.prompt_id,
+                row.messages,
+                row.prompt_token_ids,
+                row.demonstration,
+                [
+                    ResponseRecord(
+                        response.token_ids,
+                        stop_strings.trim(models.chat.decode(response.token_ids)),
+                        response.finish_reason,
+                        response.log_prob,
+                        response.token_log_probs,
+                    )
+                    for response in responses
+                ],
+            )
+            for row, responses in zip(rows, drawn, strict=True)
+        ]
+        return to_table(answered, ResponsesRow)
+
+
+class Sample(ShardedStage):
+    """The responses of pi_t that the next policy learns from.
+
+    Args:
+        run: the run.
+        iteration: t.
+        prompts: the iteration's prompts.
+        policy: pi_t.
+    """
+
+    name = "sample"
+    folder_name = "responses"
+    kind = "sample"
+    unit = "responses"
+
+    def __init__(self, run: Run, iteration: int, prompts: Prompts, policy: PolicyState) -> None:
+        super().__init__(run, iteration)
+        self.prompts = prompts
+        self.policy = policy
+
+    @property
+    def k(self) -> int:
+        """Responses per prompt."""
+        return self.run.recipe.sampling.k
+
+    def settings(self) -> Mapping[str, Any]:
+        """How responses are drawn."""
+        return self.run.sampling_settings
+
+    def reads(self) -> Sequence[str]:
+        """The prompts and pi_t."""
+        return (self.prompts.fingerprint, self.policy.fingerprint)
+
+    def sources(self) -> list[list[Path]]:
+        """A shard of prompts for each shard."""
+        return [[path] for path in self.prompts.shards()]
+
+    def units(self) -> list[int]:
+        """Responses of each shard."""
+        return [count * self.k for count in self.prompts.counts()]
+
+    def work(self) -> DrawResponses:
+        """Draw the responses to one shard of prompts."""
+        return DrawResponses(self.run.weights(self.policy), self.k, (self.name, self.iteration))
+
+    def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
+        """Lengths, endings and repetition of the responses."""
+        return response_statistics(shards, self.run.models.chat.end_of_turn)
+
+
+def response_statistics(shards: Sequence[Path], end_of_turn: int) -> dict[str, Any]:
+    """What the responses in some shards are like.
+
+    Args:
+        shards: files of responses.
+        end_of_turn: the token that ends a response in the chat template.
+
+    Returns:
+        `responses_drawn`: how many; `response_tokens`: their mean length; `truncated_share`: the share that reached
+        the length limit; `missing_end_of_turn`: how many ended by another token; `repetition`: the mean share of
+        their 4-grams that are repeats.
+    """
+
+    def responses() -> Iterator[ResponseRecord]:
+        for path in shards:
+            for row in read_rows(path, ResponsesRow):
+                yield from row.responses
+
+    count = tokens = truncated = other_end = 0
+    repeated = 0.0
+    for response in responses():
+        ids = response.token_ids
+        count += 1
+        tokens += len(ids)
+        truncated += response.finish_reason == "length"
+        other_end += response.finish_reason == "stop" and ids[-1] != end_of_turn
+        repeated += repetition(ids)
+    return {
+        "responses_drawn": count,
+        "response_tokens": tokens / count,
+        "truncated_share": truncated / count,
+        "missing_end_of_turn": other_end,
+        "repetition": repeated / count,
+    }
