@@ -1,9 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 
-from sppo import cost
-from sppo.dry_run import estimate, read_rates, seconds
+from sppo import cost, oracle
+from sppo.benchmarks.head_to_head.score import across, win_rates_against
+from sppo.dry_run import estimate, pairs_per_prompt, read_rates, seconds
+from sppo.oracle.opponents import count_pairs, opponents
 from sppo.recipe import RecipeError, parse
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import table
@@ -13,6 +16,7 @@ LOAD = cost.Load(
     parameters=1e6,
     prompts=10,
     k=5,
+    pairs=10,
     trained=2,
     epochs=3,
     held_out=4,
@@ -20,6 +24,7 @@ LOAD = cost.Load(
     prompt_tokens=20,
     response_tokens=30,
     oracle_parameters=1e5,
+    evaluation_parameters=1e5,
 )
 RATES = {"sample": 1e9, "annotate": 1e9, "select": 2e9, "train": 3e9}
 
@@ -42,8 +47,8 @@ def test_seconds_by_hand_and_devices_divide_them():
     found = LOAD.seconds(RATES)
     assert found["sample"] == pytest.approx(3.4)
     assert found["train"] == pytest.approx(6e6 * 2400 / 3e9)
-    # 320 tokens drawn, and again under the base; 4 x 3 ordered pairs of 80 tokens, for 4 prompts and 2 opponents
-    compared = 2e5 * 4 * 12 * 2 * 80 / 1e9
+    # 320 tokens drawn, and again under the base; 2 x 2 pairs of 80 tokens in both orders, for 4 prompts and 2 opponents
+    compared = 2e5 * 4 * (2 * 2 * 2) * 2 * 80 / 1e9
     assert found["evaluate"] == pytest.approx(2e6 * 320 / 1e9 + 2e6 * 320 / 2e9 + compared)
     shared = LOAD.seconds(RATES, {"sample": 4, "train": 2})
     assert shared["sample"] == found["sample"] / 4
@@ -126,3 +131,49 @@ def test_rates_that_are_none_are_refused(tmp_path):
     )
     with pytest.raises(RecipeError, match=r"summary.json cannot be read"):
         read_rates(str(tmp_path), None)
+
+
+class Counts:
+    """An oracle that counts the ordered pairs that it is asked about."""
+
+    asked = 0
+
+    def compare(self, prompts, responses):
+        raise AssertionError("only some of the pairs are wanted")
+
+    def compare_pairs(self, prompts, responses, wanted):
+        k = wanted.shape[-1]
+        self.asked += int((wanted & ~np.eye(k, dtype=bool)).sum())
+        return np.full(wanted.shape, 0.5)
+
+
+@pytest.mark.parametrize(("k", "m"), [(3, 1), (4, 1), (5, 2), (5, 3), (6, 3), (7, 3), (16, 5)])
+def test_annotation_is_planned_with_the_pairs_that_are_asked(k, m):
+    """The plan's pairs, in both orders, are those that the oracle is asked about in the work."""
+    counting = Counts()
+    wanted = np.stack([opponents(k, m, np.random.default_rng(seed)) for seed in range(4)])
+    oracle.CheckedOracle(counting).compare_pairs(["x"] * 4, [["a"] * k] * 4, wanted)
+    recipe = parse(
+        {
+            "policy": {"model": "elsewhere"},
+            "prompts": {"train": "hub/data"},
+            "sampling": {"k": k},
+            "oracle": {"type": "panel", "opponents": m},
+        }
+    )
+    assert counting.asked == 4 * 2 * pairs_per_prompt(recipe)
+
+
+@pytest.mark.parametrize("responses", [1, 2, 4, 7])
+def test_the_evaluation_is_planned_with_the_pairs_that_are_asked(responses):
+    counting = Counts()
+    texts = [["a"] * responses] * 3
+    win_rates_against(
+        lambda prompts, both: oracle.CheckedOracle(counting).compare_pairs(
+            prompts, both, across(3, responses, responses)
+        ),
+        ["x"] * 3,
+        texts,
+        texts,
+    )
+    assert counting.asked == 3 * 2 * count_pairs(across(1, responses, responses)[0]) == 3 * 2 * responses**2

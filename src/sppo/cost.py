@@ -4,11 +4,12 @@ With N parameters of the policy, M of the oracle's model (0: none), X prompts of
 which m are trained on over E epochs, and H held-out prompts with R responses:
 
     sample    2 N X (P + K L)                 each prompt once, each response token once
-    annotate  2 M X K (K - 1) (P + 2 L)       each ordered pair
+    annotate  2 M X 2 A (P + 2 L)             each of the A pairs of a prompt's responses that are compared, in both orders
     select    2 N X (P + m L)                 forward, responses of a prompt together
     train     6 N E X (P + m L)               forward and backward; 8 with gradient checkpointing
     evaluate  2 N H (P + R L), drawn at the rate of sample and again under the base at the rate of select, and
-              2 M H 2 R (2 R - 1) (P + 2 L) for each of the two opponents (one in the first iteration)
+              2 M H 2 R^2 (P + 2 L) for each of the two opponents (one in the first iteration): each of the
+              policy's R responses with each of the opponent's, in both orders
 
 Attention is left out: it adds about 2 n_layers d (P + L) / N of this, a tenth at 4k tokens and 7B parameters.
 """
@@ -19,6 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sppo.benchmarks.head_to_head.score import across
+from sppo.oracle.opponents import count_pairs, opponents
 from sppo.recipe import RecipeError
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import read_shard
@@ -38,21 +43,23 @@ class Load:
         parameters: N.
         prompts: X.
         k: K.
+        pairs: A, pairs of a prompt's responses that the oracle is asked about; 0 where it is not asked.
         trained: m, responses per prompt.
         epochs: E, that are kept.
         held_out: H.
         responses: R, per held-out prompt.
         prompt_tokens: P, a mean.
         response_tokens: L, a mean.
-        oracle_parameters: M.
+        oracle_parameters: M, of the oracle that annotates.
+        evaluation_parameters: M, of all oracles that give win rates.
         gradient_checkpointing: the forward pass is computed twice.
         opponents: 1 in the first iteration, whose previous policy is the base, else 2.
-        annotated: the oracle is asked about the K responses, not about the held-out ones alone.
     """
 
     parameters: float
     prompts: int
     k: int
+    pairs: int
     trained: float
     epochs: float
     held_out: int
@@ -60,9 +67,9 @@ class Load:
     prompt_tokens: float
     response_tokens: float
     oracle_parameters: float = 0.0
+    evaluation_parameters: float = 0.0
     gradient_checkpointing: bool = False
     opponents: int = 2
-    annotated: bool = True
 
     def tokens(self) -> dict[str, float]:
         """Tokens that go through the policy in each stage; `annotate`: through the oracle."""
@@ -71,7 +78,7 @@ class Load:
         trained = self.prompts * (p + self.trained * length)
         return {
             "sample": self.prompts * (p + self.k * length) if self.k else 0.0,
-            "annotate": self.prompts * self.k * (self.k - 1) * pair if self.annotated else 0.0,
+            "annotate": self.prompts * 2 * self.pairs * pair,
             "select": trained,
             "train": self.epochs * trained,
             "evaluate": self.held_out * (p + self.responses * length),
@@ -99,11 +106,13 @@ class Load:
         of = {name: rates[name] * (devices or {}).get(name, 1) for name in UTILISATION}
         spent = {name: flops / of[name] for name, flops in self.flops().items()}
         drawn = 2 * self.parameters * self.tokens()["evaluate"]
-        both = 2 * self.responses
-        pairs = self.held_out * both * (both - 1) * self.opponents
-        compared = 2 * self.oracle_parameters * pairs * (self.prompt_tokens + 2 * self.response_tokens)
-        # the base's log-probabilities and the comparisons are computed by the run's own process alone
-        spent["evaluate"] = drawn / of["sample"] + drawn / rates["select"] + compared / rates["annotate"]
+        pairs = self.held_out * count_pairs(across(1, self.responses, self.responses)[0]) * self.opponents
+        pair = self.prompt_tokens + 2 * self.response_tokens
+        compared = 2 * self.evaluation_parameters * 2 * pairs * pair
+        workers = (devices or {}).get("evaluate", 1)
+        spent["evaluate"] = (
+            drawn / of["sample"] + (drawn / rates["select"] + compared / rates["annotate"]) / workers
+        )
         return spent
 
 
@@ -129,10 +138,12 @@ def loads_of_run(run: Path, parameters: float) -> dict[int, Load]:
                 "prompt_token_ids"
             ]
         ]
+        k = row.get("sampled", {}).get("responses_drawn", 0) // len(lengths)
         loads[row["iteration"]] = Load(
             parameters=parameters,
             prompts=len(lengths),
-            k=row.get("sampled", {}).get("responses_drawn", 0) // len(lengths),
+            k=k,
+            pairs=_pairs(home / "annotate.json", k),
             trained=row["trained"]["trained_responses"] / len(lengths),
             epochs=train["keep_epochs"] or train["epochs"],
             held_out=evaluated["held_out_prompts"],
@@ -143,6 +154,14 @@ def loads_of_run(run: Path, parameters: float) -> dict[int, Load]:
             opponents=1 if row["iteration"] == 1 else 2,
         )
     return loads
+
+
+def _pairs(annotated: Path, k: int) -> int:
+    """Pairs of a prompt's responses that the oracle was asked about, by the record of the annotate stage."""
+    if not annotated.is_file():
+        return 0
+    m, _ = _read(annotated).get("settings", {}).get("opponents", (k - 1, 0))
+    return count_pairs(opponents(k, m, np.random.default_rng(0)))
 
 
 def measured_seconds(run: Path) -> dict[int, dict[str, float]]:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sppo import cost
+from sppo import cost, randomness
 from sppo import prompts as prompt_sources
 from sppo.oracle import pairrm_path
+from sppo.oracle.opponents import count_pairs, opponents
 from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal
@@ -137,6 +138,7 @@ def seconds(recipe: Recipe, found: Estimate, rates: Rates) -> list[dict[str, flo
             parameters=found.parameters,
             prompts=prompts,
             k=k,
+            pairs=pairs_per_prompt(recipe),
             trained=_trained(recipe),
             epochs=of.training.keep_epochs or of.training.epochs,
             held_out=found.held_out,
@@ -144,7 +146,7 @@ def seconds(recipe: Recipe, found: Estimate, rates: Rates) -> list[dict[str, flo
             prompt_tokens=rates.prompt_tokens,
             response_tokens=min(rates.response_tokens or limit, limit),
             oracle_parameters=_oracle_parameters(of.oracle),
-            annotated=of.algorithm.preferences,
+            evaluation_parameters=_oracle_parameters(of.oracle) + _oracle_parameters(of.evaluation.oracle),
             gradient_checkpointing=of.training.gradient_checkpointing,
             opponents=1 if number == 1 else 2,
         ).seconds(rates.flops, devices)
@@ -167,6 +169,15 @@ def _show_seconds(recipe: Recipe, found: Estimate, rates: Rates, terminal: Termi
 def _drawn(recipe: Recipe) -> int:
     """Responses per prompt that are drawn."""
     return recipe.sampling.k if recipe.algorithm.samples else 0
+
+
+def pairs_per_prompt(recipe: Recipe) -> int:
+    """Pairs of a prompt's responses that the oracle is asked about."""
+    if not recipe.algorithm.preferences:
+        return 0
+    k = recipe.sampling.k
+    m = getattr(recipe.oracle, "opponents", None) or k - 1
+    return count_pairs(opponents(k, m, randomness.generator("opponents", recipe.seed, "any prompt")))
 
 
 def _trained(recipe: Recipe) -> int:
@@ -209,7 +220,7 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
         taken = (
             f"{steps.kept:,} of {steps.scheduled:,}" if steps.kept < steps.scheduled else f"{steps.kept:,}"
         )
-        pairs = prompts * k * (k - 1) // 2 if of.algorithm.preferences else 0
+        pairs = prompts * pairs_per_prompt(recipe)
         terminal.say(
             _row(
                 (

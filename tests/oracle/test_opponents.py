@@ -136,15 +136,16 @@ def test_averaged_scores_need_all_pairs():
 
 def small(**changes):
     return small_runs.small(
-        iterations=1,
-        shard_prompts=256,
-        prompts={
-            "train": {"source": "tinyworld/train", "limit": 8},
-            "held_out": {"source": "tinyworld/held-out", "limit": 6},
-        },
-        oracle={"type": "panel", "weights": [1, 0, 0], "opponents": 2},
-        **{"sampling.k": 5, "evaluation.judge": {"type": "panel"}},
-        **changes,
+        **{
+            "iterations": 1,
+            "shard_prompts": 256,
+            "prompts.train.limit": 8,
+            "prompts.held_out.limit": 6,
+            "oracle": {"type": "panel", "weights": [1, 0, 0], "opponents": 2},
+            "sampling.k": 5,
+            "evaluation.oracle": {"type": "panel"},
+            **changes,
+        }
     )
 
 

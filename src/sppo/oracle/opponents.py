@@ -1,4 +1,4 @@
-"""Which pairs are compared where each response meets only some of the others."""
+"""Which pairs of responses are compared, and how many they are: for the work, and for the plan of it."""
 
 from typing import Any
 
@@ -34,3 +34,12 @@ def opponents(k: int, m: int, generator: np.random.Generator) -> Bool[np.ndarray
     for first, second in edges:
         wanted[circle[first], circle[second]] = wanted[circle[second], circle[first]] = True
     return wanted
+
+
+def count_pairs(wanted: Bool[np.ndarray[Any, Any], "K K"]) -> int:
+    """The number of pairs that are compared, each counted once; an oracle that is asked in both orders is asked twice.
+
+    Args:
+        wanted: [K, K], symmetric; True where a pair is compared. The diagonal does not count.
+    """
+    return int(np.triu(wanted, 1).sum())

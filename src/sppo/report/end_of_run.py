@@ -21,7 +21,19 @@ def reported(run: Path, terminal: Terminal, stopped: type[Exception]) -> Iterato
     except stopped:
         _write(run, terminal)
         raise
-    _write(run, terminal)
+    if _is_current(run):
+        terminal.say(f"The report is {run / 'report.html'}")
+    else:
+        _write(run, terminal)
+
+
+def _is_current(run: Path) -> bool:
+    """Whether nothing that the page shows has been written since the page was."""
+    page = run / "report.html"
+    if not page.is_file():
+        return False
+    shown = [run / "summary.json", run / "recipe.yaml", *run.glob("iter-*/*.json*")]
+    return all(path.stat().st_mtime_ns <= page.stat().st_mtime_ns for path in shown if path.is_file())
 
 
 def _write(run: Path, terminal: Terminal) -> None:

@@ -10,7 +10,6 @@ import pyarrow as pa
 from jaxtyping import Bool
 
 from sppo import randomness
-from sppo.game import cyclic_triples
 from sppo.oracle import Comparison
 from sppo.oracle.opponents import opponents
 from sppo.rundir.shards import append_line, read_shard
@@ -116,6 +115,8 @@ class Annotate(ShardedStage):
 
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
         """The share of the triples of responses that are preferred in a circle."""
+        from sppo.game import cyclic_triples
+
         columns = [read_shard(path, columns=["matrix"]) for path in shards]
         matrices = np.array([matrix for column in columns for matrix in column["matrix"].to_pylist()])
         # a triple has three pairs: where some were not compared, the share of cycles is not known

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from sppo import algorithms, randomness, winrates
-from sppo.algorithms import Algorithm
+from sppo import randomness, winrates
 from sppo.rundir.folder import RunError
 from sppo.rundir.tables import (
     PreferencesRow,
@@ -31,6 +30,9 @@ from sppo.stages.sample import Sample
 from sppo.stages.stage import ShardedStage, Stage
 from sppo.training import opponent
 from sppo.winrates import Array
+
+if TYPE_CHECKING:  # algorithms compute with torch, which planning does without
+    from sppo.algorithms import Algorithm
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class SelectResponses:
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """The training rows of the shard; sources as :func:`selections` takes them."""
+        from sppo import algorithms
+
         algorithm = algorithms.load(models.recipe.algorithm)
         selected = selections(models, algorithm, *sources)
         opponents, references = self._log_probs(models, selected)
@@ -128,7 +132,7 @@ class SelectResponses:
 
     def _row(
         self,
-        algorithm: Algorithm,
+        algorithm: "Algorithm",
         selection: Selection,
         opponents: Sequence[opponent.OpponentLogProb],
         references: Array,
@@ -161,7 +165,7 @@ class SelectResponses:
 
 
 def selections(
-    models: Models, algorithm: Algorithm, prompts: Path, preferences: Path | None = None
+    models: Models, algorithm: "Algorithm", prompts: Path, preferences: Path | None = None
 ) -> list[Selection]:
     """What is trained on of each prompt of a shard.
 
@@ -181,7 +185,7 @@ def selections(
     return [_selection(models, algorithm, row, matrices.get(row.prompt_id)) for row in rows]
 
 
-def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Array | None) -> Selection:
+def _selection(models: Models, algorithm: "Algorithm", row: PromptRow, matrix: Array | None) -> Selection:
     recipe = models.recipe
     drawn = row.responses if isinstance(row, ResponsesRow) else []
     usable = _usable(models, row, drawn)

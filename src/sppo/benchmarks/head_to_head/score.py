@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
 
 from sppo.winrates import Array
 
@@ -84,6 +83,8 @@ def interval(
     mean = float(np.mean(values))
     if len(values) < 2 or np.ptp(values) == 0:
         return {"mean": mean, "low": mean, "high": mean}
+    from scipy import stats
+
     found: Any = stats.bootstrap(
         (values,),
         np.mean,
@@ -105,6 +106,8 @@ def over_seeds(values: Float[Array, " seeds"], *, confidence: float) -> dict[str
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return {"mean": mean, "low": mean, "high": mean}
+    from scipy import stats
+
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
