@@ -3,9 +3,10 @@ import math
 import pytest
 
 from sppo.rundir.shards import table
-from sppo.rundir.tables import TRAINING
+from sppo.rundir.tables import TRAINING, SelectedResponse, TrainingRow
 from sppo.training.examples import TrainingError, check
-from sppo.training.opponent import CHECKED, deviation, fill
+from sppo.training.opponent import CHECKED, deviation
+from sppo.training.opponent import log_probs as opponent_log_probs
 
 
 def training_row(number=0, *, prompt=(5, 6), opponent="pi_1", log_partition=0.5, **response):
@@ -59,37 +60,43 @@ def test_no_examples_at_all_are_refused():
         check(table([], TRAINING), opponent="pi_1", context=16)
 
 
-def sampled(count, cut=()):
-    """Training rows whose sampler said -1 for every response; None where the response was cut."""
+def sampled(count, shortened):
+    """The sampler's value of one response to each of so many prompts; None where the response was shortened."""
+    return [[None if number in shortened else -1.0] for number in range(count)]
+
+
+def rows_of(log_probs):
+    """Training rows of responses of two tokens each."""
     return [
-        {
-            "prompt_id": f"p{number}",
-            "responses": [{"token_ids": [1, 2], "sampler_log_prob": None if number in cut else -1.0}],
-        }
-        for number in range(count)
+        TrainingRow(
+            f"p{number}",
+            [5],
+            "pi_1",
+            [],
+            0.0,
+            [SelectedResponse(0, [1, 2], 0.5, one.value, [], None, one.deviation) for one in responses],
+        )
+        for number, responses in enumerate(log_probs)
     ]
 
 
 def test_the_trainers_values_are_taken_and_the_samplers_deviation_is_kept():
-    rows = sampled(3, cut={1})
-    fill(rows, lambda needed: [[-1.5]] * len(needed), "trainer")
-    assert [row["responses"][0]["opponent_log_prob"] for row in rows] == [-1.5] * 3
-    assert [row["responses"][0]["sampler_deviation"] for row in rows] == [-0.5, None, -0.5]
+    found = opponent_log_probs(sampled(3, {1}), lambda needed: [[-1.5]] * len(needed), "trainer")
+    assert [one.value for (one,) in found] == [-1.5] * 3
+    assert [one.deviation for (one,) in found] == [-0.5, None, -0.5]
 
 
 def test_the_samplers_values_are_taken_where_they_hold_and_some_are_checked():
     asked = []
 
     def score(needed):
-        asked.extend(row["prompt_id"] for row in needed)
+        asked.extend(needed)
         return [[-1.5]] * len(needed)
 
-    rows = sampled(CHECKED + 4, cut={CHECKED + 2})
-    fill(rows, score, "sampler")
-    values = [row["responses"][0]["opponent_log_prob"] for row in rows]
-    assert values == [-1.0] * (CHECKED + 2) + [-1.5, -1.0]
-    assert asked == [f"p{number}" for number in (*range(CHECKED), CHECKED + 2)]
-    assert deviation(rows) == {
+    found = opponent_log_probs(sampled(CHECKED + 4, {CHECKED + 2}), score, "sampler")
+    assert [one.value for (one,) in found] == [-1.0] * (CHECKED + 2) + [-1.5, -1.0]
+    assert asked == [*range(CHECKED), CHECKED + 2]
+    assert deviation(rows_of(found)) == {
         "responses": CHECKED,
         "mean_per_token": 0.25,
         "max_per_token": 0.25,
@@ -98,9 +105,8 @@ def test_the_samplers_values_are_taken_where_they_hold_and_some_are_checked():
 
 
 def test_nothing_computed_both_ways_has_no_deviation():
-    rows = sampled(2, cut={0, 1})
-    fill(rows, lambda needed: [[-1.5]] * len(needed), "sampler")
-    assert deviation(rows) is None
+    found = opponent_log_probs(sampled(2, {0, 1}), lambda needed: [[-1.5]] * len(needed), "sampler")
+    assert deviation(rows_of(found)) is None
 
 
 def test_a_run_can_take_the_samplers_log_probabilities(tmp_path):
