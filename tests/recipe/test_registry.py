@@ -17,7 +17,7 @@ def test_every_built_in_name_can_be_loaded():
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_all_known_ones():
     with pytest.raises(
-        registry.UnknownName, match="'locla' is unknown; did you mean 'local'. Known: local, ray"
+        registry.UnknownName, match=r"'locla' is unknown; did you mean 'local'. Known: local, ray"
     ):
         registry.load("executors", "locla")
 
@@ -55,7 +55,7 @@ def test_a_name_that_two_packages_claim_is_refused(tmp_path, monkeypatch):
             name=f"package_{number}",
         )
     with pytest.raises(
-        registry.BrokenPlugin, match="claimed by the package package_.* and the package package_"
+        registry.BrokenPlugin, match=r"claimed by the package package_.* and the package package_"
     ):
         registry.load("oracles", "mine")
 
@@ -69,6 +69,6 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
     )
     with pytest.raises(
         registry.BrokenPlugin,
-        match="'broken', from the package toy_package .* No module named 'no_such_module'",
+        match=r"'broken', from the package toy_package .* No module named 'no_such_module'",
     ):
         registry.load("oracles", "broken")
