@@ -33,8 +33,8 @@ import trl_peer
 from sppo import algorithms, recipe
 from sppo.rundir.shards import table
 from sppo.rundir.tables import TRAINING
-from sppo.training.examples import StepShares
-from sppo.training.log_probs import Tree, capabilities, log_probs
+from sppo.training.examples import StepBatches
+from sppo.training.log_probs import Tree, log_probs, measure_capabilities
 from sppo.training.schedule import plan
 from sppo.training.trainer import SelfPlayTrainer
 
@@ -114,8 +114,8 @@ class Ours:
     def __init__(self, args, rows, folder):
         self.args, self.model = args, make_model(args)
         self.trees = [Tree(prompt, responses) for prompt, responses in rows]
-        self.found = capabilities(self.model)
-        opponent = log_probs(self.model, self.trees, pack_tokens=args.pack_tokens, found=self.found)
+        self.found = measure_capabilities(self.model)
+        opponent = log_probs(self.model, self.trees, pack_tokens=args.pack_tokens, capabilities=self.found)
         examples = [
             {
                 "prompt_id": str(number),
@@ -134,19 +134,21 @@ class Ours:
             for number, (prompt, responses) in enumerate(rows)
         ]
         steps = plan(len(rows), batch_prompts=len(rows), epochs=1, keep_epochs=None, warmup_ratio=0)
-        shares = StepShares(table(examples, TRAINING), batch_prompts=len(rows), steps=steps, seed=0)
+        batches = StepBatches(table(examples, TRAINING), batch_prompts=len(rows), steps=steps, seed=0)
         self.trainer = SelfPlayTrainer(
             model=self.model,
             args=transformers.TrainingArguments(**common(args, folder), max_steps=1),
-            shares=shares,
+            batches=batches,
             algorithm=algorithms.load(recipe.Sppo(eta=args.eta, reduction="sum")),
             pack_tokens=args.pack_tokens,
             mixed_precision="no",
         )
-        self.batches = [{"share": shares[0]}]
+        self.batches = [{"step": batches[0]}]
 
     def reference(self):
-        values = log_probs(self.model.eval(), self.trees, pack_tokens=self.args.pack_tokens, found=self.found)
+        values = log_probs(
+            self.model.eval(), self.trees, pack_tokens=self.args.pack_tokens, capabilities=self.found
+        )
         return [value for of_prompt in values for value in of_prompt]
 
 

@@ -33,7 +33,7 @@ def test_examples_within_the_rules_pass():
     ("wrong", "message"),
     [
         ({"token_ids": []}, "prompt 'p1': response 1 has no tokens"),
-        ({"prompt": ()}, "prompt 'p1': response 0 answers a prompt of no tokens"),
+        ({"prompt": ()}, "prompt 'p1': response 0 belongs to a prompt without tokens"),
         (
             {"token_ids": list(range(15))},
             "prompt 'p1': response 1 and its prompt have more tokens than .* of 16;",
@@ -41,10 +41,22 @@ def test_examples_within_the_rules_pass():
         ({"win_rate": 1.01}, r"response 1 has a win rate outside \[0, 1\] \(win rate 1.01"),
         ({"win_rate": -0.1}, r"response 1 has a win rate outside \[0, 1\]"),
         ({"win_rate": math.nan}, r"response 1 has a win rate outside \[0, 1\]"),
-        ({"opponent_log_prob": -math.inf}, "response 1 has an opponent's log-probability that is none"),
-        ({"opponent_log_prob": math.nan}, "response 1 has an opponent's log-probability that is none"),
-        ({"opponent_log_prob": 3.0}, "response 1 has an opponent's log-probability that is none"),
-        ({"opponent_log_prob": None}, "response 1 has an opponent's log-probability that is none"),
+        (
+            {"opponent_log_prob": -math.inf},
+            "response 1 has an invalid opponent log-probability: it must be finite and at most 0",
+        ),
+        (
+            {"opponent_log_prob": math.nan},
+            "response 1 has an invalid opponent log-probability: it must be finite and at most 0",
+        ),
+        (
+            {"opponent_log_prob": 3.0},
+            "response 1 has an invalid opponent log-probability: it must be finite and at most 0",
+        ),
+        (
+            {"opponent_log_prob": None},
+            "response 1 has an invalid opponent log-probability: it must be finite and at most 0",
+        ),
         ({"log_partition": math.inf}, "has a log-partition that is not finite"),
         ({"opponent": "pi_2"}, "log-probabilities are of the policy pi_2, but training starts from pi_1"),
         ({"opponent": None}, "log-probabilities are of the policy None, but training starts from pi_1"),

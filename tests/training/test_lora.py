@@ -16,7 +16,7 @@ from sppo.policy import load as policies
 from sppo.policy.adapter import AdapterError
 from sppo.rundir.shards import write_shard
 from sppo.training import TrainingJob, lora, train
-from sppo.training.log_probs import Capabilities, Tree, capabilities, log_probs, response_log_probs
+from sppo.training.log_probs import Capabilities, Tree, log_probs, measure_capabilities, response_log_probs
 
 LORA = {"r": 4, "lora_alpha": 8}
 PLAYED = {
@@ -169,7 +169,7 @@ def test_gradients_reach_the_adapter_alone(tiny_model):
     model = lora.prepare(policies.load(folder, dtype="float32"), recipe.Lora(r=4), seed=1)
     before = policies.load(folder, dtype="float32").state_dict()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    found = capabilities(model)
+    found = measure_capabilities(model)
     for _ in range(2):  # in the first step B is zero, and so are the gradients of A
         response_log_probs(model, TREES, found).sum().backward()
         optimizer.step()
@@ -189,11 +189,13 @@ def test_responses_share_their_prompt_through_an_adapter(tiny_model, family):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    found = capabilities(model)
+    found = measure_capabilities(model)
     assert found.attention == "pieces"
     assert found.logits is not None  # the head is fused
     plain = Capabilities("rows", None)
-    shared, alone = (flat(log_probs(model, TREES, pack_tokens=400, found=how)) for how in (found, plain))
+    shared, alone = (
+        flat(log_probs(model, TREES, pack_tokens=400, capabilities=how)) for how in (found, plain)
+    )
     torch.testing.assert_close(shared, alone, atol=1e-4, rtol=1e-5)
     plain = policies.load(tiny_model(family), dtype="float32")
     base = flat(log_probs(plain, TREES, pack_tokens=400))
@@ -324,7 +326,7 @@ def test_gradients_through_quantised_weights_are_those_through_their_values(tiny
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.constant_(parameter, 0.01)
-        found = capabilities(model)
+        found = measure_capabilities(model)
         assert found.attention == "pieces"
         model.train()
         response_log_probs(model, TREES, found).sum().backward()

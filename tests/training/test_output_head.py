@@ -7,8 +7,8 @@ from torch import nn
 
 from sppo.policy import load as policies
 from sppo.training import output_head
-from sppo.training.log_probs import Capabilities, Tree, capabilities, response_log_probs
-from sppo.training.output_head import Logits, causal_model, find, fused, token_log_probs
+from sppo.training.log_probs import Capabilities, Tree, measure_capabilities, response_log_probs
+from sppo.training.output_head import Logits, causal_model, fused, measure_logits, token_log_probs
 
 TREES = [Tree([5, 6, 7], [[40, 41, 3], [50, 3]]), Tree([10, 11], [[7, 9, 8, 3]])]
 SMALL = {
@@ -121,7 +121,7 @@ def test_scaled_capped_biased_and_tied_heads_give_the_models_own_log_probabiliti
     model = transformers.AutoModelForCausalLM.from_config(config(**{**SMALL, **settings})).eval()
     if name == "biased":
         nn.init.normal_(model.lm_head.bias)
-    assert find(model) == expected
+    assert measure_logits(model) == expected
     own = response_log_probs(model, TREES, Capabilities("mask", None))
     mine = response_log_probs(model, TREES, Capabilities("mask", expected))
     torch.testing.assert_close(mine, own, rtol=1e-5, atol=1e-5)
@@ -140,7 +140,7 @@ def test_a_head_that_is_no_plain_product_keeps_the_models_own(tiny_model, caplog
             return super().forward(hidden).abs().sqrt()
 
     model.lm_head.__class__ = Squashed
-    found = capabilities(model)
+    found = measure_capabilities(model)
     assert found == Capabilities("pieces", None)
     assert "the output head of LlamaForCausalLM is not fused" in caplog.text
     model.lm_head.__class__ = nn.Linear
@@ -163,7 +163,7 @@ def test_wrappers_hooks_and_forwards_are_as_before(tiny_model):
 
     wrapped = Wrapper(model)
     assert causal_model(wrapped) is model
-    found = capabilities(wrapped)
+    found = measure_capabilities(wrapped)
     assert found.logits == Logits()
     called.clear()
     response_log_probs(wrapped, TREES, found)
@@ -178,10 +178,10 @@ def test_wrappers_hooks_and_forwards_are_as_before(tiny_model):
 def test_of_an_adapter_only_the_adapter_gets_gradients(tiny_model):
     peft = pytest.importorskip("peft")
     model = policies.load(tiny_model("llama-3"), dtype="float32", device="cpu")
-    expected = response_log_probs(model, TREES, capabilities(model)).detach()
+    expected = response_log_probs(model, TREES, measure_capabilities(model)).detach()
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "down_proj"]))
     assert causal_model(adapted) is model
-    found = capabilities(adapted)
+    found = measure_capabilities(adapted)
     assert found.logits == Logits()
     mine = response_log_probs(adapted, TREES, found)
     torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)  # B is zero at first
@@ -195,7 +195,7 @@ def test_of_an_adapter_only_the_adapter_gets_gradients(tiny_model):
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_model, reentrant):
     model = policies.load(tiny_model("gemma-2"), dtype="float32", device="cpu").train()
-    found = capabilities(model)
+    found = measure_capabilities(model)
     wanted = torch.autograd.grad(response_log_probs(model, TREES, found).sum(), list(model.parameters()))
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
@@ -207,7 +207,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model, reentrant):
 
 def test_autocast_makes_the_products_in_bfloat16(tiny_model):
     model = policies.load(tiny_model("llama-3"), dtype="float32", device="cpu")
-    found = capabilities(model)
+    found = measure_capabilities(model)
     exact = response_log_probs(model, TREES, found)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mine = response_log_probs(model, TREES, found)

@@ -20,8 +20,15 @@ from sppo import recipe
 from sppo.algorithms import sppo as sppo_algorithm
 from sppo.policy import load as policies
 from sppo.training import train
-from sppo.training.examples import StepShares, TrainingError, read
-from sppo.training.log_probs import Capabilities, Tree, capabilities, log_probs, packs, response_log_probs
+from sppo.training.examples import StepBatches, TrainingError, read
+from sppo.training.log_probs import (
+    Capabilities,
+    Tree,
+    log_probs,
+    measure_capabilities,
+    packs,
+    response_log_probs,
+)
 from sppo.training.metrics import Size, matmul_rate
 from sppo.training.schedule import learning_rate, plan
 
@@ -41,14 +48,14 @@ def by_hand(model, prompt, response):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_are_those_of_one_sequence_at_a_time(tiny_model, family):
     model = policies.load(tiny_model(family), dtype="float32", device="cpu")
-    found = capabilities(model)
+    found = measure_capabilities(model)
     assert found.attention == "pieces" and found.logits is not None
     expected = [
         [by_hand(model, tree.prompt, response).item() for response in tree.responses] for tree in TREES
     ]
     for way in ways(found):
         for pack_tokens in (1, 120, 10_000):
-            values = log_probs(model, TREES, pack_tokens=pack_tokens, found=way)
+            values = log_probs(model, TREES, pack_tokens=pack_tokens, capabilities=way)
             for one, two in zip(values, expected, strict=True):
                 assert one == pytest.approx(two, rel=1e-5)
 
@@ -61,7 +68,7 @@ def test_gradients_are_those_of_one_sequence_at_a_time(tiny_model, family):
     for weight, (prompt, response) in zip(weights, flat, strict=True):
         (by_hand(model, prompt, response) * weight).backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
-    for way in ways(capabilities(model)):
+    for way in ways(measure_capabilities(model)):
         model.zero_grad()
         (response_log_probs(model, TREES, way) * weights).sum().backward()
         for parameter, one_at_a_time in zip(model.parameters(), expected, strict=True):
@@ -75,8 +82,10 @@ def test_a_window_shorter_than_the_sequence_is_kept_to(tiny_model):
         list(range(10, 10 + 2 * window)), [list(range(50, 50 + window)), list(range(90, 90 + 3 * window))]
     )
     expected = [by_hand(model, tree.prompt, response).item() for response in tree.responses]
-    for way in ways(capabilities(model)):
-        assert log_probs(model, [tree], pack_tokens=1, found=way)[0] == pytest.approx(expected, rel=1e-5)
+    for way in ways(measure_capabilities(model)):
+        assert log_probs(model, [tree], pack_tokens=1, capabilities=way)[0] == pytest.approx(
+            expected, rel=1e-5
+        )
 
 
 def test_a_model_that_cannot_take_the_mask_gets_rows_of_its_own(tiny_model):
@@ -88,7 +97,7 @@ def test_a_model_that_cannot_take_the_mask_gets_rows_of_its_own(tiny_model):
         return forward(attention_mask=attention_mask if attention_mask.dim() == 2 else None, **inputs)
 
     model.forward = deaf
-    assert capabilities(model).attention == "rows"
+    assert measure_capabilities(model).attention == "rows"
     expected = [
         [by_hand(policies_alone, tree.prompt, r).item() for r in tree.responses]
         for policies_alone in [policies.load(tiny_model("llama-3"), dtype="float32", device="cpu")]
@@ -104,7 +113,7 @@ def test_recurrent_models_get_rows_of_their_own(tmp_path):
     model = MambaForCausalLM(
         MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=400, state_size=4)
     ).eval()
-    assert capabilities(model).attention == "rows"
+    assert measure_capabilities(model).attention == "rows"
 
 
 @pytest.mark.parametrize("way", ["pieces", "mask", "rows"])
@@ -270,8 +279,8 @@ def test_every_step_tells_what_it_did(job):
     assert (first["win_rate_winners"], first["win_rate_losers"]) == pytest.approx((0.9, 0.1))
     assert first["kl"] == pytest.approx(0, abs=1e-9) and last["kl"] > 1e-6
     assert first["grad_norm"] > 0
-    share = StepShares(read([Path(told.shards[0])]), batch_prompts=4, steps=told.steps, seed=told.seed)[0]
-    assert first["response_tokens"] == sum(len(ids) for row in share.examples for ids in row.responses)
+    batch = StepBatches(read([Path(told.shards[0])]), batch_prompts=4, steps=told.steps, seed=told.seed)[0]
+    assert first["response_tokens"] == sum(len(ids) for row in batch.examples for ids in row.responses)
     assert first["response_tokens_per_second"] > 0
     assert 0.01 < first["peak_memory_gb"] < 64
     assert "mfu" not in first  # of a GPU only
@@ -371,6 +380,6 @@ def test_shares_of_all_processes_are_the_step():
 def randomness_order(rows, steps, rank, processes):
     from unittest import mock
 
-    shares = StepShares(rows, batch_prompts=4, steps=steps, seed=3, rank=rank, processes=processes)
+    batches = StepBatches(rows, batch_prompts=4, steps=steps, seed=3, rank=rank, processes=processes)
     with mock.patch("sppo.training.examples._examples", lambda part: part["prompt_id"].to_pylist()):
-        return [shares[step].examples for step in range(len(shares))]
+        return [batches[step].examples for step in range(len(batches))]

@@ -5,7 +5,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from sppo.policy import load as policies
 from sppo.training import tree_attention
 from sppo.training.layout import Layout, Tree
-from sppo.training.log_probs import Capabilities, capabilities, response_log_probs
+from sppo.training.log_probs import Capabilities, measure_capabilities, response_log_probs
 from sppo.training.tree_attention import additive, block_mask, masks
 
 TREES = [Tree(list(range(9)), [[1] * 4, [2] * 5, [3]]), Tree([7, 8], [[4] * 3, [5] * 8])]
@@ -113,7 +113,7 @@ def test_each_kind_of_layer_gets_its_window(tiny_model):
 
 def test_an_attention_that_was_asked_for_is_kept(tiny_model):
     model = policies.load(tiny_model("llama-3"), dtype="float32", device="cpu", attn_implementation="eager")
-    assert capabilities(model).attention == "mask"
+    assert measure_capabilities(model).attention == "mask"
     assert model.config._attn_implementation == "eager"
 
 
@@ -123,7 +123,7 @@ def test_ordinary_calls_of_the_model_are_as_before(tiny_model, tmp_path):
     mask = torch.ones_like(ids)
     mask[1, 30:] = 0
     before = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
-    assert capabilities(model).attention == "pieces"
+    assert measure_capabilities(model).attention == "pieces"
     torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[mask.bool()], before)
     model.save_pretrained(tmp_path)
     assert "sppo" not in (tmp_path / "config.json").read_text()
@@ -131,7 +131,7 @@ def test_ordinary_calls_of_the_model_are_as_before(tiny_model, tmp_path):
 
 def test_the_order_of_responses_and_of_trees_does_not_matter(tiny_model):
     model = policies.load(tiny_model("qwen2"), dtype="float32", device="cpu")
-    found = Capabilities("pieces", capabilities(model).logits)
+    found = Capabilities("pieces", measure_capabilities(model).logits)
     values = response_log_probs(model, TREES, found)
     turned = [Tree(tree.prompt, tree.responses[::-1]) for tree in TREES[::-1]]
     torch.testing.assert_close(response_log_probs(model, turned, found).flip(0), values)

@@ -10,7 +10,7 @@ from sppo import algorithms, recipe
 from sppo.algorithms import Responses
 from sppo.rundir.shards import table
 from sppo.rundir.tables import TRAINING
-from sppo.training.examples import StepShares
+from sppo.training.examples import StepBatches
 from sppo.training.log_probs import Tree, log_probs
 from sppo.training.schedule import plan
 from sppo.training.trainer import SelfPlayTrainer
@@ -97,18 +97,18 @@ def ours(pairs, folder, algorithm, pack_tokens=64):
         for number, tree in enumerate(trees)
     ]
     steps = plan(len(rows), batch_prompts=len(rows), epochs=1, keep_epochs=None, warmup_ratio=0)
-    shares = StepShares(table(rows, TRAINING), batch_prompts=len(rows), steps=steps, seed=0)
+    batches = StepBatches(table(rows, TRAINING), batch_prompts=len(rows), steps=steps, seed=0)
     trainer = SelfPlayTrainer(
         model=model,
         args=transformers.TrainingArguments(
             output_dir=str(folder), max_steps=1, use_cpu=True, report_to="none", remove_unused_columns=False
         ),
-        shares=shares,
+        batches=batches,
         algorithm=loaded,
         pack_tokens=pack_tokens,
         mixed_precision="no",
     )
-    loss = trainer.training_step(moved(model), {"share": shares[0]})
+    loss = trainer.training_step(moved(model), {"step": batches[0]})
     return float(loss), gradients(model)
 
 

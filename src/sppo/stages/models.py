@@ -137,7 +137,7 @@ class Models:
         )
 
     def _load_scorer(self, policy: Path) -> Scorer:
-        from sppo.training.log_probs import Tree, capabilities, log_probs
+        from sppo.training.log_probs import Tree, log_probs, measure_capabilities
 
         of, training = self.recipe.policy, self.recipe.training
         model = policies.load(
@@ -147,7 +147,7 @@ class Models:
             trust_remote_code=of.trust_remote_code,
             quantization=of.quantization,
         )
-        measured = capabilities(model)  # measured once, not for every shard
+        capabilities = measure_capabilities(model)  # measured once, not for every shard
 
         def score(
             prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]
@@ -161,7 +161,7 @@ class Models:
                 trees,
                 pack_tokens=training.pack_tokens,
                 mixed_precision=training.mixed_precision,
-                found=measured,
+                capabilities=capabilities,
             )
 
         return score

@@ -1,4 +1,4 @@
-"""What is trained on: a prompt with its selected responses, and the optimiser step's share of them."""
+"""Training examples: a prompt with its selected responses, and the prompts of each optimiser step."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,12 @@ from torch.utils.data import Dataset
 
 from sppo import randomness
 from sppo.rundir.shards import read_shard
+from sppo.rundir.tables import TrainingRow, from_table
 from sppo.training.schedule import Steps
 
 
 class TrainingError(ValueError):
-    """Training that cannot begin or go on; the message names the prompts."""
+    """Training cannot begin or go on; the message names the prompts."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,15 @@ class Example:
     """A prompt and the responses to it that are trained on.
 
     Attributes:
-        prompt_id: for messages about it.
-        prompt: token ids.
-        responses: token ids of each.
-        win_rates: P^(y > pi_t | x) of each, over all K; NaN where the oracle was not asked.
-        opponent_log_probs: log pi_t(y|x) of each, nats.
-        log_partition: log Z of the prompt, nats.
-        demonstrations: whether each came with the prompt, instead of from pi_t; empty: none did.
-        reference_log_probs: log pi(y|x) of each under each of the reference policies that the algorithm asks for, nats.
-        rewards: what the algorithm made of the comparisons of each; NaN where it makes nothing of them.
+        prompt_id: the prompt's name in messages.
+        prompt: token ids of the prompt.
+        responses: token ids of each response.
+        win_rates: P^(y > pi_t | x) of each response, over all K; NaN where the oracle was not asked.
+        opponent_log_probs: log pi_t(y|x) of each response, in nats.
+        log_partition: log Z of the prompt, in nats.
+        demonstrations: whether each response came with the prompt instead of from pi_t; empty: none did.
+        reference_log_probs: for each response, log pi(y|x) in nats under each of the algorithm's reference policies.
+        rewards: what the algorithm made of each response's comparisons; NaN where it makes nothing of them.
     """
 
     prompt_id: str
@@ -44,30 +45,59 @@ class Example:
     reference_log_probs: list[list[float]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
+    @classmethod
+    def from_record(cls, record: TrainingRow) -> "Example":
+        """The example that a row of the training table holds."""
+        responses = record.responses
+        return cls(
+            record.prompt_id,
+            record.prompt_token_ids,
+            [response.token_ids for response in responses],
+            [math.nan if response.win_rate is None else response.win_rate for response in responses],
+            [response.opponent_log_prob for response in responses],
+            record.log_partition,
+            [response.k is None for response in responses],
+            [response.reference_log_probs or [] for response in responses],
+            [math.nan if response.reward is None else response.reward for response in responses],
+        )
+
     def best_and_worst(self) -> tuple[int, int]:
-        """The responses of the highest and the lowest win rate; a demonstration stands above all."""
-        given = self.demonstrations or [False] * len(self.responses)
+        """The numbers of the responses with the highest and the lowest win rate; a demonstration ranks above all."""
+        demonstrations = self.demonstrations or [False] * len(self.responses)
         ranks = [
-            (of_prompt, 0.0 if math.isnan(rate) else rate)
-            for of_prompt, rate in zip(given, self.win_rates, strict=True)
+            (is_demonstration, 0.0 if math.isnan(rate) else rate)
+            for is_demonstration, rate in zip(demonstrations, self.win_rates, strict=True)
         ]
         numbers = range(len(ranks))
         return max(numbers, key=ranks.__getitem__), min(numbers, key=ranks.__getitem__)
 
 
 @dataclass(frozen=True)
-class StepShare:
-    """One process's prompts of one optimiser step, and how many prompts the whole step has."""
+class StepBatch:
+    """One process's part of an optimiser step.
+
+    Attributes:
+        examples: the process's prompts; there can be none.
+        step_prompts: the number of prompts of the whole step, over all processes.
+    """
 
     examples: list[Example]
     step_prompts: int
 
 
-class StepShares(Dataset[StepShare]):
-    """Item s is this process's share of optimiser step s; the order of an epoch depends on the seed alone.
+class StepBatches(Dataset[StepBatch]):
+    """Item s is this process's part of optimiser step s.
 
-    The share is every so-many-th prompt of the step, so that the step holds the same prompts whatever
-    the number of processes. A process can have none of a last, short step.
+    A step's prompts depend on the seed and its number alone, never on the number of processes, which divide them: process
+    r of n takes the prompts r, r + n, r + 2n, ... of the step. It gets none of a last, short step of r prompts or fewer.
+
+    Args:
+        table: all training examples, as :func:`read` returns them.
+        batch_prompts: prompts per step.
+        steps: the number of steps, and how many of them an epoch has.
+        seed: decides the order of the prompts in each epoch.
+        rank: the number of this process.
+        processes: the number of all processes.
     """
 
     def __init__(
@@ -91,7 +121,7 @@ class StepShares(Dataset[StepShare]):
     def __len__(self) -> int:
         return self.steps.kept
 
-    def __getitem__(self, step: int) -> StepShare:
+    def __getitem__(self, step: int) -> StepBatch:
         if not 0 <= step < len(self):
             raise IndexError(step)
         epoch, within = divmod(step, self.steps.per_epoch)
@@ -99,16 +129,16 @@ class StepShares(Dataset[StepShare]):
             order = randomness.generator("order", self.seed, epoch).permutation(self.table.num_rows)
             self._orders = {epoch: order.tolist()}
         rows = self._orders[epoch][within * self.batch_prompts : (within + 1) * self.batch_prompts]
-        share = rows[self.rank :: self.processes]
-        return StepShare(_examples(self.table.take(share)) if share else [], len(rows))
+        own = rows[self.rank :: self.processes]
+        return StepBatch(_examples(self.table.take(own)) if own else [], len(rows))
 
     def any_example(self) -> Example:
-        """One of the examples."""
+        """An example, always the same."""
         return _examples(self.table.slice(0, 1))[0]
 
 
 def read(shards: Sequence[Path]) -> pa.Table:
-    """All training shards of an iteration as one table, prompts without responses left out."""
+    """All training shards of an iteration as one table, without the prompts that have no responses."""
     table = pa.concat_tables([read_shard(shard).replace_schema_metadata(None) for shard in shards])
     counts = pa.compute.list_value_length(table["responses"])
     return table.filter(pa.compute.greater(counts, 0)).combine_chunks()
@@ -118,14 +148,14 @@ def check(table: pa.Table, *, opponent: str, context: int, reference_policies: S
     """Refuse examples that cannot be trained on, before anything is computed.
 
     Args:
-        table: as :func:`read` gives it.
+        table: all training examples, as :func:`read` returns them.
         opponent: the fingerprint of the policy that training starts from.
-        context: the most tokens that it takes.
+        context: the most tokens that the policy takes.
         reference_policies: the fingerprints of the reference policies that the loss needs, in order.
 
     Raises:
-        TrainingError: there are none; the opponent's log-probabilities are of another policy or not finite; a prompt
-            or response has no tokens, or they are more than the context; a win rate is no probability.
+        TrainingError: there are no examples; the opponent's log-probabilities are of another policy or are not finite; a
+            prompt or response has no tokens, or together they exceed the context; a win rate is not in [0, 1].
     """
     if table.num_rows == 0:
         raise TrainingError("no prompt has a response to train on")
@@ -133,78 +163,72 @@ def check(table: pa.Table, *, opponent: str, context: int, reference_policies: S
     if others:
         raise TrainingError(
             f"the opponent's log-probabilities are of the policy {sorted(map(str, others))[0][:12]}, but training starts"
-            f" from {opponent[:12]}: every log-ratio would be wrong; run the select stage again with this policy"
+            f" from {opponent[:12]}, so every log-ratio would be wrong; run the select stage again with this policy"
         )
     recorded = table["reference_policies"].to_pylist()
-    unexpected = next((given or [] for given in recorded if list(reference_policies) != (given or [])), None)
+    unexpected = next((names or [] for names in recorded if list(reference_policies) != (names or [])), None)
     if unexpected is not None:
         raise TrainingError(
-            f"the log-probabilities of reference policies are those of {[one[:12] for one in unexpected]}, but the"
-            f" algorithm needs those of {[one[:12] for one in reference_policies]}; run the select stage again"
+            f"the reference policies' log-probabilities are of {[name[:12] for name in unexpected]}, but the algorithm"
+            f" needs those of {[name[:12] for name in reference_policies]}; run the select stage again"
         )
+    # On columns, not row by row: a training table can hold hundreds of thousands of responses. `prompt` is, for each
+    # response, the number of its prompt.
     rows = table["responses"].combine_chunks()
-    each = rows.flatten()
+    responses = rows.flatten()
     prompt = pa.compute.list_parent_indices(rows).to_numpy()
     prompt_tokens = pa.compute.list_value_length(table["prompt_token_ids"]).to_numpy()[prompt]
-    tokens = pa.compute.list_value_length(each.field("token_ids")).to_numpy()
-    rate = each.field("win_rate").to_numpy(zero_copy_only=False).astype(float)
-    unrated = each.field("win_rate").is_null().to_numpy(zero_copy_only=False)
-    log_prob = each.field("opponent_log_prob").to_numpy(zero_copy_only=False)
+    tokens = pa.compute.list_value_length(responses.field("token_ids")).to_numpy()
+    rate = responses.field("win_rate").to_numpy(zero_copy_only=False).astype(float)
+    unrated = responses.field("win_rate").is_null().to_numpy(zero_copy_only=False)
+    log_prob = responses.field("opponent_log_prob").to_numpy(zero_copy_only=False)
     partition = table["log_partition"].to_numpy()[prompt]
+    # A sum of rounded logarithms may be a little above 0.
     for wrong, what in (
         (tokens == 0, "has no tokens"),
-        (prompt_tokens == 0, "answers a prompt of no tokens"),
+        (prompt_tokens == 0, "belongs to a prompt without tokens"),
         (
             prompt_tokens + tokens > context,
             f"and its prompt have more tokens than the model's context of {context}; set training.max_tokens",
         ),
         (~(unrated | ((rate >= 0) & (rate <= 1))), "has a win rate outside [0, 1]"),
-        (~np.isfinite(log_prob) | (log_prob > 1e-3), "has an opponent's log-probability that is none"),
         (
-            _not_log_probs(each.field("reference_log_probs"), len(reference_policies)),
-            "has a reference policy's log-probability that is none",
+            ~np.isfinite(log_prob) | (log_prob > 1e-3),
+            "has an invalid opponent log-probability: it must be finite and at most 0",
+        ),
+        (
+            _not_log_probs(responses.field("reference_log_probs"), len(reference_policies)),
+            "has missing or invalid reference log-probabilities: each must be finite and at most 0",
         ),
         (~np.isfinite(partition), "has a log-partition that is not finite"),
     ):
         if wrong.any():
             first = int(wrong.argmax())
-            row = table.slice(int(prompt[first]), 1).to_pylist()[0]
-            response = row["responses"][first - int((prompt < prompt[first]).sum())]
+            (row,) = from_table(table.slice(int(prompt[first]), 1), TrainingRow)
+            response = row.responses[first - int((prompt < prompt[first]).sum())]
             raise TrainingError(
-                f"prompt {row['prompt_id']!r}: response {response['k']} {what} (win rate {response['win_rate']},"
-                f" log-probability {response['opponent_log_prob']}, log-partition {row['log_partition']},"
-                f" {len(row['prompt_token_ids'])} and {len(response['token_ids'])} tokens);"
-                f" {int(wrong.sum())} of {len(wrong)} responses are like that"
+                f"prompt {row.prompt_id!r}: response {response.k} {what} (win rate {response.win_rate},"
+                f" log-probability {response.opponent_log_prob}, log-partition {row.log_partition},"
+                f" {len(row.prompt_token_ids)} prompt tokens and {len(response.token_ids)} response tokens);"
+                f" {int(wrong.sum())} of {len(wrong)} responses have this fault"
             )
 
 
 def _not_log_probs(values: pa.Array, count: int) -> np.ndarray:
-    """Which responses lack a log-probability of one of so many policies."""
+    """Which responses do not have exactly `count` valid log-probabilities; none where `count` is 0."""
     return np.array(
         [
             count > 0
-            and not (of is not None and len(of) == count and all(math.isfinite(v) and v <= 1e-3 for v in of))
-            for of in values.to_pylist()
+            and not (
+                log_probs is not None
+                and len(log_probs) == count
+                and all(math.isfinite(value) and value <= 1e-3 for value in log_probs)
+            )
+            for log_probs in values.to_pylist()
         ],
         dtype=bool,
     )
 
 
 def _examples(table: pa.Table) -> list[Example]:
-    return [
-        Example(
-            row["prompt_id"],
-            row["prompt_token_ids"],
-            [response["token_ids"] for response in row["responses"]],
-            [
-                math.nan if response["win_rate"] is None else response["win_rate"]
-                for response in row["responses"]
-            ],
-            [response["opponent_log_prob"] for response in row["responses"]],
-            row["log_partition"],
-            [response["k"] is None for response in row["responses"]],
-            [response["reference_log_probs"] or [] for response in row["responses"]],
-            [math.nan if response["reward"] is None else response["reward"] for response in row["responses"]],
-        )
-        for row in table.to_pylist()
-    ]
+    return [Example.from_record(record) for record in from_table(table, TrainingRow)]

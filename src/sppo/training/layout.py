@@ -1,4 +1,15 @@
-"""Where the tokens of prompts and their responses stand when they go through the model together."""
+"""Where the tokens of prompts and of their responses stand when they go through the model together.
+
+A prompt x with responses y_1 .. y_R is laid out as the tree x y_1 y_2 .. y_R: the prompt once, the responses behind it as
+branches. The model computes the same for it as for the R sequences x y_r, because three things are made to agree with
+those sequences: positions, what each token sees, and which hidden state predicts which token.
+
+    column     0   1   2   3   4            a prompt of 2 tokens with responses of 2 tokens and of 1 token
+    token     x0  x1  a0  a1  b0
+    position   0   1   2   3   2            b0 follows x1 in its own sequence
+    branch     0   0   1   1   2
+    source             1   2   1            x1 predicts both a0 and b0
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +28,11 @@ class Tree:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it has; the prompt's count once."""
+        """The number of tokens of the prompt, counted once, and of all responses."""
         return len(self.prompt) + sum(map(len, self.responses))
 
     def sequences(self) -> "list[Tree]":
-        """Each response with a prompt of its own."""
+        """One tree for each response, each with a copy of the prompt."""
         return [Tree(self.prompt, [response]) for response in self.responses]
 
 
@@ -30,9 +41,9 @@ class Targets:
     """The response tokens of a layout, in the order of the responses.
 
     Attributes:
-        row, source: where the model predicts each.
-        token: its id.
-        response: the number of the response that it belongs to.
+        row, source: the row and the column of the hidden state that predicts the token.
+        token: the token's id.
+        response: the number of the response that the token belongs to, counted over all trees.
     """
 
     row: Int[Tensor, " tokens"]
@@ -42,19 +53,17 @@ class Targets:
 
 
 class Layout:
-    """Trees in a batch: one after the other in a single row, or a row each, padded on the right.
-
-    In a tree the prompt comes first, then its responses; positions go on from the prompt's in each of them.
+    """Trees in a batch: one after the other in a single row, or a row for each, padded on the right.
 
     Args:
         trees: in the order of their responses.
-        in_one_row: no padding; else a row each.
+        in_one_row: put all trees into one row without padding; otherwise each gets a row.
 
     Attributes:
-        ids, positions: [rows, columns] token ids, and positions in their own sequence.
-        tree: [rows, columns] the number of the tree; -1 for padding.
-        branch: [rows, columns] 0 for a prompt, 1.. for the tree's responses.
-        responses: how many there are in all.
+        ids, positions: [rows, columns] token ids, and each token's position in its own sequence.
+        tree: [rows, columns] the number of the tree that a token belongs to; -1 for padding.
+        branch: [rows, columns] 0 for a prompt, 1, 2, ... for the responses of its tree.
+        responses: the number of responses in all trees.
     """
 
     def __init__(self, trees: Sequence[Tree], *, in_one_row: bool) -> None:
@@ -74,48 +83,52 @@ class Layout:
         ids = [*tree.prompt, *(token for response in tree.responses for token in response)]
         self.ids[row, begin : begin + len(ids)] = torch.tensor(ids, dtype=torch.long)
         self.tree[row, begin : begin + len(ids)] = number
+        # Positions restart with each tree, so that a tree is computed alike wherever it stands in the row.
         self.positions[row, begin : begin + prompt] = torch.arange(prompt)
         column = begin + prompt
         for branch, response in enumerate(tree.responses, 1):
-            part = slice(column, column + len(response))
-            self.branch[row, part] = branch
-            self.positions[row, part] = torch.arange(prompt, prompt + len(response))
-            # the first token of every response is predicted by the prompt's last, others by the one before
+            columns = slice(column, column + len(response))
+            self.branch[row, columns] = branch
+            # Every response goes on from the prompt's positions, as if the other branches were not there: rotary
+            # embeddings and windows then see the distances of the sequence x y_r.
+            self.positions[row, columns] = torch.arange(prompt, prompt + len(response))
+            # A token is predicted where the token before it in its sequence stands. That is the column to its left,
+            # but for a response's first token: its predecessor is the prompt's last, which all branches share.
             source = torch.arange(column - 1, column - 1 + len(response))
             source[:1] = begin + prompt - 1
-            same = torch.ones_like(source)
-            self._targets.append((same * row, source, self.ids[row, part], same * self.responses))
+            ones = torch.ones_like(source)
+            self._targets.append((ones * row, source, self.ids[row, columns], ones * self.responses))
             column += len(response)
             self.responses += 1
 
     @property
     def real(self) -> Bool[Tensor, "rows columns"]:
-        """What is no padding."""
+        """True for tokens, False for padding."""
         return self.tree >= 0
 
     def targets(self, device: torch.device) -> Targets:
-        """Where each response token is predicted."""
-        return Targets(*(torch.cat(parts).to(device) for parts in zip(*self._targets, strict=True)))
+        """The response tokens and where each is predicted."""
+        return Targets(*(torch.cat(columns).to(device) for columns in zip(*self._targets, strict=True)))
 
     def visible(self, window: int | None = None) -> Bool[Tensor, "rows query key"]:
-        """Which tokens each token sees: of its tree the prompt and its own response, up to itself.
-
-        Padding sees padding, so that no row of the softmax is empty.
-        """
+        """Which tokens each token sees: its tree's prompt and its own response, up to itself."""
         rows, columns = (torch.arange(size) for size in self.ids.shape)
         return self.sees(rows[:, None, None], columns[:, None], columns, window)
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor, window: int | None) -> Tensor:
-        """Whether the token in one column of a row sees that in another; any shapes that broadcast."""
+        """Whether the token in column `query` of a row sees the one in column `key`; shapes are broadcast."""
         branch, position = self.branch, self.positions
+        # Columns can stand for time here: of two tokens that may see each other, the one further left is the earlier.
+        # Padding has the tree -1 and sees the padding before it and itself, so that no softmax is over nothing.
         seen = (query >= key) & (self.tree[row, query] == self.tree[row, key])
         seen = seen & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
         if window is not None:
+            # Not columns: other branches may stand between a response and its prompt.
             seen = seen & (position[row, query] - position[row, key] < window)
         return seen
 
     def to(self, device: torch.device) -> "Layout":
-        """Itself, its tensors on a device."""
+        """Move the tensors to a device, in place; returns the layout."""
         for name in ("ids", "positions", "branch", "tree"):
             setattr(self, name, getattr(self, name).to(device))
         return self

@@ -1,11 +1,19 @@
-"""The output head, the log-softmax and the choice of the target's entry as one operation, in tiles.
+r"""The output head, the log-softmax and the choice of the target's entry as one operation, in tiles.
 
-A model's forward ends in logits for every token, [tokens, vocabulary]; what is needed of them is one number for each
-response token. Here a tile of the vocabulary at a time is multiplied, folded into the log-partition and forgotten,
-and computed again in the backward pass: neither pass ever holds [tokens, vocabulary].
+A model's forward ends in logits for every token, [tokens, vocabulary], of which training needs one number for each
+response token. Here the vocabulary is walked over in tiles. With logits z = f(W h + b) of a token and its target y:
 
-It is reached through the model's own forward, with the forwards of the causal model and of its head replaced for the
-call: so what wraps them (several processes, sharded parameters, adapters) sees its usual calls and outputs.
+- forward: :math:`\log p_y = z_y - \log\sum_v e^{z_v}`. Each tile gives the log-sum-exp of its own columns, and the
+  log-sum-exp over the tiles' values is the log-partition; the target's logit is in exactly one of the tiles.
+- backward, for the gradient g of log p_y: :math:`\partial z_v = g\,(1[v=y] - e^{z_v - \log Z})`, from there through f,
+  then :math:`\partial h = \sum_v \partial z_v W_v` and :math:`\partial W_v = \sum_{tokens} \partial z_v h`.
+
+The backward pass needs every z_v again. It computes each tile a second time from W and h, since keeping them would be
+[tokens, vocabulary] numbers: one more product with W buys that neither pass ever holds more than a tile. Of the
+softmax only log Z is kept, one number a token.
+
+The operation is reached through the model's own forward: the forwards of the causal model and of its head are replaced
+for the call, so that whatever wraps them (several processes, sharded parameters, adapters) sees its usual calls.
 """
 
 import contextlib
@@ -24,13 +32,13 @@ _LEAST_COLUMNS = 512
 
 @dataclass(frozen=True)
 class Logits:
-    r"""What a model makes of its head's products z: scale * z, or cap * tanh(scale * z / cap)."""
+    r"""How a model turns its head's products z into logits: scale * z, or cap * tanh(scale * z / cap)."""
 
     scale: float = 1.0
     cap: float | None = None
 
     def of(self, products: Tensor) -> Tensor:
-        """The logits, in the place of the products."""
+        """The logits; overwrites the products."""
         if self.scale != 1.0:
             products.mul_(self.scale)
         if self.cap is not None:
@@ -38,7 +46,9 @@ class Logits:
         return products
 
     def backward(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """The gradient of the products from that of the logits, in its place."""
+        """The gradient of the products from that of the logits, which it overwrites."""
+        # d/dz of c tanh(s z / c) is s (1 - tanh^2), and the logits divided by the cap are the tanh. `logits` is
+        # overwritten as well.
         if self.cap is not None:
             gradient.mul_(1 - (logits / self.cap).square_())
         return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
@@ -53,14 +63,14 @@ def token_log_probs(
 ) -> Float[Tensor, " tokens"]:
     r"""log softmax(logits(hidden weight^T + bias))[target], in nats, float32 at least; differentiable once.
 
-    Products are made in the dtype of `hidden` (autocast's where it is on), sums in float32 at least.
+    Products are computed in the dtype of `hidden` (autocast's where it is on), sums in float32 at least.
     """
-    found: Tensor = _TokenLogProbs.apply(hidden, weight, bias, targets, logits)  # type: ignore[no-untyped-call]
-    return found
+    log_probs: Tensor = _TokenLogProbs.apply(hidden, weight, bias, targets, logits)  # type: ignore[no-untyped-call]
+    return log_probs
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """Keeps the inputs and the log-partition of each token; the backward pass makes every tile again."""
+    """Saves the inputs and each token's log-partition; the backward pass computes every tile again."""
 
     @staticmethod
     def forward(
@@ -68,13 +78,18 @@ class _TokenLogProbs(torch.autograd.Function):
     ) -> Tensor:
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
+        # Autocast's dtype is taken over by hand and autocast turned off, so that both passes compute the same tiles: the
+        # backward pass usually runs outside of the autocast block.
         ctx.dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
         ctx.logits = logits
         with torch.autocast(device, enabled=False):
             chosen, partitions = [], []
             for tile in _tiles(hidden.to(ctx.dtype), weight, bias, targets, logits):
+                # One number a token from each tile, of which all but one are 0: their sum is the target's logit.
                 chosen.append(tile.logits.gather(1, tile.target)[:, 0] * tile.has_target)
                 partitions.append(tile.logits.logsumexp(dim=1))
+            # log sum_v e^{z_v} = log sum_tiles e^{log sum_{v in tile} e^{z_v}}; either sum takes out its greatest term
+            # first, so nothing overflows however the columns are divided.
             log_partition = torch.stack(partitions).logsumexp(dim=0)
         ctx.save_for_backward(hidden, weight, bias, targets, log_partition)
         return torch.stack(chosen).sum(dim=0) - log_partition
@@ -82,74 +97,96 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, log_partition = ctx.saved_tensors
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         products = hidden.to(ctx.dtype)
-        to_hidden = torch.zeros(hidden.shape, dtype=_sums(ctx.dtype), device=hidden.device)
-        to_weight = torch.empty_like(weight) if of_weight else None
-        to_bias = torch.empty_like(bias) if of_bias else None
+        # The gradient of h is a sum over all tiles and is kept in float32, or its rounding would grow with their number.
+        # A row of W, or an entry of b, is in one tile alone: it is written once, and needs no zeros to begin with.
+        hidden_gradient = torch.zeros(hidden.shape, dtype=_sums(ctx.dtype), device=hidden.device)
+        weight_gradient = torch.empty_like(weight) if needs_weight else None
+        bias_gradient = torch.empty_like(bias) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             for tile in _tiles(products, weight, bias, targets, ctx.logits):
-                kept = tile.logits.clone() if ctx.logits.cap is not None else tile.logits
-                through = tile.logits.sub_(log_partition[:, None]).exp_().mul_(-gradient[:, None])
-                through.scatter_add_(1, tile.target, (gradient * tile.has_target)[:, None])
-                through = ctx.logits.backward(through, kept)
-                if to_bias is not None:
-                    to_bias[tile.vocabulary] = through.sum(dim=0)
-                narrow = through.to(ctx.dtype)
-                if of_hidden:
-                    _add_product(to_hidden, narrow, tile.weight)
-                if to_weight is not None:
-                    to_weight[tile.vocabulary] = narrow.T @ products
-        return to_hidden.to(hidden.dtype) if of_hidden else None, to_weight, to_bias, None, None
+                # The softmax is made in the memory of the logits; only the cap's derivative asks for them again.
+                logits = tile.logits.clone() if ctx.logits.cap is not None else tile.logits
+                # -g p_v in every column, then + g in the target's, where the tile has it.
+                signal = tile.logits.sub_(log_partition[:, None]).exp_().mul_(-gradient[:, None])
+                signal.scatter_add_(1, tile.target, (gradient * tile.has_target)[:, None])
+                signal = ctx.logits.backward(signal, logits)
+                if bias_gradient is not None:
+                    bias_gradient[tile.vocabulary] = signal.sum(dim=0)
+                narrow = signal.to(ctx.dtype)
+                if needs_hidden:
+                    _add_product(hidden_gradient, narrow, tile.weight)
+                if weight_gradient is not None:
+                    weight_gradient[tile.vocabulary] = narrow.T @ products
+        return (
+            hidden_gradient.to(hidden.dtype) if needs_hidden else None,
+            weight_gradient,
+            bias_gradient,
+            None,
+            None,
+        )
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Logits [tokens, part] of all tokens for a part of the vocabulary, and which of them are the targets'."""
+    """The logits of all tokens for a part of the vocabulary.
+
+    Attributes:
+        vocabulary: the ids of the part.
+        weight: [part, width] the head's rows for it, in the dtype of the products.
+        logits: [tokens, part] valid, and free to be overwritten, until the next tile is asked for.
+        target: [tokens, 1] the column of each token's target; an arbitrary column where another tile has it.
+        has_target: [tokens] whether the target is in this tile.
+    """
 
     vocabulary: slice
     weight: Tensor
     logits: Tensor
-    target: Tensor  # [tokens, 1] column; any where there is none
+    target: Tensor
     has_target: Tensor
 
 
 def _tiles(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logits: Logits
 ) -> Iterator[_Tile]:
-    """The tiles one after the other, each in the place of the one before."""
+    """The tiles one after the other, each in the memory of the one before."""
     size, vocabulary = len(hidden), len(weight)
     columns = max(_LEAST_COLUMNS, _TILE["cpu" if hidden.device.type == "cpu" else "cuda"] // max(1, size))
-    columns = math.ceil(vocabulary / math.ceil(vocabulary / columns))  # tiles of one size
+    # The same number of tiles, but of one size: a short last tile would be the least efficient product.
+    columns = math.ceil(vocabulary / math.ceil(vocabulary / columns))
     memory = hidden.new_empty(size * min(columns, vocabulary))
     for start in range(0, vocabulary, columns):
         part = slice(start, min(start + columns, vocabulary))
-        rows_of = weight[part].to(hidden.dtype)
-        products = memory[: size * len(rows_of)].view(size, len(rows_of))
-        torch.mm(hidden, rows_of.T, out=products)
+        head_rows = weight[part].to(hidden.dtype)
+        products = memory[: size * len(head_rows)].view(size, len(head_rows))
+        torch.mm(hidden, head_rows.T, out=products)
         if bias is not None:
             products.add_(bias[part])
         has_target = (targets >= part.start) & (targets < part.stop)
-        target = (targets - part.start).clamp(0, len(rows_of) - 1)[:, None]
-        yield _Tile(part, rows_of, logits.of(products.to(_sums(products.dtype))), target, has_target)
+        # Clamped, since gather and scatter need a valid column everywhere; `has_target` makes the wrong ones count 0.
+        target = (targets - part.start).clamp(0, len(head_rows) - 1)[:, None]
+        # In float32 this is the same memory; in bfloat16 a copy, since the softmax needs more digits than the product.
+        yield _Tile(part, head_rows, logits.of(products.to(_sums(products.dtype))), target, has_target)
 
 
 def _sums(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which products of a dtype are summed up."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _add_product(total: Tensor, one: Tensor, two: Tensor) -> None:
-    """Add one @ two to a total in float32, not rounded before."""
-    if total.dtype == one.dtype:
-        total.addmm_(one, two)
-    elif one.device.type == "cuda":
-        total.add_(torch.mm(one, two, out_dtype=total.dtype))
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to a total in float32 without rounding the product to the dtype of its factors first."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    elif left.device.type == "cuda":
+        total.add_(torch.mm(left, right, out_dtype=total.dtype))
     else:
-        total.addmm_(one.to(total.dtype), two.to(total.dtype))
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
 def causal_model(model: Any) -> Any:
-    """The causal language model within its wrappers: several processes, adapters, compilation."""
+    """The causal language model inside its wrappers (for several processes, adapters, compilation)."""
     while True:
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
@@ -165,28 +202,34 @@ def fused(model: Any, logits: Logits, positions: Tensor, targets: Tensor) -> Ite
 
     Args:
         model: wrapped or not.
-        logits: as :func:`find` measured.
-        positions: [tokens] index into the flattened [rows x columns] hidden states that each target is predicted from.
-        targets: [tokens] ids.
+        logits: as :func:`measure_logits` found them.
+        positions: [tokens] where each target is predicted: an index into the hidden states, flattened to
+            [rows x columns].
+        targets: [tokens] the targets' ids.
     """
     causal = causal_model(model)
     head = causal.get_output_embeddings()
 
-    def of_head(hidden: Tensor) -> Tensor:
-        at = hidden.flatten(0, -2).index_select(0, positions)
-        return token_log_probs(at, head.weight, head.bias, targets, logits)
+    # The prompt's hidden states are dropped here, before the head: it is computed for response tokens alone. The weight is
+    # read inside the head's call, since a sharded weight is whole only between the head's hooks.
+    def head_forward(hidden: Tensor) -> Tensor:
+        predicting = hidden.flatten(0, -2).index_select(0, positions)
+        return token_log_probs(predicting, head.weight, head.bias, targets, logits)
 
-    def of_model(*args: Any, **kwargs: Any) -> Tensor:
+    # What the causal model does beside its body and its head (slicing, scale, cap, a loss) is left out: `logits` has it.
+    def model_forward(*args: Any, **kwargs: Any) -> Tensor:
         log_probs: Tensor = head(causal.base_model(*args, **kwargs)[0])
         return log_probs
 
-    with _forward(causal, of_model), _forward(head, of_head):
+    with _replaced_forward(causal, model_forward), _replaced_forward(head, head_forward):
         yield
 
 
 @contextlib.contextmanager
-def _forward(module: nn.Module, function: Any) -> Iterator[None]:
-    """A module whose forward is another; its hooks are called as ever."""
+def _replaced_forward(module: nn.Module, function: Any) -> Iterator[None]:
+    """Within the block, a module computes with another forward."""
+    # On the instance, not on the class: calling the module still runs its hooks. A forward may stand there before
+    # (accelerate's, an adapter's) and is put back.
     own = vars(module).get("forward")
     vars(module)["forward"] = function
     try:
@@ -198,12 +241,15 @@ def _forward(module: nn.Module, function: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def find(model: Any, mixed_precision: str = "no") -> Logits | None:
-    """How the model's logits come of its head's products: measured on a few tokens; None where no way is theirs.
+def measure_logits(model: Any, mixed_precision: str = "no") -> Logits | None:
+    """Find out, on a few tokens, how the model's logits follow from the products of its output head.
 
     Args:
         model: in evaluation mode.
-        mixed_precision: in which it computes whatever is asked of it.
+        mixed_precision: the precision that the model computes in by itself.
+
+    Returns:
+        None where no known rule gives the model's own log-probabilities.
     """
     causal = causal_model(model)
     head = getattr(causal, "get_output_embeddings", lambda: None)()
@@ -218,20 +264,22 @@ def find(model: Any, mixed_precision: str = "no") -> Logits | None:
     deviations = {}
     for logits in _candidates(causal.config.get_text_config()):
         with fused(model, logits, positions, ids[:, 1:].flatten()):
-            found = model(input_ids=ids, use_cache=False)
-        deviations[logits] = float((found - expected).abs().max())
+            log_probs = model(input_ids=ids, use_cache=False)
+        deviations[logits] = float((log_probs - expected).abs().max())
     nearest = min(deviations, key=deviations.__getitem__)
     return nearest if deviations[nearest] <= tolerance(model, mixed_precision) else None
 
 
 def tolerance(model: Any, mixed_precision: str = "no") -> float:
-    """How far two ways of computing the same log-probability of a token may be apart, by the precision."""
+    """By how many nats two computations of a token's log-probability may differ, depending on the precision."""
     precise = torch.finfo(next(model.parameters()).dtype).bits >= 32 and mixed_precision == "no"
     return 1e-3 if precise else 0.05
 
 
 def _candidates(config: Any) -> list[Logits]:
-    """The ways that a configuration can be read; the first is preferred where the measurement cannot tell."""
+    """The rules that a configuration can stand for; where the measurement cannot tell them apart, the first is taken."""
+    # Architectures disagree on what such a field does: Cohere multiplies by `logit_scale`, Granite divides by
+    # `logits_scaling`. So both readings are tried, each with the cap and without it.
     cap = getattr(config, "final_logit_softcapping", None)
     names = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
     factors = [float(value) for name in names if (value := getattr(config, name, None))]

@@ -1,8 +1,8 @@
-"""One iteration's training on `transformers.Trainer`: an optimiser step is so many prompts.
+"""One iteration's training on `transformers.Trainer`: a step of the optimiser is a fixed number of prompts.
 
-One batch of the Trainer is this process's share of a step's prompts. `training_step` walks its packs,
-weights each prompt by the whole step's count and lets gradients be reduced once, with the last pack; so
-packing, processes and memory never change the mathematics.
+One batch of the Trainer is this process's share of a step's prompts. `training_step` walks through its packs, weights
+every prompt by 1 / (prompts of the whole step), and reduces gradients once, with the last pack. So the step's gradient is
+that of the mean over its prompts, however they are packed and over however many processes they are divided.
 """
 
 import math
@@ -18,8 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from sppo.algorithms import Algorithm, Responses
-from sppo.training.examples import Example, StepShare, StepShares, TrainingError
-from sppo.training.log_probs import Tree, capabilities, packs, precision, response_log_probs
+from sppo.training.examples import Example, StepBatch, StepBatches, TrainingError
+from sppo.training.log_probs import Tree, measure_capabilities, packs, precision, response_log_probs
 from sppo.training.metrics import Size, StepMetrics, StepSums
 from sppo.training.schedule import Steps
 
@@ -29,10 +29,10 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         model: pi_theta, initialised with the weights of pi_t.
-        args: with `max_steps` = `steps.kept`.
-        shares: the optimiser steps' prompts.
-        algorithm: one loss per prompt; the step minimises their mean.
-        pack_tokens: tokens computed side by side.
+        args: the Trainer's arguments, with `max_steps` = `steps.kept`.
+        batches: this process's prompts of each optimiser step.
+        algorithm: gives one loss per prompt; the step minimises their mean.
+        pack_tokens: the most tokens that go through the model together.
         mixed_precision: `no` or `bf16`.
     """
 
@@ -41,7 +41,7 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
         *,
         model: Any,
         args: TrainingArguments,
-        shares: StepShares,
+        batches: StepBatches,
         algorithm: Algorithm,
         pack_tokens: int,
         mixed_precision: str,
@@ -50,67 +50,73 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
         self._algorithm = algorithm
         self._pack_tokens = pack_tokens
         self._mixed_precision = mixed_precision
-        self._shares = shares
-        self._steps: Steps = shares.steps
+        self._batches = batches
+        self._steps: Steps = batches.steps
         dtype = torch.bfloat16 if mixed_precision == "bf16" else model.dtype
         self._metrics = StepMetrics(args.device, dtype)
         self._size = Size.of(model)
-        # a sharded model computes in all processes at once: it is measured at the first step
-        self._capabilities = None if args.fsdp or args.deepspeed else capabilities(model)
-        super().__init__(model=model, args=args, train_dataset=shares, callbacks=list(callbacks))
+        # A sharded model computes only when all processes do, and is sharded later, by the Trainer: it is measured at
+        # the first step.
+        self._capabilities = None if args.fsdp or args.deepspeed else measure_capabilities(model)
+        super().__init__(model=model, args=args, train_dataset=batches, callbacks=list(callbacks))
         self.remove_callback(PrinterCallback)
 
-    def get_train_dataloader(self) -> DataLoader[StepShare]:
-        """One item a step; not sharded by accelerate, since each process draws its own share."""
-        return DataLoader(self._shares, batch_size=1, collate_fn=_as_batch)
+    def get_train_dataloader(self) -> DataLoader[StepBatch]:
+        """One item for each step; accelerate does not divide it, since the data set is this process's own."""
+        return DataLoader(self._batches, batch_size=1, collate_fn=_as_batch)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The schedule spans `steps.scheduled` steps, of which only the first `steps.kept` are taken."""
+        """Make a schedule over `steps.scheduled` steps, of which only the first `steps.kept` are taken."""
         del num_training_steps
         return super().create_scheduler(self._steps.scheduled, optimizer)
 
-    def floating_point_ops(self, inputs: dict[str, StepShare]) -> int:
-        """Of the forward and backward pass of this process's share."""
-        return self._size.flops([_tree(example) for example in inputs["share"].examples])
+    def floating_point_ops(self, inputs: dict[str, StepBatch]) -> int:
+        """The FLOPs of the forward and backward passes over this process's part of the step."""
+        return self._size.flops([_tree(example) for example in inputs["step"].examples])
 
     def training_step(
-        self, model: Any, inputs: dict[str, StepShare], num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, StepBatch], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Gradients of the step's loss, averaged over its prompts; returns the loss."""
+        """Compute the gradients of the step's mean loss over its prompts; returns the loss."""
         del num_items_in_batch
-        self._capabilities = self._capabilities or capabilities(model, self._mixed_precision)
+        self._capabilities = self._capabilities or measure_capabilities(model, self._mixed_precision)
         model.train()
-        self._share = inputs["share"]
-        passes = self._passes(self._share)
+        self._batch = inputs["step"]
+        weighted_packs = self._weighted_packs(self._batch)
         sums = StepSums()
-        for number, (examples, weight) in enumerate(passes, 1):
-            last = number == len(passes)
-            # DeepSpeed reads here which backward pass completes the step
+        for number, (examples, weight) in enumerate(weighted_packs, 1):
+            last = number == len(weighted_packs)
+            # Gradients add up locally over the packs; only the last backward pass reduces them over the processes, which
+            # costs one reduction a step and gives the same sum. DeepSpeed reads from the gradient state which backward
+            # pass completes the step.
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self.accelerator.no_sync(model):
                 loss = self._pack_loss(model, examples, weight, sums)
-                # gradients are averaged over the processes, and the loss is a sum over them
+                # The processes' losses are to be added, since each weight is divided by the whole step's prompts
+                # already; the reduction averages. Multiplying by the number of processes undoes its division.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
         sums.values = self._over_processes(sums.values)
         self._metrics.add(sums)
         return torch.tensor(sums.loss, device=self.args.device)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The Trainer's, called before the optimiser steps: what is not finite never gets into the weights."""
+        """The norm that the Trainer computes, refused where it is not finite."""
+        # The Trainer asks for it before the optimiser's step: what is not finite stays out of the weights.
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not math.isfinite(norm):
             raise TrainingError(
-                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)}, {self._culprits(model)}; the"
+                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)}, {self._prompts_at_fault(model)}; the"
                 " step was not applied. Lower training.learning_rate, or look at these prompts' responses"
             )
         return norm
 
-    def _culprits(self, model: Any) -> str:
-        """Which prompts of the step have gradients that are not finite, computed one at a time."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # each pass would need all processes
+    def _prompts_at_fault(self, model: Any) -> str:
+        """Name the prompts of the step whose own gradient is not finite."""
+        # One prompt at a time. Sharded processes have different numbers of prompts and would wait for each other.
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return "over the step's prompts"
         wrong = []
-        for example in self._share.examples:
+        for example in self._batch.examples:
             model.zero_grad()
             with self.accelerator.no_sync(model):
                 self.accelerator.backward(self._pack_loss(model, [example], 1.0, StepSums()))
@@ -124,26 +130,25 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
             else "though each of its prompts alone has a finite one"
         )
 
-    def _passes(self, share: StepShare) -> list[tuple[list[Example], float]]:
-        """The packs of a share, each with its prompts' weight in the step's mean.
-
-        All processes reduce gradients together, so that each needs one pass; where weights are sharded they gather
-        them together as well, so that each needs as many as any other. What is missing is made up with a weight of 0.
-        """
+    def _weighted_packs(self, batch: StepBatch) -> list[tuple[list[Example], float]]:
+        """The packs of this process's prompts, each with the weight of its prompts in the step's mean."""
         assert self._capabilities is not None
-        trees = [_tree(example) for example in share.examples]
-        passes = [
-            ([share.examples[index] for index in pack.indices], 1 / share.step_prompts)
+        trees = [_tree(example) for example in batch.examples]
+        weighted_packs = [
+            ([batch.examples[index] for index in pack.indices], 1 / batch.step_prompts)
             for pack in packs(trees, self._pack_tokens, self._capabilities)
         ]
-        needed = max(1, len(passes))
+        # The reduction of gradients waits for all processes, so each needs one backward pass, one without prompts too.
+        # With sharded weights every pass gathers them from all processes, so all need the same number of passes.
+        # Missing passes are made with any prompt and the weight 0, which leaves the gradients as they are.
+        needed = max(1, len(weighted_packs))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             counts = self.accelerator.gather(torch.tensor([needed], device=self.args.device))
             needed = int(counts.max())
-        return passes + [([self._shares.any_example()], 0.0)] * (needed - len(passes))
+        return weighted_packs + [([self._batches.any_example()], 0.0)] * (needed - len(weighted_packs))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer's figures and the step's own; `epoch` counts passes over the prompts."""
+        """Log the Trainer's figures and the step's own, with `epoch` as the number of passes over the prompts."""
         if "loss" in logs:
             logs = {**logs, **self._metrics.take(self.accelerator.num_processes)}
         super().log(logs, start_time)
@@ -151,7 +156,7 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
             record["epoch"] = self.state.global_step / self._steps.per_epoch
 
     def _over_processes(self, sums: Tensor) -> Tensor:
-        """Figures added up over the processes; in single precision where the device has no other."""
+        """Sums over the processes, in double precision unless the device has none."""
         dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
         total: Tensor = self.accelerator.reduce(sums.to(self.args.device, dtype), reduction="sum")
         return total.cpu().double()
@@ -162,6 +167,7 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
             trees = [_tree(example) for example in examples]
             assert self._capabilities is not None
             log_probs = response_log_probs(model, trees, self._capabilities)
+        # log pi_t(y|x) was computed before training, and is a constant of the loss.
         opponent = torch.tensor([value for example in examples for value in example.opponent_log_probs])
         opponent = opponent.to(device)
         responses = _responses(log_probs - opponent, opponent, examples)
@@ -174,7 +180,7 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
                 " step was not applied."
                 " Lower training.learning_rate, or look at these prompts' responses"
             )
-        if weight > 0:
+        if weight > 0:  # a pass that is only made for the sake of other processes is not in the figures
             sums.add(responses, log_probs, self._algorithm.targets(responses), total)
             sums.add_work(trees, self._size)
         return total
@@ -185,39 +191,39 @@ def _named(prompts: Sequence[str]) -> str:
 
 
 def _responses(log_ratio: Tensor, opponent: Tensor, examples: Sequence[Example]) -> Responses:
-    """The responses of some examples in a row, as :func:`response_log_probs` puts them."""
+    """The responses of all examples one after the other, in the order of :func:`response_log_probs`."""
     device = log_ratio.device
     sizes = [len(example.responses) for example in examples]
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    ends = [
+    winners_and_losers = [
         tuple(start + number for number in example.best_and_worst())
         for start, example in zip(starts, examples, strict=True)
     ]
-    given = [flag for e in examples for flag in (e.demonstrations or [False] * len(e.responses))]
+    demonstrations = [flag for e in examples for flag in (e.demonstrations or [False] * len(e.responses))]
     return Responses(
         log_ratio=log_ratio,
         opponent=opponent,
-        demonstration=torch.tensor(given, device=device),
+        demonstration=torch.tensor(demonstrations, device=device),
         references=_references(examples, device) - opponent,
         reward=torch.tensor([reward for example in examples for reward in example.rewards], device=device),
         win_rate=torch.tensor([rate for example in examples for rate in example.win_rates], device=device),
         prompt=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device),
         log_partition=torch.tensor([example.log_partition for example in examples], device=device),
-        winner=torch.tensor([winner for winner, _ in ends], device=device),
-        loser=torch.tensor([loser for _, loser in ends], device=device),
+        winner=torch.tensor([winner for winner, _ in winners_and_losers], device=device),
+        loser=torch.tensor([loser for _, loser in winners_and_losers], device=device),
     )
 
 
 def _references(examples: Sequence[Example], device: torch.device) -> Tensor:
     """log pi(y|x) of each response under each reference policy, [policies, responses]."""
-    each = [values for example in examples for values in example.reference_log_probs]
-    return torch.tensor(each, device=device).reshape(sum(len(e.responses) for e in examples), -1).T
+    per_response = [values for example in examples for values in example.reference_log_probs]
+    return torch.tensor(per_response, device=device).reshape(sum(len(e.responses) for e in examples), -1).T
 
 
 def _tree(example: Example) -> Tree:
     return Tree(example.prompt, example.responses)
 
 
-def _as_batch(items: list[StepShare]) -> dict[str, StepShare]:
-    """The Trainer looks for names in a batch: it is a mapping."""
-    return {"share": items[0]}
+def _as_batch(items: list[StepBatch]) -> dict[str, StepBatch]:
+    """The batch as the mapping that the Trainer expects."""
+    return {"step": items[0]}

@@ -19,7 +19,7 @@ from sppo.policy import load as policy
 from sppo.rundir.shards import append_line
 from sppo.training import TrainingJob, copy_tokenizer, lora, optimizer, sharding
 from sppo.training.checkpoints import Checkpoints
-from sppo.training.examples import StepShares, check, read
+from sppo.training.examples import StepBatches, check, read
 from sppo.training.interruption import Interruption
 from sppo.training.launch import end_with_the_parent
 from sppo.training.trainer import SelfPlayTrainer
@@ -76,7 +76,7 @@ def run(
     if settings.adapter is not None:
         model = lora.prepare(model, settings.adapter, randomness.seed("adapter", job.seed))
     disable_dropout(model)
-    shares = StepShares(
+    batches = StepBatches(
         table,
         batch_prompts=settings.batch_prompts,
         steps=job.steps,
@@ -89,7 +89,7 @@ def run(
         trainer = SelfPlayTrainer(
             model=model,
             args=args,
-            shares=shares,
+            batches=batches,
             algorithm=algorithms.load(job.algorithm),
             pack_tokens=settings.pack_tokens,
             mixed_precision=settings.mixed_precision,
