@@ -7,6 +7,7 @@ import pytest
 from sppo import game
 from sppo.compare import game as run_games
 from sppo.rundir.folder import RunError
+from sppo.rundir.reader import RunReader
 from sppo.rundir.shards import table, write_shard
 from sppo.rundir.tables import PREFERENCES, RESPONSES
 
@@ -68,19 +69,19 @@ def test_preferences_are_read_by_iteration(run):
         write_shard(
             folder / f"iter-{number}" / "preferences" / "part-00000.parquet", table(rows, PREFERENCES), {}
         )
-    found = run_games.preferences(folder)
+    found = RunReader(folder).preferences()
     assert {number: part.prompt_ids for number, part in found.items()} == {1: ["0", "1"], 2: ["0"]}
     measured = game.intransitivity(found[1].matrices)
     assert measured.cyclic_triples.tolist() == [1, 0]
-    assert list(run_games.preferences(folder, 2)) == [2]
+    assert list(RunReader(folder).preferences(2)) == [2]
     with pytest.raises(RunError, match="nothing has been annotated in iteration 3"):
-        run_games.preferences(folder, 3)
+        RunReader(folder).preferences(3)
     spin = RECIPE.replace("tinyworld/train", "{source: tinyworld/train, demonstration: completion}")
     (folder / "recipe.yaml").write_text(spin + "algorithm: {type: spin}\n")
     shutil.rmtree(folder / "iter-1")
     shutil.rmtree(folder / "iter-2")
     with pytest.raises(RunError, match="spin, asks no oracle in training"):
-        run_games.preferences(folder)
+        RunReader(folder).preferences()
 
 
 def test_an_oracle_is_inspected_prompt_by_prompt_and_over_all(run, tmp_path):
@@ -135,7 +136,7 @@ def test_what_is_no_evaluated_run_is_refused(run, tmp_path):
     with pytest.raises(RunError, match="no policy of it has been evaluated"):
         run_games.policies([run("base-only", [["r"]])], beats)
     with pytest.raises(RunError, match=r"no recipe.yaml"):
-        run_games.preferences(tmp_path)
+        RunReader(tmp_path).preferences()
     one, two = run("one", [["r"], ["p"]]), run("two", [["r"], ["p"]])
     shutil.rmtree(two / "iter-1" / "evaluation")
     with pytest.raises(RunError, match="no held-out prompt in common"):

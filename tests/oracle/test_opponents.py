@@ -12,12 +12,12 @@ from small_runs import rows
 
 from sppo import oracle, randomness, recipe, selfplay
 from sppo.benchmarks.head_to_head.score import win_rates_against
-from sppo.compare import game as run_games
 from sppo.oracle import CheckedOracle
 from sppo.oracle.opponents import opponents
 from sppo.oracle.panel import Panel
 from sppo.progress import Terminal
 from sppo.rundir.folder import RunError, RunFolder
+from sppo.rundir.reader import RunReader
 from sppo.stages.single import run_stage
 from sppo.winrates import win_rates
 
@@ -197,7 +197,7 @@ def test_the_draw_does_not_depend_on_shards(finished, tmp_path):
 
 def test_games_need_whole_matrices(finished):
     with pytest.raises(RunError, match=r"oracle\.opponents"):
-        run_games.preferences(finished[0])
+        RunReader(finished[0]).preferences()
 
 
 def test_the_held_out_judge_gives_the_win_rates_and_the_oracle_stands_beside(finished):

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from sppo.cli.main import app
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
-from sppo.policy import model_card
 from sppo.policy.adapter import BasePolicy
 from sppo.recipe import load
 from sppo.recipe import parse as load_recipe
+from sppo.report import model_card
 from sppo.tinyworld import POLICY
 
 IDS = torch.arange(20, 40)[None]

@@ -540,7 +540,9 @@ def _preference(table, **changes):
         ("preferences", lambda table: _preference(table, matrix=None), "square"),
         (
             "preferences",
-            lambda table: _preference(table, parts=[{"oracle": "anna", "matrix": [[0.5, 0.5], [0.5, 0.5]]}]),
+            lambda table: _preference(
+                table, components=[{"oracle": "anna", "matrix": [[0.5, 0.5], [0.5, 0.5]]}]
+            ),
             "other responses than the whole",
         ),
     ],

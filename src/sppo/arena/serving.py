@@ -12,9 +12,9 @@ from sppo.arena.ballot import Ballot
 from sppo.arena.matches import Matches
 from sppo.arena.referee import Referee
 from sppo.compare import game as run_games
-from sppo.policy.locate import policy_of
 from sppo.progress import Terminal
 from sppo.rundir.folder import RunError, RunFolder
+from sppo.rundir.reader import RunReader, label
 
 FOLDER = "arena"
 
@@ -42,7 +42,7 @@ def serve(
     except ImportError as error:
         raise RunError(f"the arena needs {error.name}; pip install 'sppo[arena]'") from error
     names, answers = run_games.answers([run])
-    chosen = [_label(name) for name in policies] if policies else ["base", _last(run)]
+    chosen = [_label(name) for name in policies] if policies else ["base", RunReader(run).last_policy().label]
     unknown = [name for name in chosen if name not in names]
     if unknown or len(set(chosen)) < 2:
         raise RunError(f"--policies {','.join(policies or [])}: two or more of {', '.join(names)}")
@@ -80,13 +80,7 @@ def serve(
 
 
 def _label(name: str) -> str:
-    return f"iteration {name}" if name.isdigit() and name != "0" else "base" if name == "0" else name
-
-
-def _last(run: Path) -> str:
-    """The name of the last accepted policy."""
-    home = policy_of(run).parent.name
-    return f"iteration {home.removeprefix('iter-')}" if home.startswith("iter-") else "base"
+    return label(int(name)) if name.isdigit() else name
 
 
 _KEY_LENGTH = 64

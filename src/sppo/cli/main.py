@@ -376,12 +376,13 @@ def export(
     """Write a policy as one ordinary transformers folder; an adapter is merged into its base."""
     from sppo.policy import export as exports
     from sppo.policy import hub
+    from sppo.report import model_card
 
     if push_to_hub is not None:
         hub.check_owner(push_to_hub)
     elif public:
         raise RunError("--public is for --push-to-hub")
-    exported = exports.export(policy, out, dtype=dtype, max_shard_size=max_shard_size)
+    exported = exports.export(policy, out, model_card.card, dtype=dtype, max_shard_size=max_shard_size)
     Terminal().say(f"{out}: {exports.describe(exported)}")
     if push_to_hub is not None:
         Terminal().say(hub.push(out, push_to_hub, public=public))
@@ -444,8 +445,9 @@ def inspect_oracle(
 
     from sppo import game as games
     from sppo.compare import game as run_games
+    from sppo.rundir.reader import RunReader
 
-    found = run_games.preferences(run, iteration)
+    found = RunReader(run).preferences(iteration)
     matrices = np.concatenate([part.matrices for part in found.values()])
     measures = games.intransitivity(matrices, clip=clip)
     if output is not None:

@@ -1,8 +1,8 @@
-"""The games of a run: its oracle's preferences prompt by prompt, and its policies as strategies."""
+"""The game between the policies of runs, played with the responses that their evaluations have recorded."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -10,54 +10,11 @@ from jaxtyping import Float
 from sppo import winrates
 from sppo.benchmarks.head_to_head.score import Compare, games
 from sppo.policy.chat_format import plain_text
-from sppo.recipe import ANSWERS, keep_answers_in, load
+from sppo.recipe import ANSWERS, keep_answers_in
 from sppo.rundir.folder import RunError
-from sppo.rundir.shards import read_shard
+from sppo.rundir.reader import RunReader, label
 
 Array = winrates.Array
-
-
-class Preferences(NamedTuple):
-    """An iteration's preference matrices, [prompts, K, K], and the prompts that they belong to."""
-
-    prompt_ids: list[str]
-    matrices: Float[Array, "prompts K K"]
-
-
-def preferences(run: Path, iteration: int | None = None) -> dict[int, Preferences]:
-    """The preference matrices of a run by iteration, as its oracle answered.
-
-    Args:
-        run: a run folder.
-        iteration: only this one.
-
-    Raises:
-        RunError: nothing has been annotated, or is to be.
-        sppo.rundir.tables.DamagedShard: a shard cannot be read.
-    """
-    found = {}
-    for number in iterations(run):
-        shards = sorted((run / f"iter-{number}" / "preferences").glob("part-*.parquet"))
-        if shards and iteration in (None, number):
-            rows = [row for shard in shards for row in read_shard(shard).to_pylist()]
-            found[number] = Preferences(
-                [row["prompt_id"] for row in rows], np.array([row["matrix"] for row in rows])
-            )
-    if any(np.isnan(part.matrices).any() for part in found.values()):
-        raise RunError(
-            f"{run}: its responses were compared with some of the others only (oracle.opponents); the game needs"
-            " whole matrices: annotate without it"
-        )
-    if not found:
-        algorithm = load(run / "recipe.yaml").algorithm
-        if not algorithm.preferences:
-            raise RunError(
-                f"{run}: there are no preferences to look at: its algorithm, {algorithm.type}, asks no oracle in training;"
-                " `sppo game policies` compares its policies"
-            )
-        which = "" if iteration is None else f" in iteration {iteration}"
-        raise RunError(f"{run}: nothing has been annotated{which}; run `sppo annotate` first")
-    return found
 
 
 def policies(
@@ -103,7 +60,7 @@ def oracle_of(run: Path) -> Any:
     """The oracle that a run was annotated with."""
     from sppo import oracle
 
-    recipe = keep_answers_in(load(run / "recipe.yaml"), run / ANSWERS)
+    recipe = keep_answers_in(RunReader(run).recipe, run / ANSWERS)
     return oracle.load(recipe.needed_oracle("the game between policies").model_dump())
 
 
@@ -111,7 +68,7 @@ def is_transitive(run: Path) -> bool:
     """Whether the run's oracle cannot prefer in circles."""
     from sppo import oracle
 
-    return oracle.is_transitive(load(run / "recipe.yaml").needed_oracle("the game between policies"))
+    return oracle.is_transitive(RunReader(run).recipe.needed_oracle("the game between policies"))
 
 
 def answers(runs: Sequence[Path]) -> tuple[list[str], list[dict[str, tuple[str, list[str]]]]]:
@@ -123,45 +80,14 @@ def answers(runs: Sequence[Path]) -> tuple[list[str], list[dict[str, tuple[str, 
     names: list[str] = []
     found: list[dict[str, tuple[str, list[str]]]] = []
     for position, run in enumerate(runs):
-        evaluated = [
-            number
-            for number in [0, *iterations(run)]
-            if (run / f"iter-{number}" / "evaluation.json").is_file()
-        ]
+        reader = RunReader(run)
+        evaluated = reader.evaluated
         if len(evaluated) < 2:
             raise RunError(f"{run}: no policy of it has been evaluated; finish an iteration first")
         for number in evaluated if position == 0 else evaluated[1:]:
-            label = "base" if number == 0 else f"iteration {number}"
-            names.append(label if len(runs) == 1 or number == 0 else f"{run.name}, {label}")
+            name = label(number)
+            names.append(name if len(runs) == 1 or number == 0 else f"{run.name}, {name}")
             found.append(
-                {
-                    row["prompt_id"]: (
-                        plain_text(row["messages"]),
-                        [response["text"] for response in row["responses"]],
-                    )
-                    for row in held_out_rows(run, number)
-                }
+                {row.prompt_id: (plain_text(row.messages), row.texts) for row in reader.held_out(number)}
             )
     return names, found
-
-
-def held_out_rows(run: Path, iteration: int) -> list[dict[str, Any]]:
-    """The held-out prompts with an evaluated policy's responses: `prompt_id`, `messages` and `responses`."""
-    return [
-        row
-        for shard in sorted((run / f"iter-{iteration}" / "evaluation").glob("part-*.parquet"))
-        for row in read_shard(shard, columns=["prompt_id", "messages", "responses"]).to_pylist()
-    ]
-
-
-def iterations(run: Path) -> list[int]:
-    """The iterations of a run that have been begun.
-
-    Raises:
-        RunError: it is no run folder.
-    """
-    if not (run / "recipe.yaml").is_file():
-        raise RunError(f"{run} is no run folder: it has no recipe.yaml")
-    return sorted(
-        int(path.name[5:]) for path in run.glob("iter-*") if path.name[5:].isdigit() and path.name != "iter-0"
-    )

@@ -19,13 +19,12 @@ from sppo import oracle as oracles
 from sppo.benchmarks import parts
 from sppo.benchmarks.head_to_head import score as head_to_head
 from sppo.benchmarks.results import show_table
-from sppo.compare.game import held_out_rows
 from sppo.compare.runs import Run
 from sppo.game import solve
 from sppo.progress import Advance, Terminal
-from sppo.rundir import summary
-from sppo.rundir.folder import RunError, read_json
-from sppo.rundir.tables import ResponsesRow
+from sppo.rundir.folder import RunError
+from sppo.rundir.reader import RunReader
+from sppo.rundir.tables import PromptRow
 from sppo.stages.models import Models
 from sppo.winrates import Array
 
@@ -56,21 +55,21 @@ def read(run: Run) -> Played:
     Raises:
         RunError: nothing of it has been evaluated, or not by this version.
     """
-    found = summary.read(run.folder.path / "summary.json")
+    reader = RunReader(run.folder.path)
+    found = reader.summary
     if found is None:
         raise RunError(f"{run.folder.path}: no iteration of it is finished; run it first")
     by_prompt, steps = [], []
     for row in found["iterations"]:
         number = row["iteration"]
-        rates = (read_json(run.folder.iteration(number) / "evaluation.json") or {}).get("win_rates_vs_base")
+        rates = (reader.record(number, "evaluate") or {}).get("win_rates_vs_base")
         if rates is None:
             raise RunError(
                 f"{run.folder.path}: iteration {number} has no win rates by prompt; remove its evaluation.json"
             )
-        prompts = [row["prompt_id"] for row in held_out_rows(run.folder.path, number)]
+        prompts = [row.prompt_id for row in reader.held_out(number)]
         by_prompt.append(dict(zip(prompts, rates, strict=True)))
-        lines = run.folder.read_metrics(number)
-        steps.append([line for line in lines if line.get("stage") == "train" and "step" in line])
+        steps.append(reader.steps(number))
     return Played(found["iterations"], by_prompt, steps)
 
 
@@ -193,32 +192,31 @@ def _games(
     """Prompt by prompt the game between the base and the last policies of one seed's runs."""
     last = [max(row["iteration"] for row in read(run).rows) for run in runs]
     first = runs[0]
-    answers = [held_out_rows(first.folder.path, 0)]
-    answers += [held_out_rows(run.folder.path, number) for run, number in zip(runs, last, strict=True)]
-    of_evaluations = [
-        (read_json(run.folder.iteration(number) / "evaluation.json") or {})["fingerprint"]
-        for run, number in [(first, 0), *zip(runs, last, strict=True)]
+    played = [
+        (RunReader(run.folder.path), number) for run, number in [(first, 0), *zip(runs, last, strict=True)]
     ]
+    responses = [list(run.held_out(number)) for run, number in played]
+    of_evaluations = [(run.record(number, "evaluate") or {})["fingerprint"] for run, number in played]
     config = first.recipe.needed_held_out_oracle("a comparison")
     settings = {"oracle": oracles.identity(config), "policies": list(names)}
     found = parts.part(home, f"head to head, seed {first.seed}", "games", settings, of_evaluations)
     models = Models(first.recipe)
 
     def work(part: range, advance: Advance) -> list[dict[str, Any]]:
-        rows = [answers[0][index] for index in part]
-        prompts = [ResponsesRow.from_row(row) for row in rows]
+        rows = [responses[0][index] for index in part]
+        prompts = [PromptRow(row.prompt_id, row.messages, [], None) for row in rows]
         payoff = head_to_head.games(
             lambda _, texts: models.compare(prompts, texts, held_out=True),
             [row.prompt_id for row in prompts],
-            [[[response["text"] for response in of[index]["responses"]] for index in part] for of in answers],
+            [[rows_of_policy[index].texts for index in part] for rows_of_policy in responses],
         ).payoff
         advance(len(rows))
         return [
-            {"prompt_id": row["prompt_id"], "payoff": matrix.tolist()}
+            {"prompt_id": row.prompt_id, "payoff": matrix.tolist()}
             for row, matrix in zip(rows, payoff, strict=True)
         ]
 
-    rows = parts.run(found, len(answers[0]), work, _GAMES, terminal, "prompts")
+    rows = parts.run(found, len(responses[0]), work, _GAMES, terminal, "prompts")
     return {row["prompt_id"]: np.array(row["payoff"]) for row in rows}
 
 

@@ -1,7 +1,9 @@
-"""`sppo oracle check`: an oracle on a run's responses, or on a file's."""
+"""`sppo oracle check`: measures an oracle on the responses of a run or of a file."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,52 +11,61 @@ from rich.table import Table
 from rich.text import Text
 
 from sppo import oracle as oracles
-from sppo.compare import game as run_games
 from sppo.oracle.behaviour import Check, check
+from sppo.policy import chat_format
+from sppo.policy import load as policies
 from sppo.policy.chat_format import as_messages, plain_text
 from sppo.progress import Terminal, printable
-from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in, load
+from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in
 from sppo.rundir.folder import RunError
-from sppo.rundir.shards import read_shard
-from sppo.stages.models import Models
+from sppo.rundir.reader import RunReader
 
 
 class Material(NamedTuple):
-    """What an oracle is checked on: prompts as text, and the responses to each."""
+    """The prompts, as texts, and the responses that an oracle is checked on."""
 
     prompts: list[str]
     responses: list[list[str]]
 
 
-def of_run(run: Path, iteration: int | None, limit: int) -> Material:
-    """The first so many prompts of a run's first sampled iteration, or of one, with their responses.
+def of_run(path: Path, iteration: int | None, limit: int) -> Material:
+    """The first prompts of a run's first sampled iteration, or of a given one, with their responses.
 
     Raises:
         RunError: nothing has been sampled.
     """
-    models = Models(load(run / "recipe.yaml"))
-    for number in [iteration] if iteration is not None else run_games.iterations(run):
-        shards = sorted((run / f"iter-{number}" / "responses").glob("part-*.parquet"))
-        rows: list[dict[str, Any]] = []
-        for shard in shards:
-            rows += read_shard(shard, columns=["messages", "responses"]).to_pylist()
-            if len(rows) >= limit:
-                break
+    run = RunReader(path)
+    for number in [iteration] if iteration is not None else run.iterations:
+        rows = list(islice(run.responses(number), limit))
         if rows:
-            rows = rows[:limit]
-            texts = [[response["text"] for response in row["responses"]] for row in rows]
-            return Material(models.prompt_texts([row["messages"] for row in rows]), texts)
+            return Material(_shown(run, [row.messages for row in rows]), [row.texts for row in rows])
     which = "" if iteration is None else f" in iteration {iteration}"
     raise RunError(
-        f"{run}: nothing has been sampled{which}; run `sppo sample` first, or give --responses FILE"
+        f"{path}: nothing has been sampled{which}; run `sppo sample` first, or give --responses FILE"
     )
 
 
+def _shown(run: RunReader, conversations: Sequence[list[Any]]) -> list[str]:
+    """The prompts as the run's oracle sees them."""
+    recipe = run.recipe
+    if recipe.needed_oracle("comparing responses").text != "chat":
+        return [plain_text(messages) for messages in conversations]
+    base, trust = policies.folder(recipe.policy.model), recipe.policy.trust_remote_code
+    chat = chat_format.load(
+        str(policies.tokenizer_folder(base, trust_remote_code=trust)),
+        config=str(policies.config_folder(base, trust_remote_code=trust)),
+        chat_template=recipe.policy.chat_template,
+        trust_remote_code=trust,
+        system=recipe.prompts.system,
+    )
+    return [chat.text(messages) for messages in conversations]
+
+
 def of_file(path: Path, limit: int) -> Material:
-    """The first so many rows of a .jsonl file: `prompt` (text or messages) and `responses` (a list of texts).
+    """The first rows of a .jsonl file: `prompt` (text or messages) and `responses` (a list of texts).
 
     Raises:
-        RunError: it cannot be read, or a row is something else; the message names the line.
+        RunError: the file cannot be read, or a row has another form; the message names the line.
     """
     found = Material([], [])
     try:
@@ -91,7 +102,7 @@ def _row(line: str, where: str) -> tuple[str, list[str]]:
 def check_oracle(
     config: OracleConfig, material: Material, terminal: Terminal, *, run: Path | None, tie: float
 ) -> Check:
-    """Ask the oracle about everything, and measure; a judge's answers are kept in the run's folder, if there is one."""
+    """Compare all responses and measure the oracle; a judge's answers are kept in the folder of the run, if one is given."""
     if run is not None:
         config = keep_answers_in(config, run / ANSWERS)
     oracle = oracles.load(config.model_dump())
@@ -103,7 +114,7 @@ def check_oracle(
 
 
 def show(found: Check, terminal: Terminal, *, as_json: bool) -> None:
-    """Print what was measured, as a table or as JSON."""
+    """Print the measures as a table or as JSON."""
     if as_json:
         terminal.console.print_json(json.dumps(asdict(found)))
         return
@@ -144,10 +155,10 @@ def _print(terminal: Terminal, title: str, rows: dict[str, str]) -> None:
 
 
 def responses_for(run: Path | None, file: Path | None, iteration: int | None, limit: int) -> Material:
-    """What an oracle is to be checked on: a file's responses, or a run's.
+    """The material to check an oracle on: that of a file, or else that of a run.
 
     Raises:
-        RunError: there is neither.
+        RunError: neither is given.
     """
     if file is not None:
         return of_file(file, limit)

@@ -3,36 +3,44 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
-from sppo.policy import model_card
 from sppo.policy.locate import policy_of
+from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.rundir.folder import RunError, publish_folder
-from sppo.training import copy_tokenizer
 
 _SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 
 
-def export(source: Path, target: Path, *, dtype: str | None = None, max_shard_size: str = "5GB") -> Path:
-    """Write a policy so that it loads anywhere, with a model card of its run.
+def export(
+    source: Path,
+    target: Path,
+    model_card: Callable[[str, Path], str],
+    *,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+) -> Path:
+    """Write a policy as an ordinary transformers folder with a model card.
 
     Args:
         source: a run folder (its last accepted policy), or the folder of a policy or adapter.
-        target: a folder that is not there yet; it appears whole or not at all.
-        dtype: of the weights; None: as in the policy's configuration, for an adapter its base's.
-        max_shard_size: of one file of weights, as in transformers, e.g. `5GB`.
+        target: a folder that does not exist yet; it appears whole or not at all.
+        model_card: writes the text of the model card, given the name of the model and the policy's folder.
+        dtype: the data type of the weights; None: that of the policy's configuration, or of its base's for an adapter.
+        max_shard_size: the largest size of one file of weights, as in transformers, e.g. `5GB`.
 
     Returns:
-        The folder of the policy that was written.
+        The folder of the policy that was exported.
 
     Raises:
-        RunError: there is something at the target, or the size cannot be read.
+        RunError: the target exists already, or the size cannot be read.
         PolicyError, AdapterError: the policy does not load.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise RunError(f"{target} is there already; name a folder that is not")
+        raise RunError(f"{target} is there already; name a folder that does not exist yet")
     if not _SIZE.fullmatch(max_shard_size):
         raise RunError(f"--max-shard-size {max_shard_size}: give it as a number and a unit, e.g. 5GB")
     folder = policies.folder(str(policy_of(source)))
@@ -43,7 +51,7 @@ def export(source: Path, target: Path, *, dtype: str | None = None, max_shard_si
     try:
         with policies.quiet():
             model.save_pretrained(temporary, max_shard_size=max_shard_size)
-        (temporary / "README.md").write_text(model_card.card(target.name, folder), encoding="utf-8")
+        (temporary / "README.md").write_text(model_card(target.name, folder), encoding="utf-8")
         copy_tokenizer(folder, temporary, None)
         publish_folder(temporary, target)
     finally:
@@ -59,7 +67,7 @@ def stored_dtype(folder: Path) -> str:
 
 
 def describe(folder: Path) -> str:
-    """What was exported, in words."""
+    """Says in words what was exported."""
     if not adapters.is_adapter(folder):
         return str(folder)
     base = adapters.base_of(folder)

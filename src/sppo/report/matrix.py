@@ -9,7 +9,7 @@ from sppo.benchmarks.head_to_head import score as head_to_head
 from sppo.compare import game as run_games
 from sppo.report.run_figures import RunFigures, is_interval, is_number, names
 from sppo.rundir.folder import RunError, write_json
-from sppo.rundir.summary import read_mapping
+from sppo.rundir.reader import read_mapping
 
 FILE = "head-to-head.json"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from sppo.benchmarks.results import cell_text
 from sppo.progress import printable
 from sppo.report.charts import Table
 from sppo.report.matrix import HeadToHead
-from sppo.rundir.summary import read_mapping
+from sppo.rundir.reader import RunReader, read_mapping
 
 BENCHMARKS = {
     "alpaca-eval": "alpaca_eval",
@@ -23,12 +22,12 @@ BENCHMARKS = {
 
 def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[str, Table]]:
     """A table for each benchmark that has rows of the run's policies."""
-    found = []
+    found, reader = [], RunReader(run)
     for name, module in BENCHMARKS.items():
         rows = []
         for path in _files(folders, f"{name}.json"):
             content = read_mapping(path) or {}
-            of_run = [row for row in _rows(content.get("results")) if is_of(_path(row), run)]
+            of_run = [row for row in _rows(content.get("results")) if reader.owns(_path(row))]
             rows += of_run
         if not rows:
             continue
@@ -43,11 +42,11 @@ def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[s
 
 def matrices(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[str, HeadToHead]]:
     """The matrices of `sppo evaluate head-to-head` in which a policy of the run takes part."""
-    found = []
+    found, reader = [], RunReader(run)
     for path in _files(folders, "head-to-head.json"):
         content = read_mapping(path) or {}
         policies = _rows(content.get("policies"))
-        if not any(is_of(one.get("path", ""), run) for one in policies):
+        if not any(reader.owns(one.get("path", "")) for one in policies):
             continue
         try:
             names = [printable(str(one["name"])) for one in policies]
@@ -69,17 +68,6 @@ def matrices(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             notes.append(f"{path} is of another form than this version's: {error!r}")
     return found
-
-
-def is_of(recorded: Path | str, run: Path) -> bool:
-    """Whether a recorded path is one of the run's policies, even if the run has been moved since."""
-    path, home = Path(recorded), run.resolve()
-    if path.resolve().is_relative_to(home):
-        return True
-    return any(
-        name == home.name and after.startswith("iter-") and (home / after).is_dir()
-        for name, after in pairwise(path.parts)
-    )
 
 
 def _files(folders: Sequence[Path], name: str) -> list[Path]:

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from sppo import __version__
-from sppo.compare import game as run_games
 from sppo.progress import printable
-from sppo.recipe import Recipe, RecipeError, load
+from sppo.recipe import Recipe, RecipeError
 from sppo.rundir import summary
-from sppo.rundir.folder import RunError, RunFolder, read_json
 from sppo.rundir.guard import alarms, trends
+from sppo.rundir.reader import BASE, STAGES, RunReader, Table, label
 
-STAGES = ("prompts", *summary.STAGES)
-SHARDS_IN = {"sample": "responses", "annotate": "preferences", "select": "training", "evaluate": "evaluation"}
+SHARDS_IN: Mapping[str, Table] = {
+    "sample": "responses",
+    "annotate": "preferences",
+    "select": "training",
+    "evaluate": "evaluation",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Iteration:
     @property
     def label(self) -> str:
         """Of its policy."""
-        return "base" if self.number == 0 else f"iteration {self.number}"
+        return label(self.number)
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,10 @@ def read(path: Path) -> RunFigures:
         RunError: it is no run folder.
     """
     notes: list[str] = []
-    numbers = [0, *run_games.iterations(path)]
-    recipe_file = path / "recipe.yaml"
-    text = recipe_file.read_text(encoding="utf-8", errors="replace")
+    reader = RunReader(path)
+    text = reader.recipe_file.read_text(encoding="utf-8", errors="replace")
     try:
-        recipe = load(recipe_file)
+        recipe = reader.recipe
     except RecipeError as error:
         recipe = None
         notes.append(f"This version ({__version__}) cannot read the run's recipe: {error}")
@@ -172,15 +174,14 @@ def read(path: Path) -> RunFigures:
         notes.append(
             f"The run was made by sppo {made_by}, the page by {__version__}: figures may be missing."
         )
-    folder = RunFolder(path)
-    iterations = [_iteration(folder, number) for number in numbers]
+    iterations = [_iteration(reader, number) for number in (BASE, *reader.iterations)]
     base = _legible(iterations[0].measured)
     judged = [_judged(one, base, recipe) for one in iterations]
     notes += [
-        f"It is left out, as damaged or of another version: {path}" for path in _damaged(folder, judged)
+        f"It is left out, as damaged or of another version: {path}" for path in _damaged(reader, judged)
     ]
     notes += [f"Iteration {one.number}: {lack}" for one in judged for lack in _lacks(one, recipe)]
-    found = summary.read(path / "summary.json")
+    found = reader.summary
     if found is None and any(one.measured for one in judged[1:]):
         notes.append("There is no whole summary.json: the examples of before and after are missing.")
     return RunFigures(
@@ -192,7 +193,7 @@ def read(path: Path) -> RunFigures:
         _previous(judged, recipe),
         _examples(found),
         [printable(note) for note in notes],
-        _written(path),
+        reader.written,
     )
 
 
@@ -211,40 +212,29 @@ def is_interval(value: Any) -> bool:
     return isinstance(value, Mapping) and all(is_number(value.get(name)) for name in ("mean", "low", "high"))
 
 
-def _files(folder: RunFolder, number: int) -> dict[str, Path]:
-    """Of the stages' records."""
-    home = folder.iteration(number)
-    return {stage: home / ("evaluation.json" if stage == "evaluate" else f"{stage}.json") for stage in STAGES}
-
-
-def _damaged(folder: RunFolder, iterations: Sequence[Iteration]) -> list[Path]:
+def _damaged(run: RunReader, iterations: Sequence[Iteration]) -> list[Path]:
     """Records that are there and could not be read as such."""
     return [
         path
         for one in iterations
-        for stage, path in _files(folder, one.number).items()
-        if stage not in one.records and path.is_file()
+        for stage in STAGES
+        if stage not in one.records and (path := run.record_file(one.number, stage)).is_file()
     ]
 
 
-def _iteration(folder: RunFolder, number: int) -> Iteration:
-    home = folder.iteration(number)
-    files = _files(folder, number)
-    records = {stage: record for stage, path in files.items() if (record := read_json(path)) is not None}
-    of_prompts = records.get("prompts" if number else "") or read_json(folder.iteration(0) / "prompts.json")
+def _iteration(run: RunReader, number: int) -> Iteration:
+    records = {stage: record for stage in STAGES if (record := run.record(number, stage)) is not None}
+    held_out = run.record(BASE, "prompts")
+    of_prompts = records.get("prompts" if number else "") or held_out
     shards = {}
     for stage, name in SHARDS_IN.items():
-        there = len(list((home / name).glob("part-*.parquet")))
+        there = len(run.shards(number, name))
         if there and stage not in records:
-            source = of_prompts if stage != "evaluate" else read_json(folder.iteration(0) / "prompts.json")
+            source = of_prompts if stage != "evaluate" else held_out
             shards[stage] = (there, len((source or {}).get("shards", [])))
-    steps = [
-        {name: value for name, value in line.items() if is_number(value)}
-        for line in folder.read_metrics(number)
-        if line.get("stage") == "train" and isinstance(line.get("step"), int)
-    ]
+    steps = [{name: value for name, value in line.items() if is_number(value)} for line in run.steps(number)]
     try:
-        seconds, counted = summary.seconds(folder, number), summary.oracle_counts(folder, number)
+        seconds, counted = summary.seconds(run.folder, number), summary.oracle_counts(run.folder, number)
     except (
         TypeError,
         ValueError,
@@ -320,21 +310,3 @@ def _examples(found: Mapping[str, Any] | None) -> list[dict[str, str]]:
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, Mapping)
     ]
-
-
-def _written(path: Path) -> float:
-    files = [
-        path / "recipe.yaml",
-        path / "summary.json",
-        *path.glob("iter-*/*.json*"),
-        *path.glob("iter-*/*/"),
-    ]
-    times = []
-    for file in files:
-        try:
-            times.append(file.stat().st_mtime)
-        except OSError:  # replaced or removed meanwhile
-            continue
-    if not times:
-        raise RunError(f"{path}: there is nothing in it")
-    return max(times)

@@ -17,13 +17,16 @@ from jaxtyping import Float
 
 from sppo import game, randomness, winrates
 from sppo.policy.chat_format import plain_text
+from sppo.rundir.reader import RunReader
 from sppo.rundir.shards import DamagedShard, read_shard
 
 Array = winrates.Array
 T = TypeVar("T")
 
 PROMPTS = 2000
-"""Of each iteration, at most, that are read."""
+"""The number of prompts of each iteration that are read at most."""
+OLD_COMPONENTS = "parts"
+"""The name that version 0.1 gave to the column `components`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def held_out(run: Path, iteration: int, notes: list[str]) -> Responses | None:
         iteration: of the policy.
         notes: is told which shards cannot be read; the others are.
     """
-    return _gathered(_drawn(run / f"iter-{iteration}" / "evaluation", notes), notes)
+    return _gathered(_drawn(RunReader(run).shards(iteration, "evaluation"), notes), notes)
 
 
 def compared(run: Path, iteration: int, notes: list[str]) -> Compared | None:
@@ -121,15 +124,19 @@ def compared(run: Path, iteration: int, notes: list[str]) -> Compared | None:
         iteration: t.
         notes: is told which shards cannot be read; the others are.
     """
-    home = run / f"iter-{iteration}"
-    shards = _drawn(home / "preferences", notes)
+    reader = RunReader(run)
+    shards = _drawn(reader.shards(iteration, "preferences"), notes)
     if shards is None:
         return None
     preferences: dict[str, _Judged] = {}
     for shard in shards.files:
-        preferences |= _read(shard, ["prompt_id", "matrix", "components"], _preferences, notes) or {}
-    answered = [home / "responses" / shard.name for shard in shards.files]
-    responses = _gathered(_Drawn([path for path in answered if path.is_file()], shards.total), notes)
+        preferences |= (
+            _read(shard, ["prompt_id", "matrix", "components", OLD_COMPONENTS], _preferences, notes) or {}
+        )
+    compared_shards = {shard.name for shard in shards.files}
+    answered = [path for path in reader.shards(iteration, "responses") if path.name in compared_shards]
+    answered.sort(key=lambda path: randomness.digest("report", path.name))
+    responses = _gathered(_Drawn(answered, shards.total), notes)
     if responses is None:
         return None
     judged = [preferences.get(name) for name in responses.prompt_ids]
@@ -156,9 +163,9 @@ class _Drawn:
     total: int
 
 
-def _drawn(folder: Path, notes: list[str]) -> _Drawn | None:
+def _drawn(shards: Sequence[Path], notes: list[str]) -> _Drawn | None:
     """Shards enough for the sample, whole ones; None where there are none."""
-    files = sorted(folder.glob("part-*.parquet"), key=lambda path: randomness.digest("report", path.name))
+    files = sorted(shards, key=lambda path: randomness.digest("report", path.name))
     counts = [_rows(path, notes) for path in files]
     taken: list[Path] = []
     rows = 0
@@ -200,7 +207,10 @@ def _preferences(table: pa.Table) -> dict[str, _Judged]:
     found = {}
     for row in table.to_pylist():
         matrix = _matrix(row["matrix"])
-        parts = {_text(part["oracle"]): _matrix(part["matrix"]) for part in row.get("components") or []}
+        parts = {
+            _text(part["oracle"]): _matrix(part["matrix"])
+            for part in row.get("components") or row.get(OLD_COMPONENTS) or []
+        }
         if any(part.shape != matrix.shape for part in parts.values()):
             raise ValueError("a part of the oracle has compared other responses than the whole")
         found[_text(row["prompt_id"])] = _Judged(matrix, parts)

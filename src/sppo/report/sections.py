@@ -11,8 +11,9 @@ from sppo.progress import printable
 from sppo.report import charts
 from sppo.report.charts import Chart, Line, Table
 from sppo.report.matrix import HeadToHead
-from sppo.report.run_figures import STAGES, Iteration, RunFigures
+from sppo.report.run_figures import Iteration, RunFigures
 from sppo.report.samples import Compared, Responses
+from sppo.rundir.reader import STAGES
 
 GAMES = 500
 """Prompts, at most, whose games are solved for the measures of intransitivity."""

@@ -163,34 +163,3 @@ def train(
         from sppo.training.worker import run
 
         run(job, Interruption.of_the_only_process(say), on_step)
-
-
-def copy_tokenizer(source: Path, target: Path, chat_template: str | None) -> None:
-    """Give a saved policy the tokenizer, chat template and other small files of the one it came from.
-
-    Args:
-        source: folder of pi_t.
-        target: folder of pi_{t+1}; what it has already stays.
-        chat_template: a file that is used instead of the source's template.
-    """
-    if chat_template is not None:
-        shutil.copyfile(chat_template, target / "chat_template.jinja")
-    own = list(source.iterdir())
-    if adapters.is_adapter(source):  # which may have no more than its weights
-        base = policies.base_folder(source)
-        whole = policies.tokenizer_folder(source) != source
-        own += [
-            file for file in base.iterdir() if whole or file.name in ("config.json", "generation_config.json")
-        ]
-    for file in own:
-        weights = (
-            file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf") or ".safetensors." in file.name
-        )
-        if (
-            file.is_file()
-            and not weights
-            and not file.name.startswith(".")
-            and file.name not in (adapters.CONFIG, adapters.BASE)
-            and not (target / file.name).exists()
-        ):
-            shutil.copyfile(file, target / file.name)

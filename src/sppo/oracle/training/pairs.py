@@ -14,7 +14,8 @@ from sppo import randomness
 from sppo.oracle import OracleError, excerpt
 from sppo.policy import chat_format as chat
 from sppo.recipe.oracle_training import Pairs
-from sppo.rundir.shards import DamagedShard, read_shard
+from sppo.rundir.reader import RunReader, is_run
+from sppo.rundir.shards import DamagedShard
 
 LABELS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 SKEWED = 0.6
@@ -161,7 +162,7 @@ def _probability(row: Mapping[str, Any], of: Pairs, where: str) -> float:
 
 def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
     path = Path(source)
-    if (path / "recipe.yaml").is_file():
+    if is_run(path):
         yield from _of_run(path, of)
         return
     match path.suffix if path.is_file() else "":
@@ -191,31 +192,23 @@ def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
             yield from rows
 
 
-def _of_run(run: Path, of: Pairs) -> Iterator[dict[str, Any]]:
-    """Every pair of different texts that a run's oracle has compared, by iteration, prompt and place."""
-    for preferences in sorted(run.glob("iter-*/preferences/part-*.parquet")):
-        home = preferences.parents[1]
-        try:
-            asked = read_shard(preferences, columns=["prompt_id", "matrix"]).to_pylist()
-            drawn = read_shard(
-                home / "responses" / preferences.name, columns=["prompt_id", "messages", "responses"]
-            )
-        except DamagedShard as error:
-            raise OracleError(f"pairs.source: {error}") from error
-        matrices = {row["prompt_id"]: row["matrix"] for row in asked}
-        for row in drawn.to_pylist():
-            matrix: list[list[float | None]] = matrices.get(row["prompt_id"], [])
-            for i, j in combinations(range(len(matrix)), 2):
-                texts = row["responses"][i]["text"], row["responses"][j]["text"]
-                probability = matrix[i][j]
-                if texts[0] != texts[1] and probability is not None and not math.isnan(probability):
-                    yield {
-                        of.prompt: row["messages"],
-                        of.response_a: texts[0],
-                        of.response_b: texts[1],
-                        of.probability: probability,
-                        "iteration": int(home.name.removeprefix("iter-")),
-                    }
+def _of_run(path: Path, columns: Pairs) -> Iterator[dict[str, Any]]:
+    """Every pair of different texts that a run's oracle has compared, by iteration, prompt and response."""
+    run = RunReader(path)
+    try:
+        for iteration in run.iterations:
+            for row, matrix in run.compared(iteration):
+                for i, j in combinations(range(len(matrix)), 2):
+                    if row.texts[i] != row.texts[j] and not math.isnan(matrix[i, j]):
+                        yield {
+                            columns.prompt: row.messages,
+                            columns.response_a: row.texts[i],
+                            columns.response_b: row.texts[j],
+                            columns.probability: float(matrix[i, j]),
+                            "iteration": iteration,
+                        }
+    except DamagedShard as error:
+        raise OracleError(f"pairs.source: {error}") from error
 
 
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The model card of an exported policy: where it comes from, what was measured, and the recipe that makes it again."""
+"""The model card of an exported policy: its run, the measures of each iteration, and the recipe that reproduces it."""
 
 import re
 from pathlib import Path
@@ -10,17 +10,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sppo.progress import printable
 from sppo.recipe import Recipe
 from sppo.report import run_figures
-from sppo.report.run_figures import RunFigures
+from sppo.rundir.reader import is_run, run_and_iteration
 
 
 def card(name: str, policy: Path) -> str:
-    """The card as Markdown with the hub's metadata above it.
+    """Writes the card as Markdown, with the hub's metadata above it.
 
     Args:
-        name: of the model.
-        policy: the folder that was exported; its run is found by where it lies.
+        name: the model's name.
+        policy: the folder that was exported; the card describes the run that it lies in.
     """
-    run = _run_of(policy)
+    home, iteration = run_and_iteration(policy.resolve()) or (policy, None)
+    run = run_figures.read(home) if iteration is not None and is_run(home) else None
     recipe = None if run is None else run.recipe
     base = None if recipe is None else recipe.policy.model
     metadata = ModelCardData(
@@ -32,7 +33,7 @@ def card(name: str, policy: Path) -> str:
         else None,
     )
     files = Environment(
-        loader=PackageLoader("sppo", "."),
+        loader=PackageLoader("sppo.report", "."),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -44,21 +45,15 @@ def card(name: str, policy: Path) -> str:
         base=None if base is None else _plain(base),
         run=run,
         algorithm=None if recipe is None else _plain(recipe.algorithm.type),
-        oracle=None if recipe is None else _plain(_judge(recipe)),
-        iteration=policy.parent.name.removeprefix("iter-"),
+        oracle=None if recipe is None else _plain(_measuring_oracle(recipe)),
+        iteration=iteration,
         rows=[] if run is None else [_row(one) for one in run.evaluated],
         warnings=[] if run is None else [_plain(text) for text in run.warnings],
         fence=_fence("" if run is None else run.recipe_text),
     )
 
 
-def _run_of(policy: Path) -> RunFigures | None:
-    home = policy.resolve().parent.parent
-    inside = policy.resolve().parent.name.startswith("iter-") and (home / "recipe.yaml").is_file()
-    return run_figures.read(home) if inside else None
-
-
-def _judge(recipe: Recipe) -> str:
+def _measuring_oracle(recipe: Recipe) -> str:
     judge, oracle = recipe.evaluation.oracle, recipe.oracle
     if judge is not None:
         return f"a held-out {judge.type}"
@@ -86,10 +81,10 @@ def _row(one: Any) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """In a line of Markdown that means nothing but itself."""
+    """Escapes a text so that Markdown shows it as it is, in one line."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(text).replace("\n", " "))
 
 
 def _fence(text: str) -> str:
-    """Longer than any row of backticks inside."""
+    """A fence that is longer than every row of backticks in the text."""
     return "`" * max([3, *(len(row) + 1 for row in re.findall("`+", text))])
