@@ -3,14 +3,11 @@
 import dataclasses
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sppo import recipe
 from sppo.policy import adapter as adapters
-from sppo.policy import load as policies
 from sppo.training.schedule import Steps, plan
 
 CHECKPOINTS_KEPT = 2
