@@ -477,23 +477,22 @@ def head_to_head_of(found: Found, best: Mapping[str, Setting]) -> dict[str, Any]
     from paper_claims_oracles import panel
 
     from sppo.benchmarks.head_to_head.score import win_rates_against
-    from sppo.compare.game import held_out_rows
     from sppo.policy.chat_format import plain_text
+    from sppo.rundir.reader import RunReader
 
     def answers(setting: Setting, seed: int) -> dict[str, Any]:
         cell = Cell(setting, seed, 3)
         last = len(found.played(cell).rows)
-        return {row["prompt_id"]: row for row in held_out_rows(cell.run(found.home).folder.path, last)}
+        run = RunReader(cell.run(found.home).folder.path)
+        return {row.prompt_id: row for row in run.held_out(last)}
 
     games: dict[str, list[dict[str, float]]] = {"dpo": [], "ipo": []}
     for seed in SEEDS:
         ours = answers(best["sppo"], seed)
         for other, of in games.items():
             theirs = answers(best[other], seed)
-            texts = [
-                [[one["text"] for one in side[name]["responses"]] for name in ours] for side in (ours, theirs)
-            ]
-            prompts = [plain_text(row["messages"]) for row in ours.values()]
+            texts = [[side[name].texts for name in ours] for side in (ours, theirs)]
+            prompts = [plain_text(row.messages) for row in ours.values()]
             of.append(dict(zip(ours, win_rates_against(panel, prompts, *texts).tolist(), strict=True)))
     return {other: measured(half(of, "reporting")) for other, of in games.items()}
 

@@ -156,6 +156,22 @@ def test_a_file_is_named_after_what_it_holds(module):
     assert not set(module.split(".")) & {"utils", "util", "common", "core", "base", "misc", "helpers"}
 
 
+UNREAD = {"benchmarks.mixture", "benchmarks.participants"}
+"""Modules that are still to ask :class:`sppo.rundir.reader.RunReader`; none may be added."""
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if not _in(module, {"rundir", "stages"} | UNREAD)]
+)
+def test_the_names_of_a_runs_files_are_known_to_its_reader_alone(module):
+    texts = {
+        node.value
+        for node in ast.walk(_tree(module))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert not [text for text in texts if text.startswith(("iter-", "part-"))]
+
+
 def test_nothing_is_imported_in_a_circle():
     edges = {module: _own(module, inside_functions=False) for module in MODULES}
     done: set[str] = set()

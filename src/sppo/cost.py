@@ -25,8 +25,7 @@ import numpy as np
 from sppo.benchmarks.head_to_head.score import across
 from sppo.oracle.opponents import count_pairs, opponents
 from sppo.recipe import RecipeError
-from sppo.rundir.folder import RunFolder
-from sppo.rundir.shards import read_shard
+from sppo.rundir.reader import RunReader
 
 STAGES = ("sample", "annotate", "select", "train", "evaluate")
 PEAKS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
@@ -122,28 +121,21 @@ def hardware_rates(name: str) -> dict[str, float]:
 
 
 def loads_of_run(run: Path, parameters: float) -> dict[int, Load]:
-    """What each iteration of a run with a summary was, as counted in its records."""
-    folder = RunFolder(run)
+    """The load of each finished iteration of a run, as its records count it."""
+    reader = RunReader(run)
     summary = _read(run / "summary.json")
     loads = {}
     for row in summary["iterations"]:
-        home = folder.iteration(row["iteration"])
-        prompts = _read(home / "prompts.json")
-        train = _read(home / "train.json")["settings"]["training"]
-        evaluated = _read(home / "evaluation.json")
-        lengths = [
-            len(ids)
-            for shard in prompts["shards"]
-            for ids in read_shard(home / "prompts" / shard["name"], columns=["prompt_token_ids"])[
-                "prompt_token_ids"
-            ]
-        ]
+        number = row["iteration"]
+        train = _read(reader.record_file(number, "train"))["settings"]["training"]
+        evaluated = _read(reader.record_file(number, "evaluate"))
+        lengths = reader.prompt_lengths(number)
         k = row.get("sampled", {}).get("responses_drawn", 0) // len(lengths)
-        loads[row["iteration"]] = Load(
+        loads[number] = Load(
             parameters=parameters,
             prompts=len(lengths),
             k=k,
-            pairs=_pairs(home / "annotate.json", k),
+            pairs=_pairs(reader.record_file(number, "annotate"), k),
             trained=row["trained"]["trained_responses"] / len(lengths),
             epochs=train["keep_epochs"] or train["epochs"],
             held_out=evaluated["held_out_prompts"],
@@ -151,7 +143,7 @@ def loads_of_run(run: Path, parameters: float) -> dict[int, Load]:
             prompt_tokens=sum(lengths) / len(lengths),
             response_tokens=row.get("sampled", row)["response_tokens"],
             gradient_checkpointing=train["gradient_checkpointing"],
-            opponents=1 if row["iteration"] == 1 else 2,
+            opponents=1 if number == 1 else 2,
         )
     return loads
 

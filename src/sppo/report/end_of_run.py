@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sppo.progress import Terminal
+from sppo.rundir.reader import RunReader
 
 
 @contextlib.contextmanager
@@ -32,8 +33,7 @@ def _is_current(run: Path) -> bool:
     page = run / "report.html"
     if not page.is_file():
         return False
-    shown = [run / "summary.json", run / "recipe.yaml", *run.glob("iter-*/*.json*")]
-    return all(path.stat().st_mtime_ns <= page.stat().st_mtime_ns for path in shown if path.is_file())
+    return all(path.stat().st_mtime_ns <= page.stat().st_mtime_ns for path in RunReader(run).files)
 
 
 def _write(run: Path, terminal: Terminal) -> None:

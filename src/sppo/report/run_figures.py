@@ -174,6 +174,8 @@ def read(path: Path) -> RunFigures:
         notes.append(
             f"The run was made by sppo {made_by}, the page by {__version__}: figures may be missing."
         )
+    if reader.is_older:
+        notes.append("The run was made by an older version of sppo: figures may be missing.")
     iterations = [_iteration(reader, number) for number in (BASE, *reader.iterations)]
     base = _legible(iterations[0].measured)
     judged = [_judged(one, base, recipe) for one in iterations]

@@ -26,6 +26,8 @@ from sppo.winrates import Array
 BASE = 0
 """The iteration that the base policy and the held-out prompts belong to."""
 STAGES = ("prompts", "sample", "annotate", "select", "train", "evaluate")
+RENAMED = {"cut_share": "truncated_share"}
+"""Keys of records as an older version wrote them, with their present names."""
 Table = Literal["prompts", "responses", "preferences", "training", "comparisons", "evaluation"]
 
 
@@ -135,20 +137,26 @@ class RunReader:
         ]
 
     @property
+    def is_older(self) -> bool:
+        """Whether the records of the evaluations have the names that an older version gave them."""
+        records = (read_json(self.record_file(number, "evaluate")) for number in self.evaluated)
+        return any(record is not None and not RENAMED.keys().isdisjoint(record) for record in records)
+
+    @property
+    def files(self) -> list[Path]:
+        """The recipe, the summary, and the records and metrics of every iteration: all but the tables and policies."""
+        named = [self.recipe_file, self.path / "summary.json"]
+        return [*(file for file in named if file.is_file()), *self.path.glob("iter-*/*.json*")]
+
+    @property
     def written(self) -> float:
         """The time at which the folder last changed, in seconds since the epoch.
 
         Raises:
             RunError: the folder is empty.
         """
-        files = [
-            self.recipe_file,
-            self.path / "summary.json",
-            *self.path.glob("iter-*/*.json*"),
-            *self.path.glob("iter-*/*/"),
-        ]
         times = []
-        for file in files:
+        for file in (*self.files, *self.path.glob("iter-*/*/")):
             with contextlib.suppress(OSError):  # a running process may have replaced or removed it meanwhile
                 times.append(file.stat().st_mtime)
         if not times:
@@ -161,8 +169,9 @@ class RunReader:
         return self.folder.iteration(iteration) / f"{name}.json"
 
     def record(self, iteration: int, stage: str) -> dict[str, Any] | None:
-        """What a stage has published; None where its record is missing or damaged."""
-        return read_json(self.record_file(iteration, stage))
+        """What a stage has published, in the present names; None where its record is missing or damaged."""
+        record = read_json(self.record_file(iteration, stage))
+        return None if record is None else {RENAMED.get(key, key): value for key, value in record.items()}
 
     def metrics(self, iteration: int) -> list[dict[str, Any]]:
         """The lines of an iteration's metrics.jsonl; damaged lines are left out."""

@@ -1,6 +1,5 @@
 """What is read of a run's figures: summary.json, and the seconds and the oracle's counts in its metrics."""
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from sppo.recipe import Section
 from sppo.rundir.folder import RunFolder
+from sppo.rundir.reader import read_mapping
 
 STAGES = ("sample", "annotate", "select", "train", "evaluate")
 
@@ -18,15 +18,6 @@ def read(path: Path) -> dict[str, Any] | None:
     """A summary.json; None where there is none, or a damaged one."""
     found = read_mapping(path)
     return found if found is not None and isinstance(found.get("iterations"), list) else None
-
-
-def read_mapping(path: Path) -> dict[str, Any] | None:
-    """A file of a mapping; None where there is none, or a damaged one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def seconds(run: RunFolder, iteration: int) -> dict[str, float]:
