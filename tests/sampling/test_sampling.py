@@ -9,7 +9,7 @@ from sppo.policy import load as policies
 from sppo.recipe import Sampling
 from sppo.sampling import SamplingSettings, memory
 from sppo.sampling.drawing import choose
-from sppo.sampling.key_values import Aligned, Cohorts
+from sppo.sampling.key_values import Cohorts, OneBatch
 from sppo.sampling.stop_strings import kept
 from sppo.sampling.transformers import TransformersSampler
 from sppo.tinyworld import POLICY
@@ -256,7 +256,7 @@ def test_both_ways_of_keeping_keys_and_values_draw_the_same(tiny_model, family):
     prompts = [[5, 6, 7, 8, 9], [10, 11], list(range(20, 60)), [9] * 12]
     keys = [(number,) for number in range(4)]
     fast = engine.sample(prompts, keys, 7)  # the longest prompt's seven do not fit at once
-    engine._key_values = Aligned
+    engine._key_values = OneBatch
     slow = engine.sample(prompts, keys, 7)
     for one, other in zip(fast, slow, strict=True):
         assert [r.token_ids for r in one] == [r.token_ids for r in other]
@@ -272,7 +272,7 @@ def test_a_model_with_attention_of_its_own_is_sampled_all_the_same(tiny_model):
         )
         for kind in (None, "eager")
     )
-    assert eager._key_values is Aligned
+    assert eager._key_values is OneBatch
     drawn = [engine.sample([[5, 6, 7]], [(0,)], 3)[0] for engine in (fast, eager)]
     assert [r.token_ids for r in drawn[0]] == [r.token_ids for r in drawn[1]]
 

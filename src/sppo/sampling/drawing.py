@@ -1,4 +1,7 @@
-"""One token from each row of logits, by inversion: one uniform number a token."""
+"""One token from each row of logits, by inversion of the cumulative distribution: one uniform number for each token.
+
+A token is a function of its logits and of one number, so a response is the same whatever is drawn beside it.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,25 +9,28 @@ from torch import Tensor
 
 from sppo.sampling import SamplingSettings
 
-# The nucleus is looked for among so many of the most probable tokens first.
+# The number of most probable tokens among which the nucleus is looked for first.
 _NUCLEUS = 256
 
 
 def choose(
     logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, " rows"], settings: SamplingSettings
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """A token for each row, and its log pi(token): at temperature 1 and without truncation, in nats.
+    """Draw a token for each row; returns it with its log pi(token) at temperature 1 and without truncation, in nats.
 
     The token is the first whose cumulative probability exceeds the uniform number, in the order of the vocabulary.
     """
     scores = logits.float()
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
+    # Summed in float64: over a vocabulary of 10^5 entries a sum in float32 would lose improbable tokens.
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     normaliser = cumulative[:, -1:]
     if not _draws_from_the_policy(settings):
         cumulative = warped(scores, settings).cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    # below the total even when the product is rounded up, so that no token of probability 0 is drawn
+    # The uniform number is scaled by the total instead of normalising the weights. It is kept below the total even when
+    # the product is rounded up, and the search is for the first cumulative value *above* it: a token of probability
+    # 0 has the same cumulative value as the one before it, and is never the first.
     threshold = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     chosen = torch.searchsorted(cumulative, threshold, right=True)
     log_prob = weights.gather(1, chosen).double().log() - normaliser.log()
@@ -39,7 +45,9 @@ def warped(scores: Tensor, settings: SamplingSettings) -> Tensor:
     """Unnormalised probabilities after temperature, min-p, top-k and top-p, in this order (vLLM's)."""
     scores = scores / settings.temperature
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
-    if settings.min_p > 0.0:  # the largest weight is 1
+    # Each rule works on what the one before has left, so the order matters: top-p counts the probabilities of the tokens
+    # that min-p and top-k have kept, as if these were all. Tokens that tie with the last one kept are kept as well.
+    if settings.min_p > 0.0:  # relative to the most probable token, whose weight is 1
         weights = weights.masked_fill(weights < settings.min_p, 0.0)
     if 0 < settings.top_k < weights.shape[-1]:
         least = weights.topk(settings.top_k, dim=-1).values[:, -1:]
@@ -51,9 +59,11 @@ def warped(scores: Tensor, settings: SamplingSettings) -> Tensor:
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:
     """The smallest weight in each row's nucleus: the fewest tokens whose probabilities reach `top_p`."""
+    # A token is inside while the more probable ones before it do not reach `top_p` yet.
     wanted = top_p * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
     for count in (min(_NUCLEUS, weights.shape[-1]), weights.shape[-1]):
-        # sorting the whole vocabulary is the dearest part of a step, and seldom needed
+        # Sorting the whole vocabulary is the dearest part of a step. It is needed only where the last of the first tokens
+        # is still inside in some row, so that the nucleus may reach beyond them.
         top = weights.topk(count, dim=-1).values
         before = top.cumsum(dim=-1, dtype=torch.float64) - top
         inside = before < wanted

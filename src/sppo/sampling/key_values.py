@@ -1,11 +1,12 @@
-"""Keys and values of the responses that are being written, and one step of the model over all of them.
+"""The keys and values of the responses that are being written, and one step of the model over all of them.
 
-:class:`Cohorts` is the fast one. Responses that begin together are a cohort, with memory of its own for their keys and
-values; the model sees all cohorts as one batch, and only attention takes them one by one. So a response that has ended
-makes room for others at once, a short one is not padded to the length of a long one, and growing copies next to
-nothing. It hands attention a mask of its own, which not every architecture takes; whether one does is measured
-(:func:`takes_cohorts`). :class:`Aligned` takes any model that transformers can generate with: a new batch begins when
-all responses of the one before have ended.
+:class:`Cohorts` is the fast implementation. Responses that begin together are a cohort, with memory of its own for their
+keys and values; the model sees all cohorts as one batch, and only attention takes them one by one. So a response that has
+ended makes room for others at once, a short one is not padded to the length of a long one, and growing copies little.
+It hands attention a mask of its own, which not every architecture takes: :func:`takes_cohorts` measures it.
+
+:class:`OneBatch` takes every model that transformers can generate with: a new batch begins when all responses of the one
+before have ended.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,58 +20,61 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# Memory for new tokens is asked for in steps of so many columns, or a quarter of those that are there.
+# Memory for new tokens grows by this many columns at least, and by a quarter of what there is: the columns that are copied
+# over all growths are then a small multiple of those written.
 _COLUMNS = 32
 _BY_COHORT = "sppo_by_cohort"
 
 
 class KeyValues(Protocol):
-    """The running responses' keys and values; responses are rows, numbered from 0."""
+    """The keys and values of the running responses; each response is a row, numbered from 0."""
 
     @property
     def rows(self) -> int:
-        """How many responses run."""
+        """The number of running responses."""
         ...
 
     def room(self, columns: int, budget: int) -> int:
-        """How many more responses fit, if none of them gets longer than `columns` with its prompt."""
+        """The number of further responses that fit, if none gets longer than `columns` with its prompt."""
         ...
 
     def admit(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int], columns: int) -> Tensor:
-        """Put prompts through the model and give each its number of new rows, behind those that are there.
+        """Put prompts through the model and add `repeats` rows for each, behind the existing rows.
 
         Returns:
-            [new rows, vocabulary] logits of their first tokens.
+            [new rows, vocabulary] the logits of their first tokens.
         """
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Write a token to every row; [rows, vocabulary] logits of the next ones."""
+        """Write a token to every row; returns [rows, vocabulary], the logits of the next tokens."""
         ...
 
     def keep(self, stay: Tensor) -> Tensor:
-        """Leave out the rows where `stay` is False.
+        """Remove the rows where `stay` is False.
 
         Returns:
-            For each row that is left, in their new order, its old number.
+            For each remaining row, in the new order, its old number.
         """
         ...
 
 
 def kind_of_key_values(model: Any) -> Callable[[Any], KeyValues]:
-    """The fastest class that the model takes."""
-    return Cohorts if takes_cohorts(model) else Aligned
+    """The fastest implementation that the model takes."""
+    return Cohorts if takes_cohorts(model) else OneBatch
 
 
 @dataclass
 class _Cohort:
-    """Responses that began together, a row each.
+    """Responses that began together, a row for each.
 
     Attributes:
-        padding: columns to the left of each row's prompt.
-        used: columns written; the same for all rows.
-        columns: that a row may come to need.
-        states: of each layer, keys and values, [rows or more, heads, used or more, width].
+        padding: the number of empty columns to the left of each row's prompt.
+        used: the number of columns written, the same for all rows.
+        columns: the most columns that a row may come to need.
+        states: keys and values of each layer, [rows or more, heads, used or more, width]; what is beyond the rows and the
+            columns in use is memory that waits or was left behind.
+        masks: for each window, the mask of the step under way.
     """
 
     padding: Tensor
@@ -84,7 +88,7 @@ class _Cohort:
         return len(self.padding)
 
     def begin_step(self) -> None:
-        """Room for one more column; masks are made anew."""
+        """Make room for one more column and forget the masks of the step before."""
         self.masks = {}
         if self.used == self.states[0][0].shape[2]:
             grown = self.used + max(_COLUMNS, self.used // 4)
@@ -92,12 +96,16 @@ class _Cohort:
                 self.states[layer] = (self._grow(pair[0], grown), self._grow(pair[1], grown))
 
     def _grow(self, before: Tensor, columns: int) -> Tensor:
+        # Rows that were left behind are not copied: here their memory goes back.
         after = before.new_empty((self.rows, before.shape[1], columns, before.shape[3]))
         after[:, :, : self.used] = before[: self.rows, :, : self.used]
         return after
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """[rows, 1, 1, columns] additive: what a new token sees, itself included; None where that is all."""
+        """[rows, 1, 1, columns] additive: what the new token sees, itself included; None where it sees everything."""
+        # Made once a step and shared by all layers of the same window. The new token stands in column `used`, behind all
+        # others, so that causality needs no mask: only padding, and what a window has left behind, is hidden. The window
+        # counts columns, which differ from positions by the row's padding alone; differences are the same.
         if window not in self.masks:
             columns = torch.arange(self.used + 1, device=self.padding.device)
             hidden = columns < self.padding[:, None]
@@ -113,7 +121,9 @@ class _Cohort:
         self.padded = bool(self.padding.any())
 
     def keep(self, staying: list[int]) -> list[int]:
-        """Leave out all other rows; the last ones move to where others have left. Gives the old numbers in order."""
+        """Remove all rows but `staying`; returns the old numbers of the remaining rows in their new order."""
+        # Rows from behind move into the holes, so that a response that ends costs one row's copy and not all of the
+        # cohort's. There are as many holes among the first `count` rows as staying rows behind them.
         count = len(staying)
         holes = sorted(set(range(count)) - set(staying))
         movers = [row for row in staying if row >= count]
@@ -129,7 +139,7 @@ class _Cohort:
 
 
 class Cohorts:
-    """Cohorts of responses side by side."""
+    """Cohorts of responses side by side; all their rows are one batch to the model."""
 
     def __init__(self, model: Any) -> None:
         AttentionInterface.register(_BY_COHORT, _attend_by_cohort)
@@ -144,17 +154,20 @@ class Cohorts:
 
     @property
     def rows(self) -> int:
-        """How many responses run."""
+        """The number of running responses."""
         return sum(cohort.rows for cohort in self._cohorts)
 
     def room(self, columns: int, budget: int) -> int:
-        """As in :class:`KeyValues`; at least one response fits where none runs."""
+        """See :class:`KeyValues`; at least one response fits where none runs."""
+        # Each row is charged with the most that it may need, so that what has begun never outgrows the budget.
         taken = sum(cohort.rows * cohort.columns for cohort in self._cohorts)
         return max((budget - taken) // columns, 0 if self._cohorts else 1)
 
     @torch.inference_mode()
     def admit(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int], columns: int) -> Tensor:
-        """As in :class:`KeyValues`."""
+        """See :class:`KeyValues`."""
+        # Each prompt goes through the model once; its keys and values are then copied for each of its responses. A plain
+        # DynamicCache keeps all columns in layers with a window too, where `mask` hides what the window leaves behind.
         written, logits = _prefill(self.model, prompts, DynamicCache())
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(repeats)).to(logits.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=logits.device)
@@ -165,11 +178,13 @@ class Cohorts:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """As in :class:`KeyValues`."""
+        """See :class:`KeyValues`."""
         for cohort in self._cohorts:
             cohort.begin_step()
+        # The position of the new token: the tokens written before it, padding not counted.
         positions = torch.cat([cohort.used - cohort.padding for cohort in self._cohorts])
-        # transformers makes no mask of its own where one of four dimensions is given
+        # transformers makes no mask of its own where it is given one of four dimensions; `_attend_by_cohort` does not look
+        # at it and takes each cohort's.
         given: Any = positions.new_zeros((1, 1, 1, 1), dtype=self.model.dtype)
         logits = self.model(
             input_ids=tokens[:, None],
@@ -184,7 +199,7 @@ class Cohorts:
 
     @torch.inference_mode()
     def keep(self, stay: Tensor) -> Tensor:
-        """As in :class:`KeyValues`."""
+        """See :class:`KeyValues`."""
         flags, begin, order = stay.tolist(), 0, []
         for cohort in self._cohorts:
             count = cohort.rows
@@ -207,14 +222,16 @@ class Cohorts:
 
 
 class _CohortLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer of all cohorts, for one step. It goes to attention in the place of the keys and values."""
+    """One layer of all cohorts, for one step; it goes to attention in the place of the keys and values."""
 
     def __init__(self, cohorts: list[_Cohort], number: int, window: int | None) -> None:
         super().__init__()
         self.cohorts, self.number, self.window = cohorts, number, window
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Write the new token of each row."""
+        """Write the keys and values of each row's new token; returns itself for both."""
+        # transformers passes on to attention whatever `update` returns. Keys and values of cohorts of different lengths
+        # do not make one tensor, so the layer itself goes there, and attention finds the cohorts in it.
         begin = 0
         for cohort in self.cohorts:
             end = begin + cohort.rows
@@ -225,7 +242,7 @@ class _CohortLayer(DynamicLayer):  # type: ignore[misc]
         return self, self
 
     def get_seq_length(self) -> int:
-        """What transformers takes for the number of tokens before the new one."""
+        """The number of tokens before the new one, as far as transformers asks; positions are given separately."""
         return max(cohort.used for cohort in self.cohorts)
 
 
@@ -237,22 +254,20 @@ class _CohortCache(Cache):  # type: ignore[misc]
 def _attend_by_cohort(
     module: Any, query: Tensor, key: Any, value: Any, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention of new tokens, cohort by cohort; of prompts as transformers does it.
-
-    The query heads that share a key head stand in the place of a sequence, so that keys and values are read once
-    instead of being copied for each of them.
-    """
+    """Scaled dot-product attention: of new tokens cohort by cohort, of prompts as transformers computes it."""
     if not isinstance(key, _CohortLayer):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
     if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention with a learnt bias")
-    found, begin = [], 0
+    outputs, begin = [], 0
     _, heads, _, width = query.shape
     for cohort in key.cohorts:
         end, seen = begin + cohort.rows, cohort.used + 1
         keys, values = (states[: cohort.rows, :, :seen] for states in cohort.states[key.number])
         groups = heads // keys.shape[1]
         mask = cohort.mask(key.window, query.dtype)
+        # One token has one query a head. The `groups` query heads that share a key head stand next to each other, so they
+        # can take the place of a sequence's queries: keys and values are read once, not copied for each query head.
         out = torch.nn.functional.scaled_dot_product_attention(
             query[begin:end].reshape(cohort.rows, heads // groups, groups, width),
             keys,
@@ -260,13 +275,13 @@ def _attend_by_cohort(
             attn_mask=None if mask is None else mask.expand(-1, -1, groups, -1),
             scale=kwargs.get("scaling"),
         )
-        found.append(out.reshape(cohort.rows, 1, heads, -1))
+        outputs.append(out.reshape(cohort.rows, 1, heads, -1))
         begin = end
-    return torch.cat(found), None
+    return torch.cat(outputs), None
 
 
-class Aligned:
-    """Transformers' own growing cache: one batch at a time, padded on the left, its rows leaving as they end."""
+class OneBatch:
+    """The cache of transformers: one batch at a time, padded on the left, from which rows are removed as they end."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -274,16 +289,16 @@ class Aligned:
 
     @property
     def rows(self) -> int:
-        """How many responses run."""
+        """The number of running responses."""
         return len(self._mask)
 
     def room(self, columns: int, budget: int) -> int:
-        """As in :class:`KeyValues`; none while responses run."""
+        """See :class:`KeyValues`; no response fits while others run."""
         return 0 if self.rows else max(1, budget // columns)
 
     @torch.inference_mode()
     def admit(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int], columns: int) -> Tensor:
-        """As in :class:`KeyValues`."""
+        """See :class:`KeyValues`."""
         assert self.rows == 0
         cache = DynamicCache(config=self.model.config)
         self._cache, logits = _prefill(self.model, prompts, cache)
@@ -298,7 +313,7 @@ class Aligned:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """As in :class:`KeyValues`."""
+        """See :class:`KeyValues`."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(self.rows, 1)], dim=1)
         logits = self.model(
             input_ids=tokens[:, None],
@@ -312,7 +327,7 @@ class Aligned:
 
     @torch.inference_mode()
     def keep(self, stay: Tensor) -> Tensor:
-        """As in :class:`KeyValues`."""
+        """See :class:`KeyValues`."""
         order = stay.nonzero().squeeze(1)
         self._mask, self._positions = self._mask[order], self._positions[order]
         if len(order):
@@ -321,7 +336,8 @@ class Aligned:
 
 
 def _prefill(model: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache) -> tuple[Any, Tensor]:
-    """Prompts, padded on the left, through the model: their keys and values, and [prompts, vocabulary] logits."""
+    """Put prompts through the model; returns their keys and values, and [prompts, vocabulary], the next logits."""
+    # Padded on the left, so that all prompts end in the same column and the responses go on in the next one.
     width = max(map(len, prompts))
     ids = torch.zeros((len(prompts), width), dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -341,10 +357,12 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache) 
 
 
 def takes_cohorts(model: Any) -> bool:
-    """Whether the model computes the same in :class:`Cohorts` as in :class:`Aligned`: measured on a few tokens.
+    """Whether the model computes the same in :class:`Cohorts` as in :class:`OneBatch`, measured on a few tokens.
 
-    Recurrent layers, attention of another kind and the like show here.
+    Recurrent layers, attention of another kind and the like show in different logits, or in an error.
     """
+    # Two prompts of different lengths, for the padding; one with two responses, for the copies; a row that ends, for the
+    # rows that move.
     before = model.config._attn_implementation
     if before not in ("sdpa", _BY_COHORT):
         return False
@@ -352,19 +370,20 @@ def takes_cohorts(model: Any) -> bool:
     ids = torch.randint(0, vocabulary, (24,), generator=torch.Generator().manual_seed(0)).tolist()
     prompts = [ids[:9], ids[9:12]]
     tokens = torch.tensor(ids[12:], device=model.device).view(4, 3)
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     try:
-        candidates: list[KeyValues] = [Cohorts(model), Aligned(model)]
+        candidates: list[KeyValues] = [Cohorts(model), OneBatch(model)]
         for rows in candidates:
             logits = [rows.admit(prompts, [1, 2], 32), rows.step(tokens[0])]
             order = rows.keep(torch.tensor([False, True, True], device=model.device))
             last = rows.step(tokens[1][order])
-            found.append(torch.cat([*logits, last[order.argsort()]]).float())
+            # The two may order the remaining rows differently: compared in the old order.
+            results.append(torch.cat([*logits, last[order.argsort()]]).float())
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, NotImplementedError):
         agree = False
     else:
         tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-        agree = bool(torch.allclose(found[0], found[1], rtol=tolerance, atol=tolerance))
+        agree = bool(torch.allclose(results[0], results[1], rtol=tolerance, atol=tolerance))
     if not agree:
         model.set_attn_implementation(before)
     return agree

@@ -1,11 +1,11 @@
-"""Texts at which a response ends, told from its token ids, the same way for every engine."""
+"""Texts at which a response ends, recognised in its token ids in the same way for every engine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sppo.sampling import Response
 
-# Tokens before a stop string that may change how its first one is decoded.
+# The number of tokens before a stop string that may change how its first token is decoded.
 _CONTEXT = 4
 
 
@@ -28,13 +28,13 @@ class StopStrings:
         """Whether the last token completes a stop string."""
         if not self.strings:
             return False
-        # a token is a byte at least, but for special ones
+        # Every token but a special one decodes to one byte or more, so these tokens hold any stop string.
         window = max(len(string.encode()) for string in self.strings) + _CONTEXT
         tail = self.decode(token_ids[-window:])
         return any(string in tail for string in self.strings)
 
     def length(self, token_ids: Sequence[int]) -> int | None:
-        """How many of the tokens are kept; None where no stop string occurs."""
+        """The number of tokens up to the end of the first stop string; None where none occurs."""
         if not self.strings or self.trim(text := self.decode(token_ids)) == text:
             return None
         return next((n for n in range(1, len(token_ids) + 1) if self.end(token_ids[:n])), None)
@@ -46,7 +46,7 @@ class StopStrings:
 
 
 def kept(response: Response, stop_strings: StopStrings) -> Response:
-    """A response of another engine, up to the token that completes a stop string."""
+    """A response of another engine, shortened to the token that completes a stop string."""
     length = stop_strings.length(response.token_ids)
     if length is None:
         return response

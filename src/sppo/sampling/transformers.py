@@ -20,13 +20,14 @@ from sppo.sampling.drawing import choose
 from sppo.sampling.key_values import KeyValues, kind_of_key_values
 from sppo.sampling.stop_strings import StopStrings
 
-# New prompts are admitted when this share of the rows is free: each admission is a pass of the model by itself.
+# New prompts are admitted when this share of the rows is free: each admission is a pass of the model by itself, and makes
+# a cohort of its own, which attention takes one by one.
 _ADMIT_AT = 1 / 8
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Responses `first` to `stop` of a prompt that are still to be begun."""
+    """Responses of a prompt that have not begun yet: the numbers from `first` up to, but not including, `stop`."""
 
     prompt: int
     first: int
@@ -34,7 +35,7 @@ class _Waiting:
 
 
 class TransformersSampler:
-    """Draws responses from a causal language model of transformers.
+    """Samples responses from a causal language model of transformers.
 
     Args:
         model: on its device, in evaluation mode.
@@ -68,8 +69,9 @@ class TransformersSampler:
         k: int,
         on_response: Callable[[int], None] = lambda count: None,
     ) -> list[list[Response]]:
-        """As :meth:`sppo.sampling.Sampler.sample`."""
-        found: list[list[Response | None]] = [[None] * k for _ in prompts]
+        """See :meth:`sppo.sampling.Sampler.sample`."""
+        results: list[list[Response | None]] = [[None] * k for _ in prompts]
+        # Longest prompts first, so that those that are padded to a common width are of like length.
         order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
         waiting = deque(_Waiting(index, 0, k) for index in order)
         rows, running = (
@@ -80,6 +82,7 @@ class TransformersSampler:
         while waiting or rows.rows:
             begun = self._next(waiting, prompts, rows)
             if begun:
+                # The prompts' pass gives the logits of their responses' first tokens; these join the running rows'.
                 new = rows.admit(
                     [prompts[part.prompt] for part in begun],
                     [part.stop - part.first for part in begun],
@@ -94,18 +97,20 @@ class TransformersSampler:
             ended = running.write(chosen, log_prob, self.stop_ids, self.stop_strings)
             if bool(ended.any()):
                 for prompt, number, response in running.responses(ended):
-                    found[prompt][number] = response
+                    results[prompt][number] = response
                 on_response(int(ended.sum()))
-                left = rows.keep(~ended)
-                running.keep(left)
-                chosen = chosen[left]
+                # The last token of a response is never put through the model: nothing is predicted from it. The
+                # remaining rows may be in another order, which everything that is kept by row follows.
+                order_kept = rows.keep(~ended)
+                running.keep(order_kept)
+                chosen = chosen[order_kept]
             logits = rows.step(chosen) if rows.rows else None
-        return [[response for response in of_prompt if response is not None] for of_prompt in found]
+        return [[response for response in of_prompt if response is not None] for of_prompt in results]
 
     def _next(
         self, waiting: deque[_Waiting], prompts: Sequence[Sequence[int]], rows: KeyValues
     ) -> list[_Waiting]:
-        """What is begun now: whole prompts, or a part of one that fits nowhere as a whole."""
+        """The responses that begin now: all of a prompt's, or a part of them if not even an empty batch holds all."""
         if not waiting:
             return []
         columns = len(prompts[waiting[0].prompt]) + self.settings.max_new_tokens
@@ -116,6 +121,8 @@ class TransformersSampler:
         while waiting and room > 0:
             part = waiting[0]
             count = part.stop - part.first
+            # A prompt is split only where nothing else runs: otherwise it waits, since its keys and values would be
+            # computed once for each of its parts.
             if count > room and (begun or rows.rows):
                 break
             waiting.popleft()
@@ -128,7 +135,7 @@ class TransformersSampler:
 
 
 class _Running:
-    """What the running responses have written so far, a row each."""
+    """The tokens of the running responses, a row for each response."""
 
     def __init__(self, steps: int, device: Any) -> None:
         self.steps = steps
@@ -140,7 +147,9 @@ class _Running:
         self.written = torch.zeros(0, dtype=torch.long, device=device)
 
     def begin(self, owners: list[tuple[int, int]], keys: Sequence[Key]) -> None:
-        """Rows for new responses, (prompt, number) each."""
+        """Add a row for each new response; `owners` are (prompt, number) pairs."""
+        # All random numbers of a response are drawn here, from its own key: they do not depend on when it begins, on its
+        # row, or on what runs beside it.
         drawn = [randomness.generator(*keys[prompt], number).random(self.steps) for prompt, number in owners]
         self.owners += owners
         count = len(owners)
@@ -150,11 +159,11 @@ class _Running:
         self.written = torch.cat([self.written, self.written.new_zeros(count)])
 
     def uniform(self) -> Tensor:
-        """The random number of each row's next token."""
+        """The uniform random number of each row's next token."""
         return self.uniforms.gather(1, self.written[:, None]).squeeze(1)
 
     def write(self, chosen: Tensor, log_prob: Tensor, stop_ids: Tensor, stop_strings: StopStrings) -> Tensor:
-        """Add a token to every row; True where that ends the response."""
+        """Add a token to every row; returns True where it ends the response."""
         place = self.written[:, None]
         self.tokens.scatter_(1, place, chosen[:, None])
         self.log_probs.scatter_(1, place, log_prob[:, None].float())
@@ -167,8 +176,8 @@ class _Running:
         return self.stopped | (self.written == self.steps)
 
     def responses(self, ended: Tensor) -> list[tuple[int, int, Response]]:
-        """The responses of the rows that have ended, with their owners."""
-        found = []
+        """The responses of the rows that have ended, as (prompt, number, response)."""
+        responses = []
         for row in ended.nonzero().squeeze(1).tolist():
             count = int(self.written[row])
             response = Response(
@@ -176,11 +185,11 @@ class _Running:
                 "stop" if bool(self.stopped[row]) else "length",
                 self.log_probs[row, :count].tolist(),
             )
-            found.append((*self.owners[row], response))
-        return found
+            responses.append((*self.owners[row], response))
+        return responses
 
     def keep(self, order: Tensor) -> None:
-        """Only these rows, in this order."""
+        """Keep only these rows, in this order."""
         self.owners = [self.owners[row] for row in order.tolist()]
         self.uniforms, self.tokens = self.uniforms[order], self.tokens[order]
         self.log_probs, self.written = self.log_probs[order], self.written[order]

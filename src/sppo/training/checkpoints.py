@@ -1,8 +1,9 @@
 """Checkpoints inside the training stage: an interrupted training goes on where it was and ends with the same weights.
 
-transformers' Trainer writes and reads them: weights, optimiser, schedule and random numbers (the order of the
-prompts depends on the step alone). Here is when one is due, and which of them may be used: a checkpoint counts
-when its seal is there, which is written last and names the training that it belongs to and every file's digest.
+The Trainer of transformers writes and reads them: weights, optimiser, schedule and random numbers. The order of the
+prompts depends on the seed and the step alone and needs no state. This module says when a checkpoint is due and which
+may be used: one counts only when its seal is there, which is written last and holds the identity of the training and
+the digest of every file.
 """
 
 import dataclasses
@@ -26,20 +27,22 @@ from sppo.training.interruption import Interruption
 FORMAT = 1
 """Raised whenever what is stored changes: older checkpoints are then not used."""
 AUTO_SECONDS, AUTO_SHARE = 60.0, 0.05
-"""`auto`: not before so many seconds, and at most this share of the time goes into checkpoints."""
+"""For `auto`: the least seconds between checkpoints, and the largest share of the time spent on writing them."""
 _SEAL = "sppo.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that the Trainer wrote after so many optimiser steps."""
+    """A folder that the Trainer wrote after `step` optimiser steps."""
 
     folder: Path
     step: int
 
 
 def identity(job: TrainingJob) -> str:
-    """SHA-256 of all that a training's weights depend on, the number of processes included."""
+    """SHA-256 of everything that the trained weights depend on, the number of processes included."""
+    # Left out: paths, which a run folder that was moved would change, and what only reports or resumes. The policy is
+    # in `opponent`, its fingerprint; the shards count by their content.
     values = json.loads(job.to_json())
     for name in (
         "policy",
@@ -62,11 +65,11 @@ def identity(job: TrainingJob) -> str:
 
 
 def latest(job: TrainingJob, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint in the job's work folder that this very training wrote, whole.
+    """The newest whole checkpoint in the job's work folder that the same training wrote.
 
     Args:
-        job: what is to be trained.
-        say: told of each newer one that cannot be used, and why.
+        job: the training.
+        say: receives a message for each newer checkpoint that cannot be used, with the reason.
     """
     expected = identity(job)
     for checkpoint in _all(Path(job.work)):
@@ -78,18 +81,20 @@ def latest(job: TrainingJob, say: Callable[[str], None]) -> Checkpoint | None:
 
 
 def resumed(job: TrainingJob, say: Callable[[str], None]) -> TrainingJob:
-    """The job as it goes on from its latest checkpoint, if there is one."""
-    found = latest(job, say)
-    if found is None:
+    """The job, set to go on from its latest checkpoint if there is one."""
+    checkpoint = latest(job, say)
+    if checkpoint is None:
         return job
-    say(f"training goes on from the checkpoint after step {found.step} of {job.steps.kept}")
-    return dataclasses.replace(job, checkpoint=str(found.folder), begun=found.step)
+    say(f"training goes on from the checkpoint after step {checkpoint.step} of {job.steps.kept}")
+    return dataclasses.replace(job, checkpoint=str(checkpoint.folder), begun=checkpoint.step)
 
 
 def seal(folder: Path, training: str) -> None:
-    """Say that a checkpoint is whole and which training it belongs to."""
+    """Mark a checkpoint as whole and as belonging to a training."""
+    # Written last, under a temporary name that is synced and renamed: where there is a seal, everything that it names was
+    # written before it. Digests tell what a power failure or a full disk did to the files afterwards.
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != _SEAL)
-    with ThreadPoolExecutor(4) as pool:  # digests are computed without the interpreter's lock
+    with ThreadPoolExecutor(4) as pool:  # hashlib releases the interpreter's lock
         digests = pool.map(file_digest, files)
     described = {str(file.relative_to(folder)): digest for file, digest in zip(files, digests, strict=True)}
     with replacing(folder / _SEAL) as stream:
@@ -97,7 +102,7 @@ def seal(folder: Path, training: str) -> None:
 
 
 def keep_newest(work: Path, training: str, count: int, below: int) -> None:
-    """Remove all checkpoints but this training's newest ones before a step."""
+    """Remove all checkpoints but the `count` newest of this training from before step `below`."""
     for checkpoint in _all(work):
         own = (_read_seal(checkpoint.folder) or {}).get("training") == training
         if own and checkpoint.step < below and count > 0:
@@ -107,23 +112,23 @@ def keep_newest(work: Path, training: str, count: int, below: int) -> None:
 
 
 def _all(work: Path) -> Iterator[Checkpoint]:
-    """Whatever is named like a checkpoint, the newest first."""
-    found = []
+    """All folders named like a checkpoint, the newest first."""
+    checkpoints = []
     for folder in work.glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
         if folder.is_dir() and step.isascii() and step.isdigit():
-            found.append(Checkpoint(folder, int(step)))
-    yield from sorted(found, key=lambda checkpoint: -checkpoint.step)
+            checkpoints.append(Checkpoint(folder, int(step)))
+    yield from sorted(checkpoints, key=lambda checkpoint: -checkpoint.step)
 
 
 def _fault(folder: Path, training: str) -> str | None:
-    """Why a checkpoint cannot be used."""
-    found = _read_seal(folder)
-    if found is None:
+    """Why a checkpoint cannot be used; None if it can."""
+    content = _read_seal(folder)
+    if content is None:
         return "it was not written to its end"
-    if found["training"] != training:
+    if content["training"] != training:
         return "it is of another training (recipe, data or number of processes)"
-    for name, digest in found["files"].items():
+    for name, digest in content["files"].items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             return f"its file {name} is not as it was written"
     return None
@@ -131,19 +136,19 @@ def _fault(folder: Path, training: str) -> str | None:
 
 def _read_seal(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+        content = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(found, dict) and isinstance(found.get("files"), dict) and "training" in found
-    return found if whole else None
+    whole = isinstance(content, dict) and isinstance(content.get("files"), dict) and "training" in content
+    return content if whole else None
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Lets the Trainer write a checkpoint when one is due, seals it, and ends an interrupted training after it.
+    """Make the Trainer write a checkpoint when one is due, seal it, and end an interrupted training after it.
 
     Args:
-        job: what is trained; its `settings.checkpoint_steps` says when.
-        interruption: of this process.
+        job: the training; its `settings.checkpoint_steps` says when a checkpoint is due.
+        interruption: whether this process has been asked to end.
     """
 
     def __init__(self, job: TrainingJob, interruption: Interruption) -> None:
@@ -156,26 +161,30 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self.begin = self.end = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """All processes agree on whether a checkpoint is due."""
+        """Decide, together with all processes, whether a checkpoint is due."""
+        # Clocks and signals differ between processes, but writing a checkpoint is collective: if any process wants it, all
+        # write it. The maximum over processes is the common answer.
         due = state.global_step < state.max_steps and self._is_due(state.global_step)
         said = torch.tensor([int(due), self.interruption.number or 0], device=args.device)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
         due, number = bool(said[0].item()), int(said[1].item())
-        self.ends = number != 0  # a signal that comes from here on is seen after the next step, by all
+        self.ends = number != 0  # a signal that arrives later is seen by all after the next step
         if number:
             self.interruption.number = number
         if due or number:
             self.begin = time.monotonic()
-            if state.is_world_process_zero:  # the new one included, there are never more on the disk
+            if (
+                state.is_world_process_zero
+            ):  # before the new one is written, so that the disk never holds more
                 keep_newest(self.work, self.training, CHECKPOINTS_KEPT - 1, state.global_step)
             _wait_for_all()
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The Trainer has written a checkpoint."""
+        """Seal the checkpoint that the Trainer has just written."""
         folder = self.work / f"checkpoint-{state.global_step}"
-        storage.publish(folder)  # of every machine its part
+        storage.publish(folder)  # each machine uploads its part
         _wait_for_all()
         if state.is_world_process_zero:
             storage.fetch(folder)

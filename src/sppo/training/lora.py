@@ -1,7 +1,8 @@
 """The adapter that is trained instead of the weights.
 
-A policy that is an adapter's folder goes on with that adapter; any other gets a fresh one, whose matrices B are zero,
-so that it computes what the policy computes. Either way training starts from pi_t exactly.
+If pi_t is an adapter's folder, training goes on with that adapter. Any other policy gets a fresh adapter whose matrices
+B are zero, so that W + B A = W and the adapted policy computes exactly what the policy computes. Either way training
+starts from pi_t: all log-ratios of the first step are 0.
 """
 
 from pathlib import Path
@@ -19,13 +20,13 @@ from sppo.recipe import Lora, RecipeError
 def check(
     settings: Lora | None, policy: Path, *, engine: str, quantization: str | None, trust_remote_code: bool
 ) -> None:
-    """Refuse, before anything is computed, an adapter that the base policy cannot take.
+    """Refuse an adapter that the base policy cannot take, before anything is computed.
 
     Args:
         settings: the recipe's `training.adapter`.
         policy: folder of the base policy; it can be an adapter's.
         engine: the recipe's `sampling.engine`.
-        quantization: the recipe's.
+        quantization: the recipe's `policy.quantization`.
         trust_remote_code: as in :func:`sppo.policy.load`.
 
     Raises:
@@ -42,7 +43,7 @@ def check(
         return
     if engine != "transformers" and (given or not settings.merge):
         raise RecipeError(
-            f"sampling.engine: {engine} samples from whole policies only; set training.adapter.merge: true"
+            f"sampling.engine: {engine} samples only from whole policies during a run; set training.adapter.merge: true"
             f"{', and merge policy.model first: sppo export' if given else ''}, or engine: transformers"
         )
     base = policies.base_folder(policy, trust_remote_code=trust_remote_code)
@@ -74,18 +75,19 @@ def check(
 
 
 def prepare(model: Any, settings: Lora, seed: int) -> Any:
-    """The policy with the adapter that is trained in it; nothing else of it has gradients.
+    """The policy with a trainable adapter in it; nothing else of it has gradients.
 
     Args:
-        model: of :func:`sppo.policy.load`.
+        model: as :func:`sppo.policy.load` returns it.
         settings: the recipe's `training.adapter`.
-        seed: of a fresh adapter's matrices A.
+        seed: decides a fresh adapter's matrices A.
     """
     from peft import PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):
         model.set_adapter("default")
         return model
+    # The adapter's random numbers are its own: those of the training go on as if there were no adapter.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, _config(settings))
@@ -100,15 +102,15 @@ def save(
     revision: str | None,
     quantization: str | None,
 ) -> None:
-    """Write the adapter alone, with what is needed to find its base again.
+    """Write the adapter without the base weights, and what is needed to find the base again.
 
     Args:
-        model: of :func:`prepare`.
-        folder: where to.
+        model: as :func:`prepare` returned it.
+        folder: the folder to write.
         policy: folder of pi_t.
         model_name: the base policy as the recipe calls it, where pi_t is no adapter.
-        revision: of that policy.
-        quantization: the recipe's.
+        revision: the revision of that policy.
+        quantization: the recipe's `policy.quantization`.
     """
     base = policies.base_folder(policy)
     model_name = model_name or str(base)
@@ -131,16 +133,16 @@ def save(
 
 
 def merged(model: Any, dtype: torch.dtype) -> Any:
-    """The ordinary model with the adapter in its weights, which are to be saved in `dtype`."""
+    """The ordinary model with the adapter merged into its weights, to be saved in `dtype`."""
     if dtype == torch.float32:
-        model = model.float()  # before, so that nothing is rounded
+        model = model.float()  # before merging, so that the update is not rounded to the weights' dtype
     return adapters.merge(model)
 
 
 def _config(settings: Lora) -> Any:
     from peft import LoraConfig
 
-    # no dropout: log-ratios would be noise, and not 0 at the first step
+    # No dropout: it would add noise to the log-ratios, which would not be 0 at the first step.
     return LoraConfig(
         task_type="CAUSAL_LM",
         lora_dropout=0.0,
@@ -149,7 +151,7 @@ def _config(settings: Lora) -> Any:
 
 
 def _layers(base: Path, config: Any, settings: Lora, trust_remote_code: bool) -> set[str]:
-    """The layers of a model that a configuration adapts, found without its weights."""
+    """The names of the layers that a configuration adapts, determined without loading weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -168,12 +170,12 @@ def _layers(base: Path, config: Any, settings: Lora, trust_remote_code: bool) ->
                 f"training.adapter.target_modules: {target!r} matches no layer of {base}; its linear layers are {known}"
             )
     try:
-        found = adapters.inject(whole, config)
+        adapted = adapters.inject(whole, config)
     except ValueError as error:
         raise RecipeError(f"training.adapter.target_modules: {error}") from error
-    if adapters.adapts_embeddings(found):
+    if adapters.adapts_embeddings(adapted):
         raise RecipeError(
             "training.adapter.target_modules: the token embeddings and the output head cannot be adapted; its linear"
             f" layers are {known}"
         )
-    return {name for name, module in found.named_modules() if isinstance(module, BaseTunerLayer)}
+    return {name for name, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)}

@@ -15,22 +15,23 @@ Sharding = Literal["fsdp2", "zero3"] | None
 
 
 def arguments(sharding: Sharding, settings: Training) -> dict[str, Any]:
-    """What transformers' TrainingArguments are given for a way of sharding."""
+    """The keyword arguments of transformers' TrainingArguments for a kind of sharding."""
     if sharding == "fsdp2":
         return {
             "fsdp": True,
             "fsdp_config": {
                 "version": 2,
-                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # the layers that the model's class names
+                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # the layers that the model's class names: one at a time is whole
                 "reshard_after_forward": True,
                 "cpu_ram_efficient_loading": True,
-                "state_dict_type": "SHARDED_STATE_DICT",  # of checkpoints: each process writes its own part
+                "state_dict_type": "SHARDED_STATE_DICT",  # checkpoints: each process writes its own part
             },
         }
     if sharding == "zero3":
         given: dict[str, Any] = {"deepspeed": deepspeed_config(settings)}
         if not torch.cuda.is_available():
-            # of itself accelerate runs DeepSpeed on accelerators alone: here the processes are made known before
+            # By itself accelerate starts DeepSpeed on GPUs only. On a CPU the processes are set up here, and accelerate
+            # is told to use them.
             os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
             PartialState(backend="gloo")
             given |= {"use_cpu": False, "accelerator_config": {"use_configured_state": True}}
@@ -39,31 +40,33 @@ def arguments(sharding: Sharding, settings: Training) -> dict[str, Any]:
 
 
 def prepare(sharding: Sharding, device: torch.device) -> None:
-    """Make ready for loading a model that is to be sharded; the processes know each other by now."""
+    """Prepare to load a model that will be sharded; the process group must have been set up."""
     if sharding == "fsdp2":
-        # from here on transformers reads the weights in process 0 alone, into its memory, not the device's
+        # From here on transformers reads the weights in process 0 only, into the machine's memory and not the device's.
         os.environ["ACCELERATE_USE_FSDP"] = "true"
         if device.type == "cpu":
-            # accelerate shards for accelerators alone, though PyTorch does it on any device: processes on CPUs
-            # are called what becomes FSDP when the Accelerator is made
+            # PyTorch shards on any device, but accelerate only where the processes are those of GPUs: CPU processes are
+            # given that type, which becomes FSDP when the Accelerator is created.
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def deepspeed_config(settings: Training) -> dict[str, Any]:
-    """DeepSpeed's configuration: how many passes a step has is the trainer's to say, not DeepSpeed's."""
+    """The configuration of DeepSpeed's ZeRO-3."""
     return {
+        # To DeepSpeed a step is one pass: the trainer itself says which of its passes completes a step.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_grad_norm,
         "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
         "zero_allow_untested_optimizer": True,
-        # the trainer's own autocast, which DeepSpeed must know of: weights keep their dtype
+        # DeepSpeed must know of the trainer's autocast; the weights keep their dtype.
         "torch_autocast": {"enabled": settings.mixed_precision == "bf16", "dtype": "bfloat16"},
     }
 
 
 def keep_sums_precise(trainer: Any) -> None:
-    """Gradients are summed over packs and processes in single precision, whatever the passes compute in."""
+    """Let FSDP2 sum gradients over packs and processes in single precision, whatever the passes compute in."""
+    # The sum has as many terms as packs and processes. Rounded to bfloat16 after each, it would depend on their number.
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
@@ -72,9 +75,9 @@ def keep_sums_precise(trainer: Any) -> None:
 
 
 def whole_state(trainer: Any) -> dict[str, Tensor] | None:
-    """All weights of a sharded model, on the CPU of process 0; None where the model holds them itself.
+    """All weights of a sharded model, on the CPU of process 0; None if the model is not sharded.
 
-    All processes take part.
+    All processes must call this, since each has a part of the weights.
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         state: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
