@@ -13,7 +13,7 @@ from judge_model import JudgeModel, chose
 from sppo.benchmarks import published
 from sppo.benchmarks.alpaca_eval import judge as alpaca_eval_judge
 from sppo.benchmarks.alpaca_eval.files import read_annotations
-from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError, read_chat_markup
+from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError
 from sppo.cli.main import app
 
 QUESTIONS = [f"Question {n}?" for n in range(12)]
@@ -99,11 +99,11 @@ def test_the_benchmarks_own_prompt_file_is_read(tmp_path):
     path.write_text(
         "<|im_start|>system\nBe fair.\n<|im_end|>\n<|im_start|>user\n{instruction}\n\nm or M?\n<|im_end|>"
     )
-    found = read_chat_markup(path)
+    found = alpaca_eval_judge.read_prompt(path)
     assert found.messages == (("system", "Be fair."), ("user", "{instruction}\n\nm or M?"))
     path.write_text("no turns")
     with pytest.raises(JudgePromptError, match="no turns"):
-        read_chat_markup(path)
+        alpaca_eval_judge.read_prompt(path)
 
 
 def test_a_model_behind_a_server_judges(capsys, files, tiny_model):
@@ -150,7 +150,7 @@ def test_a_policy_answers_and_an_oracle_judges_and_chooses(capsys, files, tiny_m
     assert row["name"] == "tiny, best of 3"
     assert row["decoding"]["sampling"]["temperature"] == 0.7
     assert row["best_of"]["n"] == 3
-    assert row["answers"]["answer_tokens"] <= 8
+    assert row["responses"]["response_tokens"] <= 8
     (outputs,) = (files / "out").glob("tiny/choices-*/outputs.json")
     written = json.loads(outputs.read_text())
     assert [one["instruction"] for one in written] == QUESTIONS
@@ -295,7 +295,7 @@ def test_empty_outputs_are_judged_and_counted_in_any_order(capsys, files):
         evaluate(capsys, files, files / "empty.json", "--judge", judge(server))
         assert len(server.asked) == len(QUESTIONS)
     (row,) = results(files)
-    assert (row["n_total"], row["avg_length"], row["answers"]) == (12, 1, {"empty_share": 0.75})
+    assert (row["n_total"], row["avg_length"], row["responses"]) == (12, 1, {"empty_share": 0.75})
 
 
 def test_outputs_that_do_not_fit_are_refused(capsys, files):

@@ -9,7 +9,9 @@ import pytest
 from chat_server import said, serve
 from sklearn.linear_model import LogisticRegression
 
-from sppo.benchmarks.arena_hard import score as arena_hard
+from sppo.benchmarks.arena_hard import files
+from sppo.benchmarks.arena_hard import judge as judging
+from sppo.benchmarks.arena_hard.score import VERDICTS, score
 from sppo.benchmarks.judge_prompts import JudgePromptError
 from sppo.benchmarks.outputs import OutputsError
 from sppo.cli.main import app
@@ -39,7 +41,7 @@ from sppo.cli.main import app
     ],
 )
 def test_verdicts_of_all_shapes(judgment, verdict):
-    assert arena_hard.parse_verdict(judgment) == verdict
+    assert judging.parse_verdict(judgment) == verdict
 
 
 def test_the_score_by_hand():
@@ -49,7 +51,7 @@ def test_the_score_by_hand():
         ["A>B", "B>>A"],  # and loses 1 + 3
         ["A=B", None],  # a tie, and nothing
     ]
-    found = arena_hard.score(verdicts)
+    found = score(verdicts)
     assert (found.wins, found.ties, found.losses, found.unparsed) == (6, 1, 4, 1)
     assert found.win_rate == pytest.approx(100 * 6.5 / 11)
     assert found.low <= found.win_rate <= found.high
@@ -58,14 +60,12 @@ def test_the_score_by_hand():
 def test_it_is_the_benchmarks_logistic_regression():
     """Elo by a logistic regression without penalty on games, each of them twice, ties won once by each side."""
     generator = np.random.default_rng(0)
-    verdicts = [list(generator.choice(list(arena_hard.VERDICTS), size=2)) for _ in range(200)]
-    found = arena_hard.score(verdicts)
+    verdicts = [list(generator.choice(list(VERDICTS), size=2)) for _ in range(200)]
+    found = score(verdicts)
     rows, wins = [], []
     for games in verdicts:
         for position, verdict in enumerate(games):
-            value = arena_hard.VERDICTS[verdict] * (
-                1 if position == 0 else -1
-            )  # games that the baseline wins
+            value = VERDICTS[verdict] * (1 if position == 0 else -1)  # games that the baseline wins
             for _ in range(max(abs(value), 1)):
                 rows += [[math.log(10), -math.log(10)]] * 2
                 wins += [1, 0] if value == 0 else [int(value > 0)] * 2
@@ -75,17 +75,17 @@ def test_it_is_the_benchmarks_logistic_regression():
 
 
 def test_the_interval_is_that_of_a_mean():
-    found = arena_hard.score([["B>A", "B>A"]] * 100, rounds=4000)
+    found = score([["B>A", "B>A"]] * 100, rounds=4000)
     assert found.win_rate == 50
     # the standard deviation of a share of 200 even games
     width = 2 * 1.96 * 100 * math.sqrt(0.25 / 200)
     assert found.high - found.low == pytest.approx(width, rel=0.1)
-    assert arena_hard.score([["B>A", "A>B"]]).low == 100
+    assert score([["B>A", "A>B"]]).low == 100
 
 
 def test_no_verdict_at_all_is_an_error():
     with pytest.raises(OutputsError, match="no verdict at all"):
-        arena_hard.score([[None, None]])
+        score([[None, None]])
 
 
 def read(path):
@@ -146,7 +146,7 @@ def test_from_a_policy_to_the_benchmarks_files(capsys, tmp_path, data, tiny_mode
     assert judgments[1].keys() == {"question_id", "model", "judge", "games"}
     # both files are read back as the benchmark's own
     assert "0.0 to 0.0" in evaluate(capsys, tmp_path, "--judgments", row["judgments"])
-    (answers,) = (tmp_path / "out").glob("tiny/answers-*/model_answer/tiny.jsonl")
+    (answers,) = (tmp_path / "out").glob("tiny/responses-*/model_answer/tiny.jsonl")
     written = json.loads(answers.read_text().splitlines()[0])
     assert written["choices"][0]["turns"][0]["token_len"] <= 8
     with serve(answer) as server:
@@ -175,14 +175,14 @@ def test_judgments_that_cannot_be_used(tmp_path, lines, message):
     path = tmp_path / "j.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(OutputsError, match=message):
-        arena_hard.read_judgments(path)
+        files.read_judgments(path)
 
 
 def test_recorded_verdicts_count_before_texts(tmp_path):
     path = tmp_path / "j.jsonl"
     games = [{"score": None, "judgment": "[[A>B]] [[B>A]]"}, {"judgment": "so: [[A>>B]]"}]
     path.write_text(json.dumps({"question_id": "x", "model": "m", "judge": "j", "games": games}))
-    assert arena_hard.read_judgments(path).verdicts == {"x": [None, "A>>B"]}
+    assert files.read_judgments(path).verdicts == {"x": [None, "A>>B"]}
 
 
 @pytest.mark.parametrize(
@@ -223,19 +223,19 @@ def test_another_order_is_the_same_and_an_empty_answer_is_judged(capsys, tmp_pat
         assert len(server.asked) == 2 + 1 + 1
     (row,) = json.loads((tmp_path / "out" / "arena-hard.json").read_text())["results"]
     assert row["win_rate"] == 50
-    assert row["answers"] == {"empty_share": pytest.approx(1 / 3)}
+    assert row["responses"] == {"empty_share": pytest.approx(1 / 3)}
 
 
 def test_the_benchmarks_own_prompt_is_read(tmp_path):
     path = tmp_path / "judge_config.yaml"
     path.write_text('system_prompt: "Judge."\nprompt_template: ["{question_1} {answer_1} {answer_2}"]\n')
-    assert arena_hard.read_prompt(path).messages == (
+    assert judging.read_prompt(path).messages == (
         ("system", "Judge."),
         ("user", "{question_1} {answer_1} {answer_2}"),
     )
     path.write_text('system_prompt: "Judge."\nprompt_template: ["{question_1}"]\n')
     with pytest.raises(JudgePromptError, match="answer_1"):
-        arena_hard.read_prompt(path)
+        judging.read_prompt(path)
     path.write_text("x: 1\n")
     with pytest.raises(JudgePromptError, match="judge_config"):
-        arena_hard.read_prompt(path)
+        judging.read_prompt(path)

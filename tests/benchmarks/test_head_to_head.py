@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sppo import game
-from sppo.benchmarks import participants as contestants
-from sppo.benchmarks.answering import Decoding
+from sppo.benchmarks import participants
 from sppo.benchmarks.head_to_head import play as head_to_head
 from sppo.benchmarks.head_to_head.score import games, intervals
 from sppo.benchmarks.options import read_oracle, read_sampling
 from sppo.benchmarks.outputs import OutputsError
+from sppo.benchmarks.responses import Decoding
 from sppo.cli.main import app
 from sppo.progress import Terminal
 from sppo.rundir.folder import RunError
@@ -57,7 +57,7 @@ def quiet():
 
 
 def play(home, paths, oracle, **more):
-    found = contestants.resolve(paths)
+    found = participants.resolve(paths)
     decoding = Decoding(read_sampling("{max_new_tokens: 12}"))
     return head_to_head.play(
         home, found, read_oracle(oracle), more.pop("prompts", None), decoding, quiet(), **more
@@ -129,7 +129,7 @@ def test_policies_answer_and_resume(tmp_path, tiny_model, outputs, oracle):
     prompts = [f"What is {n}?" for n in range(40)]
     paths = [f"tiny={tiny_model('llama-3')}", outputs("b", dict.fromkeys(prompts, "rock"))]
     first = play(tmp_path / "out", paths, oracle, prompts=prompts, responses=2)
-    shards = sorted((tmp_path / "out" / "tiny").glob("answers-*/part-*.parquet"))
+    shards = sorted((tmp_path / "out" / "tiny").glob("responses-*/part-*.parquet"))
     assert len(shards) == 2
     before = [shard.read_bytes() for shard in shards]
     shards[1].unlink()
@@ -240,7 +240,7 @@ def test_a_run_without_a_finished_iteration_has_no_policy(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("x")
     with pytest.raises(RunError, match="neither a run"):
-        contestants.resolve([str(tmp_path / "run")])
+        participants.resolve([str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import pytest
 from chat_server import said, serve
 
 from sppo.benchmarks.judge_prompts import JudgePromptError
-from sppo.benchmarks.mt_bench import score as mt_bench
+from sppo.benchmarks.mt_bench import files
+from sppo.benchmarks.mt_bench import judge as judging
+from sppo.benchmarks.mt_bench.score import score as mt_bench_score
 from sppo.benchmarks.outputs import OutputsError
 from sppo.cli.main import app
 from sppo.policy import chat_format
@@ -33,7 +35,7 @@ from sppo.policy import chat_format
     ],
 )
 def test_grades_of_all_shapes(judgment, score):
-    assert mt_bench.parse_score(judgment) == score
+    assert judging.parse_score(judgment) == score
 
 
 def row(question, turn, score, model="m", judge="j"):
@@ -48,13 +50,13 @@ def row(question, turn, score, model="m", judge="j"):
 
 def test_the_scores_by_hand():
     rows = [row(1, 1, 8), row(2, 1, 6), row(1, 2, 4), row(2, 2, -1)]
-    found = mt_bench.score(rows, {1: "math", 2: "writing"})
+    found = mt_bench_score(rows, {1: "math", 2: "writing"})
     assert (found.first_turn, found.second_turn, found.average) == (7, 4, 6)
     assert found.by_category == {"math": 6, "writing": 6}
     assert (found.judged, found.unparsed) == (3, 1)
     assert found.standard_error == pytest.approx(2 / 3**0.5)
     with pytest.raises(OutputsError, match="no grade at all"):
-        mt_bench.score([row(1, 1, -1)])
+        mt_bench_score([row(1, 1, -1)])
 
 
 def lines(path, rows):
@@ -125,7 +127,7 @@ def test_from_a_policy_to_fastchats_files(capsys, tmp_path, data, tiny_model, mo
     assert sum("It is 2." in text for text in asked) == 2
     assert sum("It is 4." in text for text in asked) == 1
     # the second turn follows the model's own first answer
-    (answers,) = (tmp_path / "out").glob("tiny/answers-*/model_answer/tiny.jsonl")
+    (answers,) = (tmp_path / "out").glob("tiny/responses-*/model_answer/tiny.jsonl")
     first = {one["question_id"]: one["choices"][0]["turns"] for one in read(answers)}
     second = [messages for messages in rendered if len(messages) == 3]
     assert {messages[1]["content"] for messages in second} == {turns[0] for turns in first.values()}
@@ -167,7 +169,7 @@ def test_greedy_categories_do_not_depend_on_the_seed(capsys, tmp_path, data, tin
                 capsys, tmp_path, f"s{seed}={tiny_model('llama-3')}", "--data", data, "--judge", judge, "--seed", seed,
                 "--sampling", "{max_new_tokens: 12}",
             )  # fmt: skip
-            (path,) = (tmp_path / "out").glob(f"s{seed}/answers-*/model_answer/s{seed}.jsonl")
+            (path,) = (tmp_path / "out").glob(f"s{seed}/responses-*/model_answer/s{seed}.jsonl")
             found[seed] = {one["question_id"]: one["choices"] for one in read(path)}
     assert found[0][111] == found[1][111]
     assert found[0][81] != found[1][81]
@@ -184,8 +186,8 @@ def test_a_conversation_that_outgrows_the_model_is_counted(capsys, tmp_path, dat
             "{max_new_tokens: 300}",
         )  # fmt: skip
     (result,) = json.loads((tmp_path / "out" / "mt-bench.json").read_text())["results"]
-    assert result["answers"]["no_room"] == 1
-    assert result["answers"]["empty_share"] >= 0.5
+    assert result["responses"]["no_room"] == 1
+    assert result["responses"]["empty_share"] >= 0.5
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_a_conversation_that_outgrows_the_model_is_counted(capsys, tmp_path, dat
 )
 def test_judgments_that_cannot_be_used(tmp_path, rows, message):
     with pytest.raises(OutputsError, match=message):
-        mt_bench.read_judgments(lines(tmp_path / "j.jsonl", rows))
+        files.read_judgments(lines(tmp_path / "j.jsonl", rows))
 
 
 def test_several_models_in_a_file_have_a_row_each(capsys, tmp_path):
@@ -238,9 +240,9 @@ def test_answers_of_one_turn_are_refused(capsys, tmp_path, data):
 def test_fastchats_own_prompts_are_read(tmp_path):
     rows = [
         {"name": name, "system_prompt": "S", "prompt_template": f"{name} {{question}}"}
-        for name in mt_bench.PROMPTS
+        for name in judging.PROMPTS
     ]
-    found = mt_bench.read_prompts(lines(tmp_path / "p.jsonl", rows))
+    found = judging.read_prompts(lines(tmp_path / "p.jsonl", rows))
     assert found["single-math-v1"].messages == (("system", "S"), ("user", "single-math-v1 {question}"))
     with pytest.raises(JudgePromptError, match="single-math-v1-multi-turn"):
-        mt_bench.read_prompts(lines(tmp_path / "p.jsonl", rows[:3]))
+        judging.read_prompts(lines(tmp_path / "p.jsonl", rows[:3]))

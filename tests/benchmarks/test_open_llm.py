@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from sppo.benchmarks.open_llm import score as open_llm
+from sppo.benchmarks.open_llm import files, lm_eval_tasks
+from sppo.benchmarks.open_llm.score import TASKS, OpenLlmError, weighted
 from sppo.cli.main import app
 
 pytest.importorskip("lm_eval")
@@ -86,28 +87,28 @@ def local_data(folder, subjects=("anatomy", "astronomy")):
 
 
 def test_the_tasks_are_the_leaderboards():
-    shots = {task.column: task.shots for task in open_llm.TASKS}
+    shots = {task.column: task.shots for task in TASKS}
     assert shots == {"arc": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa": 0, "winogrande": 5, "gsm8k": 5}
-    assert len(open_llm.packaged(open_llm.TASKS[-1])) == 57
+    assert len(files.packaged(TASKS[-1])) == 57
 
 
 def test_subjects_weigh_by_their_examples():
     results = {"mmlu_a": {"acc,none": 0.5}, "mmlu_b": {"acc,none": 1.0}}
-    found = open_llm._weighted(results, {"mmlu_a": 30, "mmlu_b": 10}, "acc,none")
+    found = weighted(results, {"mmlu_a": 30, "mmlu_b": 10}, "acc,none")
     assert found.score == pytest.approx(62.5)
     assert (found.examples, found.parts) == (40, 2)
 
 
 def test_local_tasks_include_the_packaged_ones(tmp_path):
     data = local_data(tmp_path / "data")
-    mmlu = open_llm.TASKS[-1]
-    assert open_llm.write_local_tasks(mmlu, data, tmp_path / "tasks") == [
+    mmlu = TASKS[-1]
+    assert files.write_local_tasks(mmlu, data, tmp_path / "tasks") == [
         "local_mmlu_anatomy",
         "local_mmlu_astronomy",
     ]
     (data / "mmlu" / "anatomy" / "dev.jsonl").unlink()
-    with pytest.raises(open_llm.OpenLlmError, match=r"anatomy/dev\.jsonl"):
-        open_llm.write_local_tasks(mmlu, data, tmp_path / "tasks")
+    with pytest.raises(OpenLlmError, match=r"anatomy/dev\.jsonl"):
+        files.write_local_tasks(mmlu, data, tmp_path / "tasks")
 
 
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(capsys, tmp_path, tiny_model):
@@ -140,15 +141,13 @@ def test_data_that_lm_eval_cannot_read_are_named_with_the_reason(tmp_path, tiny_
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     data = local_data(tmp_path / "data")
     (data / "arc_challenge" / "test.jsonl").write_text("{[\n")
-    arc = open_llm.TASKS[0]
-    names = open_llm.write_local_tasks(arc, data, tmp_path / "tasks")
-    model = open_llm.load_model(
+    arc = TASKS[0]
+    names = files.write_local_tasks(arc, data, tmp_path / "tasks")
+    model = lm_eval_tasks.load_model(
         tiny_model("llama-3"), dtype="float32", batch_size="1", device="cpu", max_length=64
     )
-    with pytest.raises(
-        open_llm.OpenLlmError, match=r"arc: .*DatasetGenerationError.*\(.*JSON.*whole JSON lines"
-    ):
-        open_llm.measure(model, arc, names=names, tasks_folder=tmp_path / "tasks")
+    with pytest.raises(OpenLlmError, match=r"arc: .*DatasetGenerationError.*\(.*JSON.*whole JSON lines"):
+        lm_eval_tasks.measure(model, arc, names=names, tasks_folder=tmp_path / "tasks")
 
 
 @pytest.mark.slow

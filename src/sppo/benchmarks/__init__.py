@@ -1,5 +1,29 @@
-"""Benchmarks put together: policies answer, judges or oracles compare, results stand beside the published ones.
+"""Benchmarks: policies respond, a judge or an oracle compares, and the results stand beside the published ones.
 
-Every module but the first few is one benchmark. What takes time (answers, choices, judgments) is a part with shards of
-its own, done again only where it is missing or was made from something else.
+A benchmark is one class, :class:`Benchmark`, that `sppo evaluate NAME` finds by its name: the built-in ones below, and
+those of installed packages, which name theirs as an entry point of the group `sppo.benchmarks`. Each built-in one is a
+folder with `score.py` (arithmetic), `files.py` (the benchmark's own file formats), `judge.py` (what a judge is asked
+and what its replies mean), `play.py` (policies respond and are compared) and `command.py` (the class).
 """
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Benchmark(Protocol):
+    """What `sppo evaluate` and the report need to know of a benchmark.
+
+    Attributes:
+        name: the name on the command line; results are in OUTPUT/NAME.json, under `results`.
+        help: one sentence for `sppo evaluate --help`.
+        command: the command itself, a static method whose typer parameters are its options; those that benchmarks
+            share are declared in :mod:`sppo.benchmarks.options`. Import models and oracles inside of it.
+    """
+
+    name: str
+    help: str
+    command: Callable[..., None]
+
+    @staticmethod
+    def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+        """The column heads and the rows of the benchmark's table, from the results that it has written."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from sppo import oracle as oracles
 from sppo import winrates
-from sppo.benchmarks.parts import Part, part, run
+from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
 from sppo.progress import Advance, Terminal
 from sppo.recipe import OracleConfig
 
@@ -21,9 +21,9 @@ def choose(
     config: OracleConfig,
     prompts: Sequence[str],
     candidates: Sequence[Sequence[str]],
-    upstream: Part,
+    upstream: EvaluationStage,
     terminal: Terminal,
-) -> tuple[list[int], Part]:
+) -> tuple[list[int], EvaluationStage]:
     """The number of the best of each prompt's candidates: that with the highest win rate among them.
 
     Args:
@@ -35,7 +35,7 @@ def choose(
         upstream: the part that made them.
         terminal: where progress is shown.
     """
-    found = part(
+    found = evaluation_stage(
         home, f"{title}: best of n", "choices", {"oracle": oracles.identity(config)}, [upstream.fingerprint]
     )
     oracle = None if found.is_done() else oracles.load(config.model_dump())
@@ -47,4 +47,4 @@ def choose(
         rates = winrates.win_rates(matrices)
         return [{"chosen": int(of.argmax()), "win_rates": of.tolist()} for of in rates]
 
-    return [row["chosen"] for row in run(found, len(prompts), work, _CHOICES, terminal, "prompts")], found
+    return [row["chosen"] for row in found.compute(len(prompts), work, _CHOICES, terminal, "prompts")], found

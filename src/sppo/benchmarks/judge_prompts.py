@@ -13,7 +13,6 @@ from pathlib import Path
 from sppo.policy.chat_format import Message
 
 _PLACE = re.compile(r"\{(\w+)\}")
-_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", flags=re.DOTALL)
 
 
 class JudgePromptError(ValueError):
@@ -60,18 +59,6 @@ class JudgePrompt:
         """For a result."""
         messages = [{"role": role, "content": template} for role, template in self.messages]
         return {"name": self.name, "sha256": self.digest, "messages": messages}
-
-
-def read_chat_markup(path: Path) -> JudgePrompt:
-    """A prompt in AlpacaEval's format: turns between ``<|im_start|>role`` and ``<|im_end|>``.
-
-    Raises:
-        JudgePromptError: it cannot be read or has no turn.
-    """
-    turns = _TURN.findall(read_text(path))
-    if not turns:
-        raise JudgePromptError(f"{path}: no turns between <|im_start|>ROLE and <|im_end|>")
-    return JudgePrompt(path.name, tuple((role, template) for role, template in turns))
 
 
 def read_text(path: Path) -> str:

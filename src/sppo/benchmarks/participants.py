@@ -15,7 +15,7 @@ from sppo.rundir.shards import file_digest, read_shard
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Participant:
     """One that takes part.
 
     Attributes:
@@ -42,8 +42,8 @@ class Contestant:
         return file_name(self.name)
 
 
-def resolve(arguments: Sequence[str], *, every_iteration: bool = False) -> list[Contestant]:
-    """The contestants that a command line names.
+def resolve(arguments: Sequence[str], *, every_iteration: bool = False) -> list[Participant]:
+    """The participants that a command line names.
 
     An argument is a policy's folder or hub name, a run's folder (its last accepted policy), or a file of outputs;
     ``NAME=...`` before it is the name that it gets.
@@ -56,7 +56,7 @@ def resolve(arguments: Sequence[str], *, every_iteration: bool = False) -> list[
         RunError: there is no such policy, run or file, or two have the same name.
         sppo.policy.load.PolicyError: what is no path is no model of the hub either.
     """
-    found = [one for argument in arguments for one in _contestants(argument, every_iteration)]
+    found = [one for argument in arguments for one in _participants(argument, every_iteration)]
     names = [one.name for one in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -95,22 +95,22 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
 
 
-def _contestants(argument: str, every_iteration: bool) -> list[Contestant]:
+def _participants(argument: str, every_iteration: bool) -> list[Participant]:
     name, text = _parts(argument)
     path = Path(text)
     run = run_of(argument)
     if run is not None:
         if not every_iteration:
-            return [Contestant(name or run.resolve().name, policy_of(run))]
+            return [Participant(name or run.resolve().name, policy_of(run))]
         prefix = name or run.resolve().name
-        return [Contestant(f"{prefix}-{label}", folder) for label, folder in _policies(run)]
+        return [Participant(f"{prefix}-{label}", folder) for label, folder in _policies(run)]
     if path.is_file():
         if path.suffix.lower() not in ENDINGS:
             raise RunError(f"{path}: outputs are read from {', '.join(ENDINGS)} files")
-        return [Contestant(name or path.stem, path)]
+        return [Participant(name or path.stem, path)]
     if path.suffix.lower() in ENDINGS:
         raise RunError(f"{path}: there is no such file")
-    return [Contestant(name or _policy_name(path), policies.folder(text))]
+    return [Participant(name or _policy_name(path), policies.folder(text))]
 
 
 def _parts(argument: str) -> tuple[str | None, str]:

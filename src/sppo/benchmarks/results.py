@@ -20,6 +20,20 @@ def save(path: Path, benchmark: str, content: Mapping[str, Any]) -> None:
     write_json(path, {"benchmark": benchmark, "made": made, "versions": versions, **content})
 
 
+def save_all(
+    output: Path,
+    benchmark: str,
+    rows: Sequence[Mapping[str, Any]],
+    terminal: Terminal,
+    usage: Usage | None = None,
+) -> None:
+    """Write the results of all participants to one file, and say what the judge has cost where there was one."""
+    save(output / f"{benchmark}.json", benchmark, {"results": rows})
+    if usage is not None:
+        terminal.say(cost_line(usage), "bright_black")
+    terminal.say(f"all of it is in {output / benchmark}.json")
+
+
 def show_table(
     terminal: Terminal, heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
 ) -> None:
@@ -34,17 +48,6 @@ def show_table(
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         terminal.say(line.rstrip())
-
-
-def cost(usage: Usage) -> dict[str, int]:
-    """What judging has cost in this call."""
-    return {
-        "requests": usage.requests,
-        "cached": usage.cached,
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "retries": usage.retries,
-    }
 
 
 def cost_line(usage: Usage) -> str:

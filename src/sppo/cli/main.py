@@ -203,14 +203,14 @@ def sample(
             raise RunError("--iteration 0: iterations are counted from 1; with --best-of, 0 is the base")
         _stage_command("sample", "")(run, iteration, run_dir, set_, redo_stale)
         return
-    from sppo.benchmarks.mixture import Draws, draw
+    from sppo.benchmarks.run_samples import SampleRequest, sample_responses
 
     if weights is not None and not mixture:
         raise RunError("--weights is for --mixture")
     if iteration is not None and mixture:
         raise RunError("--iteration: the mixture is of all iterations; leave one out")
     values, folder = _open(run, run_dir, set_)
-    wanted = Draws(
+    wanted = SampleRequest(
         n=best_of or values.sampling.k,
         best=best_of is not None,
         mixture=mixture,
@@ -219,7 +219,7 @@ def sample(
         prompts=prompts,
     )
     terminal = Terminal()
-    terminal.say(str(draw(values, folder.path, wanted, terminal, output)))
+    terminal.say(str(sample_responses(values, folder.path, wanted, terminal, output)))
 
 
 def _numbers(text: str, name: str) -> tuple[float, ...]:

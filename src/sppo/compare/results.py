@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from sppo import oracle as oracles
-from sppo.benchmarks import parts
+from sppo.benchmarks.evaluation_stage import evaluation_stage
 from sppo.benchmarks.head_to_head import score as head_to_head
 from sppo.benchmarks.results import show_table
 from sppo.compare.runs import Run
@@ -199,7 +199,7 @@ def _games(
     of_evaluations = [(run.record(number, "evaluate") or {})["fingerprint"] for run, number in played]
     config = first.recipe.needed_held_out_oracle("a comparison")
     settings = {"oracle": oracles.identity(config), "policies": list(names)}
-    found = parts.part(home, f"head to head, seed {first.seed}", "games", settings, of_evaluations)
+    found = evaluation_stage(home, f"head to head, seed {first.seed}", "games", settings, of_evaluations)
     models = Models(first.recipe)
 
     def work(part: range, advance: Advance) -> list[dict[str, Any]]:
@@ -216,7 +216,7 @@ def _games(
             for row, matrix in zip(rows, payoff, strict=True)
         ]
 
-    rows = parts.run(found, len(responses[0]), work, _GAMES, terminal, "prompts")
+    rows = found.compute(len(responses[0]), work, _GAMES, terminal, "prompts")
     return {row["prompt_id"]: np.array(row["payoff"]) for row in rows}
 
 

@@ -24,7 +24,13 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "local": "sppo.executors.local:Local",
         "ray": "sppo.executors.ray:RayCluster",
     },
-    "benchmarks": {},
+    "benchmarks": {
+        "head-to-head": "sppo.benchmarks.head_to_head.command:HeadToHead",
+        "alpaca-eval": "sppo.benchmarks.alpaca_eval.command:AlpacaEval",
+        "arena-hard": "sppo.benchmarks.arena_hard.command:ArenaHard",
+        "mt-bench": "sppo.benchmarks.mt_bench.command:MtBench",
+        "open-llm": "sppo.benchmarks.open_llm.command:OpenLlm",
+    },
 }
 """The names that come with this package, in the order in which they are listed to people."""
 

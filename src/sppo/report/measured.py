@@ -1,29 +1,21 @@
 """Benchmarks that the policies of a run were measured on: results that `sppo evaluate` wrote, found by their paths."""
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sppo.benchmarks.results import cell_text
 from sppo.progress import printable
+from sppo.recipe import registry
 from sppo.report.charts import Table
 from sppo.report.matrix import HeadToHead
 from sppo.rundir.reader import RunReader, read_mapping
-
-BENCHMARKS = {
-    "alpaca-eval": "alpaca_eval",
-    "arena-hard": "arena_hard",
-    "mt-bench": "mt_bench",
-    "open-llm": "open_llm",
-}
-"""The module of each, which knows its table and the published rows."""
 
 
 def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[str, Table]]:
     """A table for each benchmark that has rows of the run's policies."""
     found, reader = [], RunReader(run)
-    for name, module in BENCHMARKS.items():
+    for name in registry.names("benchmarks"):
         rows = []
         for path in _files(folders, f"{name}.json"):
             content = read_mapping(path) or {}
@@ -32,7 +24,7 @@ def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[s
         if not rows:
             continue
         try:
-            heads, cells = import_module(f"sppo.benchmarks.{module}").table(rows)
+            heads, cells = registry.load("benchmarks", name).table(rows)
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             notes.append(f"Results of {name} are of another form than this version's: {error!r}")
             continue

@@ -1,16 +1,19 @@
 """AlpacaEval 2's judge: two outputs named m and M, and the probability of the token that names the better one."""
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sppo import randomness
 from sppo.benchmarks.alpaca_eval.score import AlpacaEvalError
-from sppo.benchmarks.judge_prompts import JudgePrompt
+from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError, read_text
 
 FIRST, SECOND = "m", "M"
 SETTINGS = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 5}
 """Of a request. One token is drawn, but only the probabilities that stand beside it are read."""
+_MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", flags=re.DOTALL)
 PLACES = ("instruction", "output_1", "output_2")
 
 PROMPT = JudgePrompt(
@@ -67,3 +70,15 @@ def preference(answer: Mapping[str, Any], *, switched: bool) -> float | None:
         return None
     p = first / (first + second)
     return 1 + p if switched else 2 - p
+
+
+def read_prompt(path: Path) -> JudgePrompt:
+    """A prompt in AlpacaEval's format: turns between ``<|im_start|>role`` and ``<|im_end|>``.
+
+    Raises:
+        JudgePromptError: it cannot be read or has no turn.
+    """
+    turns = _MESSAGE.findall(read_text(path))
+    if not turns:
+        raise JudgePromptError(f"{path}: no turns between <|im_start|>ROLE and <|im_end|>")
+    return JudgePrompt(path.name, tuple((role, template) for role, template in turns))

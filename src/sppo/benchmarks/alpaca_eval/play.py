@@ -13,13 +13,13 @@ from sppo.benchmarks.alpaca_eval import judge as alpaca_eval_judge
 from sppo.benchmarks.alpaca_eval import score as alpaca_eval
 from sppo.benchmarks.alpaca_eval.files import Judgments, baseline_from_hub, in_order, read_annotations
 from sppo.benchmarks.alpaca_eval.score import LengthControl
-from sppo.benchmarks.answering import Decoding, Question, answer, empty_share, shortcomings
 from sppo.benchmarks.best_of import choose
+from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
 from sppo.benchmarks.judge_prompts import JudgePrompt
-from sppo.benchmarks.judging import JUDGED, Judge, judged, scoring, summary, text_of
+from sppo.benchmarks.judge_server import JUDGED, Judge, judged, scoring, summary, text_of
 from sppo.benchmarks.outputs import Outputs, read_outputs, read_rows, write_outputs
-from sppo.benchmarks.participants import Contestant
-from sppo.benchmarks.parts import Part, part, run
+from sppo.benchmarks.participants import Participant
+from sppo.benchmarks.responses import Decoding, Question, empty_share, respond, shortcomings
 from sppo.benchmarks.results import save, show_table
 from sppo.endpoint.client import chat
 from sppo.progress import Advance, Terminal
@@ -110,15 +110,15 @@ class AlpacaEval:
                 " benchmark's own instructions; without them use --no-length-control"
             )
 
-    def evaluate(self, contestant: Contestant) -> dict[str, Any]:
-        """One contestant's row, with everything that it depends on; written to its folder too."""
-        outputs, upstream, lacks = self._outputs(contestant)
+    def evaluate(self, participant: Participant) -> dict[str, Any]:
+        """One participant's row, with everything that it depends on; written to its folder too."""
+        outputs, upstream, lacks = self._outputs(participant)
         name = (
-            contestant.name
-            if self.best_of == 1 or not contestant.is_policy
-            else f"{contestant.name}, best of {self.best_of}"
+            participant.name
+            if self.best_of == 1 or not participant.is_policy
+            else f"{participant.name}, best of {self.best_of}"
         )
-        rows, made = self._judge(contestant, name, outputs, upstream)
+        rows, made = self._judge(participant, name, outputs, upstream)
         instructions, theirs = self.baseline.instructions, list(self.baseline.outputs.texts.values())
         annotations = [
             {
@@ -141,15 +141,15 @@ class AlpacaEval:
             measured = score(preferences, list(map(len, outputs)), list(map(len, theirs)), self.control)
         result = {
             "name": name,
-            "policy": {"path": str(contestant.path), "fingerprint": contestant.fingerprint},
+            "policy": {"path": str(participant.path), "fingerprint": participant.fingerprint},
             **measured,
             "unjudged": sum(value is None for value in preferences),
-            "answers": lacks,
+            "responses": lacks,
             "judge": {**self._judge_identity(), **summary(rows)},
             "baseline": self.baseline.outputs.name,
             "seed": self.decoding.seed,
-            "decoding": self.decoding.identity() if contestant.is_policy else None,
-            "best_of": self._chooser_identity() if contestant.is_policy else None,
+            "decoding": self.decoding.identity() if participant.is_policy else None,
+            "best_of": self._chooser_identity() if participant.is_policy else None,
             "annotations": str(path),
         }
         save(made.folder / "result.json", NAME, result)
@@ -160,22 +160,22 @@ class AlpacaEval:
         """The judge's name in files."""
         return self.judge.config.model if isinstance(self.judge, Judge) else f"oracle-{self.judge.type}"
 
-    def _outputs(self, contestant: Contestant) -> tuple[list[str], str, dict[str, float]]:
+    def _outputs(self, participant: Participant) -> tuple[list[str], str, dict[str, float]]:
         instructions = self.baseline.instructions
-        if not contestant.is_policy:
-            texts = read_outputs(contestant.path, contestant.name).to(instructions)
-            return texts, contestant.fingerprint, {"empty_share": empty_share(texts)}
+        if not participant.is_policy:
+            texts = read_outputs(participant.path, participant.name).to(instructions)
+            return texts, participant.fingerprint, {"empty_share": empty_share(texts)}
         questions = [Question(f"{number}", (text,)) for number, text in enumerate(instructions)]
-        answers, made = answer(
-            self.home, NAME, contestant, questions, self.decoding, self.terminal, n=self.best_of
+        answers, made = respond(
+            self.home, NAME, participant, questions, self.decoding, self.terminal, n=self.best_of
         )
         drawn = [[turns[0].text for turns in choices] for choices in answers]
         chosen: Sequence[int] = [0] * len(drawn)
         if self.best_of > 1:
             assert self.chooser is not None
-            home = self.home / contestant.file_name
+            home = self.home / participant.file_name
             chosen, made = choose(
-                home, f"{NAME}, {contestant.name}", self.chooser, instructions, drawn, made, self.terminal
+                home, f"{NAME}, {participant.name}", self.chooser, instructions, drawn, made, self.terminal
             )
         outputs = [of[number] for of, number in zip(drawn, chosen, strict=True)]
         rows = [
@@ -183,7 +183,7 @@ class AlpacaEval:
                 "dataset": self.baseline.datasets.get(instruction, ""),
                 "instruction": instruction,
                 "output": output,
-                "generator": contestant.name,
+                "generator": participant.name,
             }
             for instruction, output in zip(instructions, outputs, strict=True)
         ]
@@ -192,11 +192,11 @@ class AlpacaEval:
         return outputs, made.fingerprint, shortcomings(kept)
 
     def _judge(
-        self, contestant: Contestant, name: str, outputs: Sequence[str], upstream: str
-    ) -> tuple[list[dict[str, Any]], Part]:
+        self, participant: Participant, name: str, outputs: Sequence[str], upstream: str
+    ) -> tuple[list[dict[str, Any]], EvaluationStage]:
         settings = {**self._judge_identity(), "baseline": self.baseline.digest, "seed": self.decoding.seed}
         title = f"{NAME}, {name}: judgments by {self.annotator}"
-        found = part(self.home / contestant.file_name, title, "judgments", settings, [upstream])
+        found = evaluation_stage(self.home / participant.file_name, title, "judgments", settings, [upstream])
         pairs = list(self.baseline.outputs.texts.items())
 
         def by_judge(numbers: range, advance: Advance) -> list[dict[str, Any]]:
@@ -227,10 +227,10 @@ class AlpacaEval:
             return [{"preference": 1 + float(of[0, 1]), "switched": False, **nobody} for of in matrices]
 
         if isinstance(self.judge, Judge):
-            return run(found, len(pairs), by_judge, _PREFERENCES, self.terminal, "judgments"), found
+            return found.compute(len(pairs), by_judge, _PREFERENCES, self.terminal, "judgments"), found
         if not found.is_done():
             oracle = oracles.load(self.judge.model_dump())
-        return run(found, len(pairs), by_oracle, _PREFERENCES, self.terminal, "judgments"), found
+        return found.compute(len(pairs), by_oracle, _PREFERENCES, self.terminal, "judgments"), found
 
     def _judge_identity(self) -> dict[str, Any]:
         if isinstance(self.judge, Judge):

@@ -7,15 +7,17 @@ from typing import Any
 import pyarrow as pa
 
 from sppo.benchmarks import published
-from sppo.benchmarks.answering import Decoding
-from sppo.benchmarks.arena_hard import score as arena_hard
+from sppo.benchmarks.arena_hard import files
+from sppo.benchmarks.arena_hard import judge as judging
+from sppo.benchmarks.arena_hard.score import score
+from sppo.benchmarks.collected_responses import collect_responses
+from sppo.benchmarks.evaluation_stage import evaluation_stage
 from sppo.benchmarks.judge_prompts import JudgePrompt
-from sppo.benchmarks.judging import JUDGED, Judge, judged, scoring, summary, text_of
+from sppo.benchmarks.judge_server import JUDGED, Judge, judged, scoring, summary, text_of
 from sppo.benchmarks.outputs import OutputsError
-from sppo.benchmarks.participants import Contestant, file_name
-from sppo.benchmarks.parts import part, run
-from sppo.benchmarks.question_answering import answered
+from sppo.benchmarks.participants import Participant, file_name
 from sppo.benchmarks.question_files import read_answers, read_questions, write_lines
+from sppo.benchmarks.responses import Decoding
 from sppo.benchmarks.results import save, show_table
 from sppo.endpoint.client import chat
 from sppo.policy.chat_format import Message
@@ -57,7 +59,7 @@ class ArenaHard:
         chooser: OracleConfig | None = None,
     ) -> None:
         self.home, self.judge, self.decoding, self.terminal = home, judge, decoding, terminal
-        self.prompt = prompt.require(arena_hard.PLACES)
+        self.prompt = prompt.require(judging.PLACES)
         self.best_of, self.chooser = best_of, chooser
         self.questions = read_questions(data / "question.jsonl")
         theirs = data / "model_answer" / f"{baseline}.jsonl"
@@ -65,14 +67,14 @@ class ArenaHard:
         self.theirs = read_answers(theirs, baseline).to(self.questions)
         self.digest = file_digest(theirs)
 
-    def evaluate(self, contestant: Contestant) -> dict[str, Any]:
-        """One contestant's row, with everything that it depends on; written to its folder too."""
-        suffix = f", best of {self.best_of}" if self.best_of > 1 and contestant.is_policy else ""
-        name = contestant.name + suffix
-        found = answered(
+    def evaluate(self, participant: Participant) -> dict[str, Any]:
+        """One participant's row, with everything that it depends on; written to its folder too."""
+        suffix = f", best of {self.best_of}" if self.best_of > 1 and participant.is_policy else ""
+        name = participant.name + suffix
+        found = collect_responses(
             self.home,
             NAME,
-            contestant,
+            participant,
             self.questions,
             [None] * len(self.questions),
             self.decoding,
@@ -84,25 +86,27 @@ class ArenaHard:
         identity = {
             **self.judge.identity(),
             "prompt": self.prompt.record(),
-            "settings": dict(arena_hard.SETTINGS),
-            "again": arena_hard.ASK_AGAIN,
+            "settings": dict(judging.SETTINGS),
+            "again": judging.ASK_AGAIN,
         }
         settings = {**identity, "baseline": self.digest, "seed": self.decoding.seed}
         title = f"{NAME}, {name}: judgments by {self.judge.config.model}"
-        made = part(self.home / contestant.file_name, title, "judgments", settings, [found.fingerprint])
+        made = evaluation_stage(
+            self.home / participant.file_name, title, "judgments", settings, [found.fingerprint]
+        )
 
         def work(numbers: range, advance: Advance) -> list[dict[str, Any]]:
             return self._games([found.turns[n] for n in numbers], numbers, advance)
 
-        rows = run(made, len(self.questions), work, _GAMES, self.terminal, "questions")
-        judge = file_name(self.judge.config.model)
-        path = made.folder / "model_judgment" / judge / f"{contestant.file_name}.jsonl"
+        rows = made.compute(len(self.questions), work, _GAMES, self.terminal, "questions")
+        judge_folder = file_name(self.judge.config.model)
+        path = made.folder / "model_judgment" / judge_folder / f"{participant.file_name}.jsonl"
         write_lines(
             path,
             [
-                arena_hard.judgment_row(
+                files.judgment_row(
                     question.id,
-                    contestant.file_name,
+                    participant.file_name,
                     self.judge.config.model,
                     list(zip(row["asked"], row["said"], row["verdicts"], strict=True)),
                 )
@@ -110,18 +114,18 @@ class ArenaHard:
             ],
         )
         with scoring(path):
-            scored = arena_hard.score([row["verdicts"] for row in rows], seed=self.decoding.seed)
+            scored = score([row["verdicts"] for row in rows], seed=self.decoding.seed)
         counted = [count for count in found.tokens if count is not None]
         result = {
             "name": name,
-            "policy": {"path": str(contestant.path), "fingerprint": contestant.fingerprint},
+            "policy": {"path": str(participant.path), "fingerprint": participant.fingerprint},
             **vars(scored),
             "avg_tokens": sum(counted) / len(counted) if counted else None,
-            "answers": found.lacks,
+            "responses": found.lacks,
             "judge": {**identity, **summary(rows)},
             "baseline": self.baseline,
             "seed": self.decoding.seed,
-            "decoding": self.decoding.identity() if contestant.is_policy else None,
+            "decoding": self.decoding.identity() if participant.is_policy else None,
             "judgments": str(path),
         }
         save(made.folder / "result.json", NAME, result)
@@ -143,10 +147,10 @@ class ArenaHard:
         asked = [conversation[-1]["content"] for conversation in conversations]
         said = [""] * len(conversations)
         replies: list[list[Any]] = [[] for _ in conversations]
-        for _ in range(arena_hard.ATTEMPTS):
-            waiting = [index for index, text in enumerate(said) if not arena_hard.has_verdict(text)]
+        for _ in range(judging.ATTEMPTS):
+            waiting = [index for index, text in enumerate(said) if not judging.has_verdict(text)]
             requests = [
-                chat(conversations[index], **arena_hard.SETTINGS)  # type: ignore[arg-type]
+                chat(conversations[index], **judging.SETTINGS)  # type: ignore[arg-type]
                 for index in waiting
             ]
             for index, reply in zip(waiting, self.judge.ask(requests), strict=True):
@@ -155,14 +159,14 @@ class ArenaHard:
                 replies[index].append(reply)
                 conversations[index] += [
                     {"role": "assistant", "content": text},
-                    {"role": "user", "content": arena_hard.ASK_AGAIN},
+                    {"role": "user", "content": judging.ASK_AGAIN},
                 ]
         advance(len(numbers))
         return [
             {
                 "asked": asked[start : start + 2],
                 "said": said[start : start + 2],
-                "verdicts": [arena_hard.parse_verdict(text) for text in said[start : start + 2]],
+                "verdicts": [judging.parse_verdict(text) for text in said[start : start + 2]],
                 **judged([reply for of in replies[start : start + 2] for reply in of]),
             }
             for start in range(0, len(said), 2)
@@ -175,9 +179,9 @@ def score_file(path: Path, seed: int) -> dict[str, Any]:
     Raises:
         OutputsError: the file cannot be used; the message names it.
     """
-    found = arena_hard.read_judgments(path)
+    found = files.read_judgments(path)
     try:
-        scored = arena_hard.score(list(found.verdicts.values()), seed=seed)
+        scored = score(list(found.verdicts.values()), seed=seed)
     except OutputsError as error:
         raise OutputsError(f"{path}: {error}") from error
     return {

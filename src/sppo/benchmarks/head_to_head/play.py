@@ -17,11 +17,11 @@ from sppo import oracle as oracles
 from sppo import prompts as prompt_sources
 from sppo import randomness
 from sppo.arena import votes
-from sppo.benchmarks.answering import Decoding, Question, answer
+from sppo.benchmarks.evaluation_stage import evaluation_stage
 from sppo.benchmarks.head_to_head import score as head_to_head
 from sppo.benchmarks.outputs import read_outputs
-from sppo.benchmarks.participants import Contestant
-from sppo.benchmarks.parts import part, run
+from sppo.benchmarks.participants import Participant
+from sppo.benchmarks.responses import Decoding, Question, respond
 from sppo.benchmarks.results import save, show_table
 from sppo.game import solve
 from sppo.policy.chat_format import ChatError, as_messages
@@ -60,7 +60,7 @@ class HeadToHead:
 
 def play(
     home: Path,
-    contestants: Sequence[Contestant],
+    participants: Sequence[Participant],
     config: OracleConfig,
     prompts: Sequence[str] | None,
     decoding: Decoding,
@@ -74,7 +74,7 @@ def play(
 
     Args:
         home: the evaluation's folder.
-        contestants: two or more.
+        participants: two or more.
         config: the oracle.
         prompts: what policies are asked; None: what the files of outputs answer.
         decoding: how policies answer.
@@ -84,12 +84,12 @@ def play(
         resamples: of the bootstrap over prompts.
 
     Raises:
-        RunError: fewer than two contestants, or no prompts.
+        RunError: fewer than two participants, or no prompts.
         sppo.benchmarks.outputs.OutputsError: files that do not answer the same prompts.
     """
-    if len(contestants) < 2:
+    if len(participants) < 2:
         raise RunError("head to head needs at least two policies or files of outputs")
-    files = {one.name: read_outputs(one.path, one.name) for one in contestants if not one.is_policy}
+    files = {one.name: read_outputs(one.path, one.name) for one in participants if not one.is_policy}
     if prompts is None:
         if not files:
             raise RunError(
@@ -98,15 +98,17 @@ def play(
         prompts = list(next(iter(files.values())).texts)
     questions = [Question(_identity(text), (text,)) for text in prompts]
     answers, upstream = [], []
-    for one in contestants:
+    for one in participants:
         if one.is_policy:
-            found, made = answer(home, NAME, one, questions, decoding, terminal, n=responses)
+            found, made = respond(home, NAME, one, questions, decoding, terminal, n=responses)
             answers.append([[turns[0].text for turns in choices] for choices in found])
             upstream.append(made.fingerprint)
         else:
             answers.append([[text] for text in files[one.name].to(prompts)])
             upstream.append(one.fingerprint)
-    games = _compared(home, [one.name for one in contestants], config, questions, answers, upstream, terminal)
+    games = _compared(
+        home, [one.name for one in participants], config, questions, answers, upstream, terminal
+    )
     payoff = games.payoff.mean(axis=0)
     low, high = head_to_head.intervals(
         games.payoff,
@@ -116,7 +118,7 @@ def play(
     )
     several = any(len(of_policy[0]) > 1 for of_policy in answers)
     result = HeadToHead(
-        [one.name for one in contestants],
+        [one.name for one in participants],
         payoff,
         low,
         high,
@@ -130,7 +132,7 @@ def play(
         {
             "policies": [
                 {"name": one.name, "path": str(one.path), "fingerprint": one.fingerprint}
-                for one in contestants
+                for one in participants
             ],
             "oracle": oracles.identity(config),
             "decoding": decoding.identity(),
@@ -248,7 +250,7 @@ def _compared(
         "names": list(names),
         "prompts": [q.id for q in questions],
     }
-    found = part(home, f"{NAME}: comparisons", "comparisons", settings, upstream)
+    found = evaluation_stage(home, f"{NAME}: comparisons", "comparisons", settings, upstream)
     oracle = None if found.is_done() else oracles.load(config.model_dump())
 
     def work(part_of: range, advance: Advance) -> list[dict[str, Any]]:
@@ -264,7 +266,7 @@ def _compared(
             for index, payoff, best in zip(part_of, played.payoff, played.best, strict=True)
         ]
 
-    rows = run(found, len(questions), work, _GAMES, terminal, "prompts")
+    rows = found.compute(len(questions), work, _GAMES, terminal, "prompts")
     return head_to_head.Games(
         np.array([row["payoff"] for row in rows]), np.array([row["best"] for row in rows])
     )

@@ -7,15 +7,17 @@ from typing import Any
 import pyarrow as pa
 
 from sppo.benchmarks import published
-from sppo.benchmarks.answering import Decoding
+from sppo.benchmarks.collected_responses import collect_responses
+from sppo.benchmarks.evaluation_stage import evaluation_stage
 from sppo.benchmarks.judge_prompts import JudgePrompt
-from sppo.benchmarks.judging import JUDGED, Judge, judged, scoring, summary, text_of
-from sppo.benchmarks.mt_bench import score as mt_bench
+from sppo.benchmarks.judge_server import JUDGED, Judge, judged, scoring, summary, text_of
+from sppo.benchmarks.mt_bench import files
+from sppo.benchmarks.mt_bench import judge as judging
+from sppo.benchmarks.mt_bench.score import OTHER_TEMPERATURE, TEMPERATURES, score
 from sppo.benchmarks.outputs import OutputsError
-from sppo.benchmarks.participants import Contestant, file_name
-from sppo.benchmarks.parts import part, run
-from sppo.benchmarks.question_answering import answered
+from sppo.benchmarks.participants import Participant, file_name
 from sppo.benchmarks.question_files import BenchmarkQuestion, read_answers, read_questions, write_lines
+from sppo.benchmarks.responses import Decoding
 from sppo.benchmarks.results import save, show_table
 from sppo.endpoint.client import chat
 from sppo.progress import Advance, Terminal
@@ -56,15 +58,13 @@ class MtBench:
         self.questions = read_questions(data / "question.jsonl")
         self.references, self.digest = self._references(data / "reference_answer" / f"{reference}.jsonl")
 
-    def evaluate(self, contestant: Contestant) -> dict[str, Any]:
-        """One contestant's row, with everything that it depends on; written to its folder too."""
-        temperatures = [
-            mt_bench.TEMPERATURES.get(q.category, mt_bench.OTHER_TEMPERATURE) for q in self.questions
-        ]
-        found = answered(
+    def evaluate(self, participant: Participant) -> dict[str, Any]:
+        """One participant's row, with everything that it depends on; written to its folder too."""
+        temperatures = [TEMPERATURES.get(q.category, OTHER_TEMPERATURE) for q in self.questions]
+        found = collect_responses(
             self.home,
             NAME,
-            contestant,
+            participant,
             self.questions,
             temperatures,
             self.decoding,
@@ -77,32 +77,34 @@ class MtBench:
         identity = {
             **self.judge.identity(),
             "prompts": [prompt.record() for prompt in self.prompts.values()],
-            "settings": dict(mt_bench.SETTINGS),
+            "settings": dict(judging.SETTINGS),
         }
         settings = {**identity, "reference": self.digest, "seed": self.decoding.seed}
-        title = f"{NAME}, {contestant.name}: judgments by {self.judge.config.model}"
-        made = part(self.home / contestant.file_name, title, "judgments", settings, [found.fingerprint])
+        title = f"{NAME}, {participant.name}: judgments by {self.judge.config.model}"
+        made = evaluation_stage(
+            self.home / participant.file_name, title, "judgments", settings, [found.fingerprint]
+        )
 
         def work(numbers: range, advance: Advance) -> list[dict[str, Any]]:
             messages = []
             for n, turn in (judgments[number] for number in numbers):
                 question = self.questions[n]
-                values = mt_bench.places(question, found.turns[n], self._reference(question))
-                messages.append(self.prompts[mt_bench.prompt_name(question, turn)].fill(values))
-            requests = [chat(of, **mt_bench.SETTINGS) for of in messages]  # type: ignore[arg-type]
+                values = judging.places(question, found.turns[n], self._reference(question))
+                messages.append(self.prompts[judging.prompt_name(question, turn)].fill(values))
+            requests = [chat(of, **judging.SETTINGS) for of in messages]  # type: ignore[arg-type]
             answers = self.judge.ask(requests, advance)
             return [
                 {"asked": of[-1]["content"], "said": text_of(reply), **judged([reply])}
                 for of, reply in zip(messages, answers, strict=True)
             ]
 
-        rows = run(made, len(judgments), work, _GRADES, self.terminal, "judgments")
+        rows = made.compute(len(judgments), work, _GRADES, self.terminal, "judgments")
         graded = [
-            mt_bench.judgment_row(
+            files.judgment_row(
                 self.questions[n].id,
-                contestant.file_name,
+                participant.file_name,
                 self.judge.config.model,
-                mt_bench.prompt_name(self.questions[n], turn),
+                judging.prompt_name(self.questions[n], turn),
                 row["asked"],
                 row["said"],
                 turn,
@@ -113,16 +115,16 @@ class MtBench:
         write_lines(path, graded)
         categories = {question.id: question.category for question in self.questions}
         with scoring(path):
-            scored = mt_bench.score(graded, categories)
+            scored = score(graded, categories)
         result = {
-            "name": contestant.name,
-            "policy": {"path": str(contestant.path), "fingerprint": contestant.fingerprint},
+            "name": participant.name,
+            "policy": {"path": str(participant.path), "fingerprint": participant.fingerprint},
             **vars(scored),
-            "answers": found.lacks,
+            "responses": found.lacks,
             "judge": {**identity, **summary(rows)},
             "seed": self.decoding.seed,
-            "decoding": {**self.decoding.identity(), "temperatures": mt_bench.TEMPERATURES}
-            if contestant.is_policy
+            "decoding": {**self.decoding.identity(), "temperatures": TEMPERATURES}
+            if participant.is_policy
             else None,
             "judgments": str(path),
         }
@@ -130,7 +132,7 @@ class MtBench:
         return result
 
     def _references(self, path: Path) -> tuple[Mapping[Any, tuple[str, ...]], str | None]:
-        needed = [question for question in self.questions if question.category in mt_bench.WITH_REFERENCE]
+        needed = [question for question in self.questions if question.category in judging.WITH_REFERENCE]
         if not needed:
             return {}, None
         found = read_answers(path).turns
@@ -143,7 +145,7 @@ class MtBench:
         return found, file_digest(path)
 
     def _reference(self, question: BenchmarkQuestion) -> Sequence[str] | None:
-        return self.references[question.id] if question.category in mt_bench.WITH_REFERENCE else None
+        return self.references[question.id] if question.category in judging.WITH_REFERENCE else None
 
 
 def score_file(path: Path) -> list[dict[str, Any]]:
@@ -153,13 +155,13 @@ def score_file(path: Path) -> list[dict[str, Any]]:
         OutputsError: the file cannot be used; the message names it.
     """
     found = []
-    for model, rows in mt_bench.read_judgments(path).items():
+    for model, rows in files.read_judgments(path).items():
         try:
-            scored = mt_bench.score(rows)
+            scored = score(rows)
         except OutputsError as error:
             raise OutputsError(f"{path}: {model}: {error}") from error
-        judge = {"model": mt_bench.judge_of(rows[0])}
-        found.append({"name": model, **vars(scored), "judge": judge, "judgments": str(path)})
+        judged_by = {"model": files.judge_of(rows[0])}
+        found.append({"name": model, **vars(scored), "judge": judged_by, "judgments": str(path)})
     return found
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sppo.benchmarks import published
-from sppo.benchmarks.open_llm import score as open_llm
-from sppo.benchmarks.open_llm.score import OpenLlmError, Task
-from sppo.benchmarks.participants import Contestant
-from sppo.benchmarks.parts import part
+from sppo.benchmarks.evaluation_stage import evaluation_stage
+from sppo.benchmarks.open_llm import files, lm_eval_tasks
+from sppo.benchmarks.open_llm.score import TASKS, OpenLlmError, Task, average
+from sppo.benchmarks.participants import Participant
 from sppo.benchmarks.results import save, show_table
 from sppo.policy import load as policies
 from sppo.progress import Terminal
@@ -50,47 +50,47 @@ class OpenLlm:
         limit: int | None = None,
         chat_template: bool = False,
     ) -> None:
-        known = {task.column: task for task in open_llm.TASKS}
+        known = {task.column: task for task in TASKS}
         if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", batch_size):
             raise RunError(f"--batch-size {batch_size}: a number from 1 on, auto or auto:N is expected")
         unknown = [column for column in columns or [] if column not in known]
         if unknown:
             raise RunError(f"there is no task {unknown[0]!r}; there are {', '.join(known)}")
-        self.tasks = [task for task in open_llm.TASKS if not columns or task.column in columns]
+        self.tasks = [task for task in TASKS if not columns or task.column in columns]
         self.home, self.data, self.terminal = home, data, terminal
         self.device = policies.default_device()
         self.dtype = dtype or ("float32" if self.device == "cpu" else "bfloat16")
         self.batch_size, self.limit, self.chat_template = batch_size, limit, chat_template
 
-    def evaluate(self, contestant: Contestant) -> dict[str, Any]:
+    def evaluate(self, participant: Participant) -> dict[str, Any]:
         """One policy's row; each task is kept as soon as it is measured."""
-        if not contestant.is_policy:
+        if not participant.is_policy:
             raise RunError(
-                f"{contestant.name}: the Open LLM Leaderboard needs a policy, not a file of outputs"
+                f"{participant.name}: the Open LLM Leaderboard needs a policy, not a file of outputs"
             )
         local = {} if self.data is None else self._local_data(self.data)
         scores: dict[str, dict[str, Any]] = {}
         models: list[Any] = []
-        with self.terminal.bar(f"{NAME}, {contestant.name}", len(self.tasks), "tasks") as advance:
+        with self.terminal.bar(f"{NAME}, {participant.name}", len(self.tasks), "tasks") as advance:
             for task in self.tasks:
-                scores[task.column] = self._task(contestant, task, models, local.get(task.column, "hub"))
+                scores[task.column] = self._task(participant, task, models, local.get(task.column, "hub"))
                 advance(1)
         values = [row["score"] for row in scores.values()]
         result = {
-            "name": contestant.name,
-            "policy": {"path": str(contestant.path), "fingerprint": contestant.fingerprint},
+            "name": participant.name,
+            "policy": {"path": str(participant.path), "fingerprint": participant.fingerprint},
             "tasks": scores,
-            "average": open_llm.average(values) if len(self.tasks) == len(open_llm.TASKS) else None,
+            "average": average(values) if len(self.tasks) == len(TASKS) else None,
             "lm_eval": metadata.version("lm_eval"),
             "data": None if self.data is None else str(self.data),
             "dtype": self.dtype,
             "limit": self.limit,
             "chat_template": self.chat_template,
         }
-        save(self.home / contestant.file_name / "result.json", NAME, result)
+        save(self.home / participant.file_name / "result.json", NAME, result)
         return result
 
-    def _task(self, contestant: Contestant, task: Task, models: list[Any], data: Any) -> dict[str, Any]:
+    def _task(self, participant: Participant, task: Task, models: list[Any], data: Any) -> dict[str, Any]:
         settings = {
             "task": task.name,
             "shots": task.shots,
@@ -100,18 +100,20 @@ class OpenLlm:
             "limit": self.limit,
             "chat_template": self.chat_template,
         }
-        title = f"{NAME}, {contestant.name}: {task.column}"
-        made = part(self.home / contestant.file_name, title, task.column, settings, [contestant.fingerprint])
+        title = f"{NAME}, {participant.name}: {task.column}"
+        made = evaluation_stage(
+            self.home / participant.file_name, title, task.column, settings, [participant.fingerprint]
+        )
         if not made.is_done():
             models[:] = models or [
-                open_llm.load_model(
-                    contestant.path, dtype=self.dtype, batch_size=self.batch_size, device=self.device
+                lm_eval_tasks.load_model(
+                    participant.path, dtype=self.dtype, batch_size=self.batch_size, device=self.device
                 )
             ]
             folder = made.folder / "tasks"
-            names = None if self.data is None else open_llm.write_local_tasks(task, self.data, folder)
+            names = None if self.data is None else files.write_local_tasks(task, self.data, folder)
             made.folder.mkdir(parents=True, exist_ok=True)
-            score, kept = open_llm.measure(
+            score, kept = lm_eval_tasks.measure(
                 models[0],
                 task,
                 names=names,
@@ -126,21 +128,19 @@ class OpenLlm:
 
     def _local_data(self, data: Path) -> dict[str, list[list[str]]]:
         """Of each task its files and their digests; what is missing is said before hours are spent on other tasks."""
-        files = {
-            task.column: sorted(
-                path for of in open_llm.local_files(task, data).values() for path in of.values()
-            )
+        paths_by_task = {
+            task.column: sorted(path for of in files.local_files(task, data).values() for path in of.values())
             for task in self.tasks
         }
         return {
             column: [[str(path.relative_to(data)), file_digest(path)] for path in paths]
-            for column, paths in files.items()
+            for column, paths in paths_by_task.items()
         }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Heads and cells: the rows, and the published ones below them."""
-    columns = [task.column for task in open_llm.TASKS]
+    columns = [task.column for task in TASKS]
     heads = ["Open LLM Leaderboard", *columns, "average", "source"]
     cells: list[list[Any]] = [
         [

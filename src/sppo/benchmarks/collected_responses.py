@@ -1,19 +1,19 @@
-"""A contestant's answers to a benchmark with a file of questions: drawn from a policy, or read from a file."""
+"""A participant's answers to a benchmark with a file of questions: drawn from a policy, or read from a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sppo.benchmarks.answering import Decoding, Question, answer, empty_share, shortcomings
 from sppo.benchmarks.best_of import choose
-from sppo.benchmarks.participants import Contestant
+from sppo.benchmarks.participants import Participant
 from sppo.benchmarks.question_files import BenchmarkQuestion, read_answers, write_answers
+from sppo.benchmarks.responses import Decoding, Question, empty_share, respond, shortcomings
 from sppo.progress import Terminal
 from sppo.recipe import OracleConfig
 
 
-class Answered(NamedTuple):
-    """A contestant's answers.
+class CollectedResponses(NamedTuple):
+    """A participant's answers.
 
     Attributes:
         turns: for each question a text for each turn.
@@ -28,10 +28,10 @@ class Answered(NamedTuple):
     lacks: dict[str, float]
 
 
-def answered(
+def collect_responses(
     home: Path,
     benchmark: str,
-    contestant: Contestant,
+    participant: Participant,
     questions: Sequence[BenchmarkQuestion],
     temperatures: Sequence[float | None],
     decoding: Decoding,
@@ -40,13 +40,13 @@ def answered(
     with_tokens: bool,
     best_of: int = 1,
     chooser: OracleConfig | None = None,
-) -> Answered:
+) -> CollectedResponses:
     """The answers, written in the benchmark's own format as well where a policy has made them.
 
     Args:
         home: the evaluation's folder.
         benchmark: its name.
-        contestant: a policy, or a file of answers.
+        participant: a policy, or a file of answers.
         questions: of the benchmark.
         temperatures: of each, where the benchmark says so.
         decoding: how policies answer.
@@ -55,22 +55,22 @@ def answered(
         best_of: answers of a policy, of which `chooser` takes one; of questions with one turn.
         chooser: an oracle.
     """
-    if not contestant.is_policy:
-        found = read_answers(contestant.path, contestant.name)
+    if not participant.is_policy:
+        found = read_answers(participant.path, participant.name)
         turns = found.to(questions)
         counts = [found.tokens.get(question.id) for question in questions]
         lacks = {"empty_share": empty_share([text for of in turns for text in of])}
-        return Answered(turns, counts, contestant.fingerprint, lacks)
+        return CollectedResponses(turns, counts, participant.fingerprint, lacks)
     asked = [
         Question(str(question.id), question.turns, temperature)
         for question, temperature in zip(questions, temperatures, strict=True)
     ]
-    answers, made = answer(home, benchmark, contestant, asked, decoding, terminal, n=best_of)
+    answers, made = respond(home, benchmark, participant, asked, decoding, terminal, n=best_of)
     chosen: Sequence[int] = [0] * len(questions)
     if chooser is not None and best_of > 1:
         chosen, made = choose(
-            home / contestant.file_name,
-            f"{benchmark}, {contestant.name}",
+            home / participant.file_name,
+            f"{benchmark}, {participant.name}",
             chooser,
             [question.turns[0] for question in questions],
             [[turns[0].text for turns in choices] for choices in answers],
@@ -80,6 +80,6 @@ def answered(
     kept = [choices[number] for choices, number in zip(answers, chosen, strict=True)]
     said = [tuple(one.text for one in of) for of in kept]
     tokens = [sum(one.tokens for one in of) for of in kept]
-    path = made.folder / "model_answer" / f"{contestant.file_name}.jsonl"
-    write_answers(path, contestant.file_name, questions, said, tokens if with_tokens else None)
-    return Answered(said, list(tokens), made.fingerprint, shortcomings([[of] for of in kept]))
+    path = made.folder / "model_answer" / f"{participant.file_name}.jsonl"
+    write_answers(path, participant.file_name, questions, said, tokens if with_tokens else None)
+    return CollectedResponses(said, list(tokens), made.fingerprint, shortcomings([[of] for of in kept]))

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sppo import oracle, winrates
-from sppo.benchmarks.mixture import Draws, draw
+from sppo.benchmarks.run_samples import SampleRequest, sample_responses
 from sppo.cli.main import app
 from sppo.progress import Terminal
 from sppo.recipe import load
@@ -42,8 +42,8 @@ def folder(tmp_path):
 
 
 def drawn(folder, **wanted):
-    wanted = Draws(**{"n": 6, "prompts": str(folder.parent / "prompts.jsonl"), **wanted})
-    path = draw(load(folder / "recipe.yaml"), folder, wanted, Terminal())
+    wanted = SampleRequest(**{"n": 6, "prompts": str(folder.parent / "prompts.jsonl"), **wanted})
+    path = sample_responses(load(folder / "recipe.yaml"), folder, wanted, Terminal())
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -70,7 +70,7 @@ def test_a_mixture_with_all_weight_on_one_policy_is_that_policy(folder):
 
 def test_the_policy_of_each_response_is_drawn_by_the_weights(folder, monkeypatch):
     class Instant:
-        """Draws nothing: which policy is asked for how many responses is what matters here."""
+        """SampleRequest nothing: which policy is asked for how many responses is what matters here."""
 
         def sample(self, prompts, keys, k):
             return [[Response([7, 5], "stop", [-1.0, -1.0])] * k for _ in prompts]

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
 from sppo.benchmarks.outputs import excerpt
-from sppo.benchmarks.participants import Contestant
-from sppo.benchmarks.parts import Part, part
+from sppo.benchmarks.participants import Participant
 from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import Message
@@ -24,7 +24,7 @@ GREEDY = 1e-4
 """The temperature that stands for 0: the most probable token is the limit of a vanishing one."""
 _SHARD = 32
 _TURN = pa.struct([("text", pa.string()), ("token_ids", TOKEN_IDS), ("finish_reason", pa.string())])
-ANSWERS = pa.schema(
+RESPONSES = pa.schema(
     [("question_id", pa.string()), ("choices", pa.list_(pa.struct([("turns", pa.list_(_TURN))])))]
 )
 """Each choice is a whole conversation's answers. `finish_reason` is `stop`, `length` where an answer was cut, or
@@ -82,7 +82,7 @@ class Decoding:
         }
 
 
-class Answer(NamedTuple):
+class TextResponse(NamedTuple):
     """One answer."""
 
     text: str
@@ -90,59 +90,64 @@ class Answer(NamedTuple):
     finish_reason: str
 
 
-def answers_part(
+def responses_stage(
     home: Path,
     benchmark: str,
-    contestant: Contestant,
+    participant: Participant,
     questions: Sequence[Question],
     decoding: Decoding,
     n: int,
-) -> Part:
+) -> EvaluationStage:
     """Where a policy's answers lie and what they depend on."""
     settings = {
         **decoding.identity(),
         "questions": [[question.id, *question.turns, question.temperature] for question in questions],
         "choices": n,
     }
-    title = f"{benchmark}, {contestant.name}: answers"
-    return part(home / contestant.file_name, title, "answers", settings, [contestant.fingerprint])
+    title = f"{benchmark}, {participant.name}: responses"
+    return evaluation_stage(
+        home / participant.file_name, title, "responses", settings, [participant.fingerprint]
+    )
 
 
-def answer(
+def respond(
     home: Path,
     benchmark: str,
-    contestant: Contestant,
+    participant: Participant,
     questions: Sequence[Question],
     decoding: Decoding,
     terminal: Terminal,
     *,
     n: int = 1,
-) -> tuple[list[list[list[Answer]]], Part]:
+) -> tuple[list[list[list[TextResponse]]], EvaluationStage]:
     """A policy's answers, as far as they are not there already.
 
     Args:
         home: the evaluation's folder.
         benchmark: its name.
-        contestant: a policy.
+        participant: a policy.
         questions: of the benchmark.
         decoding: how answers are drawn.
         terminal: where progress is shown.
         n: choices for each question.
 
     Returns:
-        For each question, in order, n choices of an answer for each turn; and the finished part.
+        For each question, in order, n choices of an answer for each turn; and the finished stage.
 
     Raises:
         RunError: a question is too long for the policy.
         sppo.policy.chat_format.ChatError: a question has a special token in its text, or the template refuses it.
     """
-    found = answers_part(home, benchmark, contestant, questions, decoding, n)
+    found = responses_stage(home, benchmark, participant, questions, decoding, n)
     if not found.is_done():
-        _Answering(found, benchmark, contestant, questions, decoding, terminal, n).run()
+        _Responding(found, benchmark, participant, questions, decoding, terminal, n).run()
     rows = {row["question_id"]: row for path in found.shards() for row in read_shard(path).to_pylist()}
     return [
         [
-            [Answer(turn["text"], len(turn["token_ids"]), turn["finish_reason"]) for turn in choice["turns"]]
+            [
+                TextResponse(turn["text"], len(turn["token_ids"]), turn["finish_reason"])
+                for turn in choice["turns"]
+            ]
             for choice in rows[question.id]["choices"]
         ]
         for question in questions
@@ -154,34 +159,34 @@ def empty_share(texts: Sequence[str]) -> float:
     return sum(not text.strip() for text in texts) / len(texts)
 
 
-def shortcomings(answers: Sequence[Sequence[Sequence[Answer]]]) -> dict[str, float]:
+def shortcomings(answers: Sequence[Sequence[Sequence[TextResponse]]]) -> dict[str, float]:
     """What answers lack: shares of those that are empty, cut, or had no room, and the mean length in tokens."""
     flat = [one for choices in answers for turns in choices for one in turns]
     return {
-        "answer_tokens": sum(one.tokens for one in flat) / len(flat),
+        "response_tokens": sum(one.tokens for one in flat) / len(flat),
         "truncated_share": sum(one.finish_reason == "length" for one in flat) / len(flat),
         "empty_share": empty_share([one.text for one in flat]),
         "no_room": float(sum(one.finish_reason == "no_room" for one in flat)),
     }
 
 
-class _Answering:
-    """The work of one part."""
+class _Responding:
+    """Computes the missing shards of one policy's responses."""
 
     def __init__(
         self,
-        found: Part,
+        found: EvaluationStage,
         benchmark: str,
-        contestant: Contestant,
+        participant: Participant,
         questions: Sequence[Question],
         decoding: Decoding,
         terminal: Terminal,
         n: int,
     ) -> None:
-        self.part, self.benchmark, self.contestant, self.n = found, benchmark, contestant, n
+        self.stage, self.benchmark, self.participant, self.n = found, benchmark, participant, n
         self.decoding, self.terminal = decoding, terminal
-        self.chat = chat_format.load(str(contestant.path))
-        self.room = policies.context_length(contestant.path) - decoding.sampling.max_new_tokens
+        self.chat = chat_format.load(str(participant.path))
+        self.room = policies.context_length(participant.path) - decoding.sampling.max_new_tokens
         # a shard has one temperature, so that one sampler at a time is loaded
         ordered = sorted(questions, key=lambda question: self._temperature(question))
         self.shards: list[list[Question]] = []
@@ -197,25 +202,25 @@ class _Answering:
             length = len(self._render(question, [{"role": "user", "content": question.turns[0]}]))
             if length > self.room:
                 raise RunError(
-                    f"{self.part.title}: {question.shown} has {length} tokens, and"
-                    f" {self.contestant.name} takes {max(self.room, 0)} beside an answer of"
+                    f"{self.stage.title}: {question.shown} has {length} tokens, and"
+                    f" {self.participant.name} takes {max(self.room, 0)} beside an answer of"
                     f" {self.decoding.sampling.max_new_tokens}; lower max_new_tokens of --sampling"
                 )
         total = sum(len(shard) for shard in self.shards)
-        with self.terminal.bar(self.part.title, total, "questions") as advance:
+        with self.terminal.bar(self.stage.title, total, "questions") as advance:
 
             def work(number: int) -> pa.Table:
-                rows = self._answered(self.shards[number])
+                rows = self._respond(self.shards[number])
                 advance(len(rows))
-                return table(rows, ANSWERS)
+                return table(rows, RESPONSES)
 
             def kept(number: int, there: bool) -> None:
                 if there:
                     advance(len(self.shards[number]))
 
-            self.part.publish(self.part.run_shards([() for _ in self.shards], work, kept))
+            self.stage.publish(self.stage.run_shards([() for _ in self.shards], work, kept))
 
-    def _answered(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    def _respond(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         sampler = self._load(self._temperature(questions[0]))
         rows: list[dict[str, Any]] = [
             {"question_id": question.id, "choices": [{"turns": []} for _ in range(self.n)]}
@@ -268,7 +273,7 @@ class _Answering:
         try:
             return self.chat.render([*system, *messages]).token_ids
         except chat_format.ChatError as error:
-            raise chat_format.ChatError(f"{self.part.title}: {question.shown}: {error}") from error
+            raise chat_format.ChatError(f"{self.stage.title}: {question.shown}: {error}") from error
 
     def _temperature(self, question: Question) -> float:
         own = self.decoding.sampling.temperature if question.temperature is None else question.temperature
@@ -283,7 +288,7 @@ class _Answering:
             self._sampler = None
             loaded = sampling.load(
                 self.decoding.sampling,
-                self.contestant.path,
+                self.participant.path,
                 temperature=temperature,
                 stop_ids=self.chat.stop_ids,
                 decode=self.chat.decode,

@@ -16,8 +16,8 @@ import pyarrow as pa
 from sppo import prompts as prompt_sources
 from sppo import randomness
 from sppo.benchmarks.best_of import choose
-from sppo.benchmarks.participants import Contestant, resolve
-from sppo.benchmarks.parts import Part, part, run
+from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
+from sppo.benchmarks.participants import Participant, resolve
 from sppo.progress import Advance, Terminal
 from sppo.recipe import PromptSource, Recipe
 from sppo.rundir.folder import RunError, write_text
@@ -37,12 +37,12 @@ _RESPONSE = pa.struct(
         ("log_prob", pa.float64()),
     ]
 )
-_DRAWN = pa.schema([*PROMPTS, ("responses", pa.list_(_RESPONSE))])
+_ROW = pa.schema([*PROMPTS, ("responses", pa.list_(_RESPONSE))])
 """`number` is the response's among the n of its prompt; `policy` is the name of the one that drew it."""
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleRequest:
     """What is to be drawn.
 
     Attributes:
@@ -62,7 +62,9 @@ class Draws:
     prompts: str | None = None
 
 
-def draw(recipe: Recipe, folder: Path, wanted: Draws, terminal: Terminal, output: Path | None = None) -> Path:
+def sample_responses(
+    recipe: Recipe, folder: Path, wanted: SampleRequest, terminal: Terminal, output: Path | None = None
+) -> Path:
     """Draw responses and write them as JSON lines; what is there already is not drawn again.
 
     Args:
@@ -79,23 +81,23 @@ def draw(recipe: Recipe, folder: Path, wanted: Draws, terminal: Terminal, output
         RunError: the run has no such policy, or the weights are not its policies'.
         sppo.prompts.PromptError: a prompt cannot be used.
     """
-    contestants, weights = _mixture(folder, wanted)
+    participants, weights = _mixture(folder, wanted)
     models = Models(recipe)
     prompts = _prompts(models, folder, wanted)
     home = folder / "draws"
-    parts = [
-        _Drawing(models, prompts, contestants, weights, wanted, number).part(home)
+    stages = [
+        _PolicyShare(models, prompts, participants, weights, wanted, number).stage(home)
         for number, weight in enumerate(weights)
         if weight > 0
     ]
-    for found, drawing in parts:
-        run(found, len(prompts), drawing, _DRAWN, terminal, "prompts")
+    for stage, share in stages:
+        stage.compute(len(prompts), share, _ROW, terminal, "prompts")
         models.release()
     rows = _together(
-        [run(found, len(prompts), drawing, _DRAWN, terminal, "prompts") for found, drawing in parts]
+        [stage.compute(len(prompts), share, _ROW, terminal, "prompts") for stage, share in stages]
     )
     if wanted.best:
-        rows = _best(models, home, rows, [found for found, _ in parts], terminal)
+        rows = _best(models, home, rows, [stage for stage, _ in stages], terminal)
     name = f"{'best-of' if wanted.best else 'draws'}-{wanted.n}{'-mixture' if wanted.mixture else ''}.jsonl"
     path = output or home / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def draw(recipe: Recipe, folder: Path, wanted: Draws, terminal: Terminal, output
     return path
 
 
-def _mixture(folder: Path, wanted: Draws) -> tuple[list[Contestant], np.ndarray]:
+def _mixture(folder: Path, wanted: SampleRequest) -> tuple[list[Participant], np.ndarray]:
     """The policies that take part, and their probabilities."""
     if not wanted.mixture:
         if wanted.iteration is None:
@@ -112,19 +114,19 @@ def _mixture(folder: Path, wanted: Draws) -> tuple[list[Contestant], np.ndarray]
         if wanted.iteration >= len(known):
             raise RunError(f"--iteration {wanted.iteration}: {folder} has {len(known) - 1} iterations so far")
         return [known[wanted.iteration]], np.ones(1)
-    contestants = resolve([str(folder)], every_iteration=True)
-    given = np.array(wanted.weights or [1.0] * len(contestants), dtype=np.float64)
-    names = ", ".join(one.name for one in contestants)
-    if len(given) != len(contestants):
+    participants = resolve([str(folder)], every_iteration=True)
+    given = np.array(wanted.weights or [1.0] * len(participants), dtype=np.float64)
+    names = ", ".join(one.name for one in participants)
+    if len(given) != len(participants):
         raise RunError(
-            f"--weights: {len(given)} for {len(contestants)} policies; give one for each of: {names}"
+            f"--weights: {len(given)} for {len(participants)} policies; give one for each of: {names}"
         )
     if not np.isfinite(given).all() or given.min() < 0 or given.sum() <= 0:
         raise RunError(f"--weights: {given.tolist()}; none may be negative, and their sum must be positive")
-    return contestants, given / given.sum()
+    return participants, given / given.sum()
 
 
-def _prompts(models: Models, folder: Path, wanted: Draws) -> list[dict[str, Any]]:
+def _prompts(models: Models, folder: Path, wanted: SampleRequest) -> list[dict[str, Any]]:
     room = models.sampling_limit - models.recipe.sampling.max_new_tokens
     if wanted.prompts is not None:
         source = PromptSource.model_validate({"source": wanted.prompts})
@@ -137,23 +139,23 @@ def _prompts(models: Models, folder: Path, wanted: Draws) -> list[dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class _PolicyShare:
     """One policy's share of the responses; work of a part.
 
     Attributes:
-        number: of the policy among the contestants.
+        number: of the policy among the participants.
     """
 
     models: Models
     prompts: Sequence[dict[str, Any]]
-    contestants: Sequence[Contestant]
+    participants: Sequence[Participant]
     weights: np.ndarray
-    wanted: Draws
+    wanted: SampleRequest
     number: int
 
-    def part(self, home: Path) -> tuple[Part, "_Drawing"]:
+    def stage(self, home: Path) -> tuple[EvaluationStage, "_PolicyShare"]:
         """Where it lies and what it depends on."""
-        of, contestant = self.models.recipe, self.contestants[self.number]
+        of, participant = self.models.recipe, self.participants[self.number]
         settings = {
             "prompts": [[row["prompt_id"], row["prompt_token_ids"]] for row in self.prompts],
             "n": self.wanted.n,
@@ -163,17 +165,19 @@ class _Drawing:
             "dtype": of.policy.dtype,
             "seed": of.seed,
         }
-        return part(home, f"{contestant.name}: draws", "drawn", settings, [contestant.fingerprint]), self
+        return evaluation_stage(
+            home, f"{participant.name}: draws", "drawn", settings, [participant.fingerprint]
+        ), self
 
     def __call__(self, numbers: range, advance: Advance) -> list[dict[str, Any]]:
         """The rows of some prompts, each with this policy's responses among the n."""
         rows = [{**self.prompts[number], "responses": []} for number in numbers]
         owned = [self._owned(row["prompt_id"]) for row in rows]
-        contestant = self.contestants[self.number]
+        participant = self.participants[self.number]
         # those of a prompt are drawn together, so that it goes through the model once
         for count in sorted({len(own) for own in owned} - {0}):
             of_count = [(row, own) for row, own in zip(rows, owned, strict=True) if len(own) == count]
-            drawn = self.models.sampler(contestant.path).sample(
+            drawn = self.models.sampler(participant.path).sample(
                 [row["prompt_token_ids"] for row, _ in of_count],
                 [("draw", self.models.recipe.seed, self.number, row["prompt_id"]) for row, _ in of_count],
                 count,
@@ -203,7 +207,7 @@ class _Drawing:
         stop_strings = StopStrings(tuple(self.models.recipe.sampling.stop), chat.decode)
         return {
             "number": number,
-            "policy": self.contestants[self.number].name,
+            "policy": self.participants[self.number].name,
             "token_ids": response.token_ids,
             "text": stop_strings.trim(chat.decode(response.token_ids)),
             "finish_reason": response.finish_reason,
@@ -225,11 +229,15 @@ def _together(of_policies: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str,
 
 
 def _best(
-    models: Models, home: Path, rows: list[dict[str, Any]], parts: Sequence[Part], terminal: Terminal
+    models: Models,
+    home: Path,
+    rows: list[dict[str, Any]],
+    stages: Sequence[EvaluationStage],
+    terminal: Terminal,
 ) -> list[dict[str, Any]]:
     """Of each prompt's responses the one with the highest win rate against the others."""
     texts = [[one["text"] for one in row["responses"]] for row in rows]
-    upstream = part(home, "draws", "together", {}, [found.fingerprint for found in parts])
+    upstream = evaluation_stage(home, "draws", "together", {}, [stage.fingerprint for stage in stages])
     chosen, found = choose(
         home,
         "draws",

@@ -1,0 +1,109 @@
+"""The six tasks of the Open LLM Leaderboard (v1), by lm-eval, from the hub's data or from local JSON lines.
+
+A local task is a task file of one's own that includes the packaged one and names other data: prompts, answers' scoring
+and examples are the packaged task's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sppo.benchmarks.open_llm.score import OpenLlmError, Task
+
+
+def packaged(task: Task) -> dict[str, Path]:
+    """The packaged task files by name: one, or one for each subject.
+
+    Raises:
+        OpenLlmError: lm-eval is not installed, or has no such task.
+    """
+    path = _tasks_folder() / task.file
+    files = sorted(path.glob(f"{task.name}_*.yaml")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise OpenLlmError(f"this version of lm-eval has no task {task.name!r} at {task.file}")
+    return {file.stem if path.is_dir() else task.name: file for file in files}
+
+
+def local_files(task: Task, data: Path) -> dict[str, dict[str, Path]]:
+    """A task's local data: of each of lm-eval's tasks, by its packaged name, the file of each split.
+
+    Args:
+        task: of the leaderboard.
+        data: with `TASK/SPLIT.jsonl`, for MMLU `mmlu/SUBJECT/SPLIT.jsonl`, rows as in the hub's data sets.
+
+    Returns:
+        Of MMLU those subjects that are there.
+
+    Raises:
+        OpenLlmError: a file is missing, or all are.
+    """
+    found = {}
+    for name in packaged(task):
+        home = data / task.name
+        if name != task.name:
+            home /= name.removeprefix(f"{task.name}_")
+            if not home.is_dir():
+                continue
+        files = {split: home / f"{split}.jsonl" for split in task.splits}
+        missing = [str(path) for path in files.values() if not path.is_file()]
+        if missing:
+            raise OpenLlmError(f"{task.column}: there is no {missing[0]}; local data have {', '.join(files)}")
+        found[name] = files
+    if not found:
+        raise OpenLlmError(f"{task.column}: {data / task.name} has a folder for no subject")
+    return found
+
+
+def write_local_tasks(task: Task, data: Path, folder: Path) -> list[str]:
+    """Task files that read local data.
+
+    Args:
+        task: of the leaderboard.
+        data: as of :func:`local_files`.
+        folder: where the task files are written.
+
+    Returns:
+        The names of lm-eval's tasks.
+
+    Raises:
+        OpenLlmError: there are no data.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    including = packaged(task)
+    for name, files in local_files(task, data).items():
+        local: dict[str, Any] = {
+            "include": str(including[name]),
+            "task": f"local_{name}",
+            "tag": [],
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {split: str(path.resolve()) for split, path in files.items()}},
+        }
+        # splits that the packaged task could use but that local data need not have
+        local |= {
+            f"{split}_split": None for split in ("training", "validation") if _split(split) not in files
+        }
+        (folder / f"local_{name}.yaml").write_text(yaml.safe_dump(local))
+        names.append(f"local_{name}")
+    return names
+
+
+def _split(name: str) -> str:
+    return "train" if name == "training" else name
+
+
+def _tasks_folder() -> Path:
+    try:
+        import lm_eval.tasks
+    except ImportError as error:
+        raise missing_lm_eval(error) from error
+    return Path(lm_eval.tasks.__file__).parent
+
+
+def missing_lm_eval(error: ImportError) -> OpenLlmError:
+    """The error that says how lm-eval is installed."""
+    return OpenLlmError(
+        f"the Open LLM Leaderboard needs lm-eval, which does not load ({error}); install it with: pip install 'sppo[eval]'"
+    )
