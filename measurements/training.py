@@ -30,7 +30,7 @@ import torch
 import transformers
 import trl_peer
 
-from sppo import algorithms, recipe
+from sppo.algorithms.sppo import SPPO
 from sppo.rundir.shards import table
 from sppo.rundir.tables import TRAINING
 from sppo.training.examples import StepBatches
@@ -139,7 +139,7 @@ class Ours:
             model=self.model,
             args=transformers.TrainingArguments(**common(args, folder), max_steps=1),
             batches=batches,
-            algorithm=algorithms.load(recipe.Sppo(eta=args.eta, reduction="sum")),
+            algorithm=SPPO(eta=args.eta, reduction="sum"),
             pack_tokens=args.pack_tokens,
             mixed_precision="no",
         )

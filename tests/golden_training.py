@@ -14,6 +14,7 @@ import numpy as np
 import tiny_models
 
 from sppo import recipe
+from sppo.algorithms.sppo import SPPO
 from sppo.policy import load as policies
 from sppo.rundir.shards import table, write_shard
 from sppo.rundir.tables import TRAINING
@@ -64,7 +65,7 @@ def trajectory(folder: Path, **training) -> list[dict[str, float]]:
         attn_implementation=None,
         trust_remote_code=False,
         chat_template=None,
-        algorithm=recipe.Sppo(eta=3.0, reduction="mean"),
+        algorithm=SPPO(eta=3.0, reduction="mean"),
         settings=recipe.Training(
             **{"learning_rate": 3e-4, "batch_prompts": 4, "epochs": 5, "pack_tokens": 100, **training}
         ),

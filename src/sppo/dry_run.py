@@ -5,12 +5,11 @@ from pathlib import Path
 
 from sppo import cost, randomness
 from sppo import prompts as prompt_sources
-from sppo.oracle import pairrm_path
 from sppo.oracle.opponents import count_pairs, opponents
 from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal
-from sppo.recipe import OracleConfig, PromptSource, Recipe, RecipeError, Training, load
+from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
 from sppo.rundir.summary import settings_text
 from sppo.training import CHECKPOINTS_KEPT
 from sppo.training.schedule import Steps, learning_rate, plan
@@ -23,7 +22,6 @@ _OPTIMISER_VALUES = {"adamw": 2.0, "rmsprop": 1.0, "sgd": 0.0, "adafactor": 0.1,
 # A response's row on disk: its token ids and text, compressed by about a half.
 _DISK_BYTES_PER_TOKEN = 4.0
 _PROMPT_TOKENS = 100.0
-_PAIRRM_PARAMETERS = 0.4e9
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def pairs_per_prompt(recipe: Recipe) -> int:
     if not recipe.algorithm.preferences:
         return 0
     k = recipe.sampling.k
-    m = getattr(recipe.oracle, "opponents", None) or k - 1
+    m = recipe.needed_oracle("annotation").compared_opponents() or k - 1
     return count_pairs(opponents(k, m, randomness.generator("opponents", recipe.seed, "any prompt")))
 
 
@@ -385,14 +383,8 @@ def _parameters(recipe: Recipe) -> float | None:
         return recipe.policy.parameters
 
 
-def _oracle_parameters(of: OracleConfig | None) -> float:
-    """Of PairRM: the folder's, or the published one's; others cost what they cost."""
-    if of is None or of.type != "pairrm":
-        return 0.0
-    try:
-        return policies.count_parameters(Path(pairrm_path(of.model))) or _PAIRRM_PARAMETERS
-    except (OSError, ValueError, KeyError):
-        return _PAIRRM_PARAMETERS
+def _oracle_parameters(oracle: OracleSection | None) -> float:
+    return 0.0 if oracle is None else oracle.parameters()
 
 
 def _count(value: float | None) -> str:

@@ -2,11 +2,14 @@ r"""Losses of self-play, as pure functions of log-ratios and win rates.
 
 A log-ratio is :math:`\log \pi_\theta(y|x) - \log \pi_t(y|x)` in nats, summed over the response
 tokens, the end-of-turn token included. :math:`\pi_t` is the opponent: the policy at the start of the
-iteration. Every function returns one loss per response (or per pair), not reduced.
+iteration. Every function returns one loss per response (or per pair), not reduced. :class:`Responses` holds what a loss
+can be made from.
 """
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -86,3 +89,63 @@ def spin(
 def sft(log_prob: Float[Tensor, " responses"]) -> Float[Tensor, " responses"]:
     r"""Supervised fine-tuning: the negative log-likelihood :math:`-\log\pi_\theta(y|x)` in nats."""
     return -log_prob
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The responses of some prompts in a row, with what losses need of each.
+
+    Attributes:
+        log_ratio: log pi_theta(y|x) - log pi_t(y|x), nats, with its gradient.
+        opponent: log pi_t(y|x), nats.
+        win_rate: P^(y > pi_t | x), over all K of the prompt; NaN where the oracle was not asked.
+        demonstration: whether it came with the prompt, instead of from pi_t.
+        references: log pi_s(y|x) - log pi_t(y|x) of the reference policies that the algorithm asks for, nats.
+        reward: what the algorithm's own `rewards` made of its comparisons; NaN where it makes nothing of them.
+        prompt: which prompt each belongs to, 0, 1, ...
+        log_partition: of each prompt, nats.
+        winner: the response with the highest win rate of each prompt, or its demonstration.
+        loser: the one with the lowest; the same where a prompt has one response.
+    """
+
+    log_ratio: Float[Tensor, " responses"]
+    opponent: Float[Tensor, " responses"]
+    win_rate: Float[Tensor, " responses"]
+    demonstration: Bool[Tensor, " responses"]
+    references: Float[Tensor, "policies responses"]
+    reward: Float[Tensor, " responses"]
+    prompt: Int[Tensor, " responses"]
+    log_partition: Float[Tensor, " prompts"]
+    winner: Int[Tensor, " prompts"]
+    loser: Int[Tensor, " prompts"]
+
+    def by_prompt(
+        self,
+        value: Float[Tensor, " responses"],
+        *,
+        mean: bool,
+        of: Bool[Tensor, " responses"] | None = None,
+    ) -> Float[Tensor, " prompts"]:
+        """Sum or mean over the responses of each prompt, or over some of them.
+
+        Args:
+            value: of each response.
+            mean: instead of the sum; 0 where a prompt has none.
+            of: the responses that count; None: all.
+        """
+        total = torch.zeros_like(self.log_partition)
+        counted = torch.ones_like(value) if of is None else of.to(value.dtype)
+        total = total.index_add(0, self.prompt, value if of is None else torch.where(of, value, 0.0))
+        if not mean:
+            return total
+        ones = torch.zeros_like(self.log_partition).index_add(0, self.prompt, counted)
+        return total / (ones if of is None else ones.clamp(min=1))
+
+    def pairwise(self, value: Float[Tensor, " responses"]) -> Float[Tensor, " prompts"]:
+        r"""Mean over the pairs of a prompt's responses of :math:`(v_i - v_j)^2`; 0 where a prompt has one response.
+
+        What a loss of differences is: whatever is added to all values of a prompt, such as log Z, has no part in it.
+        """
+        centred = value - self.by_prompt(value, mean=True)[self.prompt]
+        size = self.by_prompt(torch.ones_like(value), mean=False)
+        return 2 * self.by_prompt(centred**2, mean=False) / (size - 1).clamp(min=1)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from sppo import algorithms, objectives, recipe
+from sppo import objectives, recipe
+from sppo.algorithms.rlhf import RLHF
 from sppo.game import rock_paper_scissors
 from sppo.game.dynamics import (
     INPO,
@@ -263,7 +264,7 @@ def least(algorithm, past=(), policy=POLICY, payoff=CYCLIC):
         policy: pi_t, which the win rates are against.
         payoff: the game.
     """
-    of = algorithms.load(recipe.parse_algorithm(algorithm))
+    of = recipe.parse_algorithm(algorithm)
     n = len(policy.log)
     opponent = torch.from_numpy(policy.log)
     ratios = np.array([one.log for one in past]).reshape(len(past), n) - policy.log
@@ -271,7 +272,7 @@ def least(algorithm, past=(), policy=POLICY, payoff=CYCLIC):
 
     def loss(log_policy):
         return of.loss(
-            algorithms.Responses(
+            objectives.Responses(
                 log_ratio=log_policy - opponent,
                 opponent=opponent,
                 win_rate=torch.from_numpy(payoff @ policy.probability),
@@ -357,21 +358,19 @@ def test_rspo_under_reverse_kl_stands_still_at_the_regularised_equilibrium():
 def test_the_reward_of_rlhf_is_the_score_that_a_transitive_oracle_has():
     score = np.array([0.3, -1.0, 0.9, -0.2])
     matrix = 1 / (1 + np.exp(score[None] - score[:, None]))
-    np.testing.assert_allclose(
-        algorithms.load(recipe.Rlhf()).rewards(matrix, np.zeros((1, 4))), score, atol=1e-9
-    )
+    np.testing.assert_allclose(RLHF().rewards(matrix, np.zeros((1, 4))), score, atol=1e-9)
 
 
 def test_rlhf_climbs_to_the_base_tilted_by_its_reward():
     # a policy gradient is followed, not minimised: R is fixed in each step
     uniform = torch.full((4,), 0.25, dtype=torch.float64).log()
     beta, base = 0.5, torch.from_numpy(BASE.log)
-    of = algorithms.load(recipe.Rlhf(beta=beta))
+    of = RLHF(beta=beta)
     reward = torch.from_numpy(of.rewards(CYCLIC, np.zeros((1, 4))))
     logits = uniform.clone().requires_grad_()
     for _ in range(4000):
         loss = of.loss(
-            algorithms.Responses(
+            objectives.Responses(
                 log_ratio=logits.log_softmax(0) - uniform,
                 opponent=uniform,
                 win_rate=reward,

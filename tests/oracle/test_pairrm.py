@@ -180,8 +180,8 @@ def test_texts_over_their_limit_are_cut_and_counted(small):
     oracle = PairRM.from_pretrained(small, device="cpu")
     oracle.compare(["q " * 50, "q"], [["w " * 50, "w"], ["w " * 40, ""]])
     counts = oracle.truncation
-    assert (counts.sources, counts.sources_cut) == (2, 1)
-    assert (counts.candidates, counts.candidates_cut) == (4, 2)
+    assert (counts.prompts, counts.prompts_truncated) == (2, 1)
+    assert (counts.responses, counts.responses_truncated) == (4, 2)
     source, candidates = oracle.inputs.parts("q " * 50, ["w " * 50])
     assert (len(source), len(candidates[0])) == (40, 20)
     source, candidates = oracle.inputs.parts("", ["w " * 50])
@@ -206,14 +206,14 @@ def test_lists_that_do_not_fit_are_refused(small):
 def test_some_pairs_are_answered_as_among_all(small):
     oracle = PairRM.from_pretrained(small, device="cpu")
     whole = oracle.compare(PROMPTS, RESPONSES)
-    asked = oracle.truncation.candidates
+    asked = oracle.truncation.responses
     wanted = np.zeros((3, 4, 4), dtype=bool)
     wanted[:, 0, 2] = wanted[:, 2, 0] = wanted[1, 3, 0] = wanted[1, 0, 3] = True
     found = oracle.compare_pairs(PROMPTS, RESPONSES, wanted)
     np.testing.assert_allclose(found[wanted], whole[wanted], atol=1e-6)
-    assert oracle.truncation.candidates == 2 * asked  # each text is read once, however often it is compared
+    assert oracle.truncation.responses == 2 * asked  # each text is read once, however often it is compared
     counts = load({"type": "pairrm", "model": str(small)}).counts
-    assert counts == dict.fromkeys(("sources", "sources_cut", "candidates", "candidates_cut"), 0)
+    assert counts == dict.fromkeys(("prompts", "prompts_truncated", "responses", "responses_truncated"), 0)
     with pytest.raises(OracleError, match="averaged is made from all pairs"):
         PairRM.from_pretrained(small, probability="averaged", device="cpu").compare_pairs(
             PROMPTS, RESPONSES, wanted

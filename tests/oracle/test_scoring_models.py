@@ -144,7 +144,7 @@ def test_scores_are_the_plain_ones(reward_folder):
     difference = expected[:, :, None] - expected[:, None, :]
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-difference)), atol=1e-6)
     assert not cyclic_triples(found).any()
-    assert model.counts == {"texts": 24, "cut": 0, "markup": 0}
+    assert model.counts == {"texts": 24, "texts_truncated": 0, "markup": 0}
 
 
 def test_an_encoder_reads_a_pair_of_texts_with_their_types(encoder_folder):
@@ -160,7 +160,7 @@ def test_an_encoder_reads_a_pair_of_texts_with_their_types(encoder_folder):
                 assert float(plain(**inputs).logits) == pytest.approx(score, abs=5e-6)
     long = model.scores(["fox " * 40], [["dog " * 40, "dog " * 39]])
     assert np.isfinite(long).all()
-    assert model.counts["cut"] == 2
+    assert model.counts["texts_truncated"] == 2
 
 
 def test_a_long_text_is_cut_and_counted(reward_folder):
@@ -168,7 +168,7 @@ def test_a_long_text_is_cut_and_counted(reward_folder):
     texts = ["The sea is wide. " * 20, "The sea is wide. " * 30, "Yes."]
     scores = model.scores(["Hello"], [texts])[0]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)  # the same first 40 tokens
-    assert model.counts == {"texts": 3, "cut": 2, "markup": 0}
+    assert model.counts == {"texts": 3, "texts_truncated": 2, "markup": 0}
 
 
 def test_markup_in_a_text_is_text(reward_folder):

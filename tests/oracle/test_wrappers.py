@@ -6,7 +6,7 @@ from scipy.special import expit, logit
 
 from sppo import oracle
 from sppo.oracle import CheckedOracle
-from sppo.oracle.wrappers import fit_penalty, length_controlled, length_matched, near_tie, wrap
+from sppo.oracle.wrappers import Wrapper, fit_penalty, length_controlled, length_matched, near_tie
 from sppo.recipe import RecipeError, parse_oracle
 from sppo.rundir.tables import PreferencesRow, to_table
 from sppo.stages.annotate import preference_rows
@@ -83,12 +83,12 @@ def test_the_fitted_penalty_is_the_one_that_was_put_in():
 )
 def test_around_a_panel_every_answer_is_kept(settings):
     wrapped = oracle.load({**settings, "oracle": PANEL})
-    matrix, parts = wrapped.explain(PROMPTS, TEXTS)
-    inner = oracle.load(PANEL).explain(PROMPTS, TEXTS)
+    matrix, parts = wrapped.compare_with_components(PROMPTS, TEXTS)
+    inner = oracle.load(PANEL).compare_with_components(PROMPTS, TEXTS)
     np.testing.assert_array_equal(parts["panel"], inner.matrix)
     assert list(parts) == ["panel", "panel/scholar", "panel/editor", "panel/host"]
     np.testing.assert_allclose(
-        np.mean([inner.parts[name] for name in ("scholar", "editor", "host")], axis=0), inner.matrix
+        np.mean([inner.components[name] for name in ("scholar", "editor", "host")], axis=0), inner.matrix
     )
     assert not np.allclose(matrix, inner.matrix)
     np.testing.assert_array_equal(matrix, wrapped.compare(PROMPTS, TEXTS))
@@ -121,7 +121,7 @@ class Asked:
 def test_what_is_inside_is_asked_about_the_wanted_pairs_alone(settings):
     config = parse_oracle({**settings, "oracle": PANEL})
     inner = Asked()
-    found = CheckedOracle(wrap(CheckedOracle(inner), "panel", config))
+    found = CheckedOracle(Wrapper(CheckedOracle(inner), "panel", config.adjust))
     wanted = np.zeros((2, 4, 4), dtype=bool)
     wanted[:, 0, 1] = wanted[:, 2, 3] = True
     both = wanted | wanted.swapaxes(1, 2) | np.eye(4, dtype=bool)
@@ -144,7 +144,11 @@ def test_opponents_of_the_oracle_inside_are_the_wrappers():
 def test_wrappers_stand_around_wrappers_and_in_panels():
     inner = {"type": "near_tie", "delta": 0.2, "oracle": PANEL}
     around = {"type": "length_controlled", "penalty": 1.0, "oracle": inner}
-    parts = oracle.load({"type": "panel", "members": [around, PANEL, PANEL]}).explain(PROMPTS, TEXTS).parts
+    parts = (
+        oracle.load({"type": "panel", "members": [around, PANEL, PANEL]})
+        .compare_with_components(PROMPTS, TEXTS)
+        .components
+    )
     assert list(parts)[:3] == [
         "length_controlled",
         "length_controlled/near_tie",
@@ -154,21 +158,23 @@ def test_wrappers_stand_around_wrappers_and_in_panels():
 
 
 def test_the_parts_stand_in_the_preferences_of_a_run():
-    found = oracle.load({"type": "near_tie", "delta": 0.2, "oracle": PANEL}).explain(PROMPTS, TEXTS)
+    found = oracle.load({"type": "near_tie", "delta": 0.2, "oracle": PANEL}).compare_with_components(
+        PROMPTS, TEXTS
+    )
     rows = preference_rows(["a", "b"], found)
     back = to_table(rows, PreferencesRow).to_pylist()
     assert [row["prompt_id"] for row in back] == ["a", "b"]
     for number, row in enumerate(back):
         np.testing.assert_array_equal(row["matrix"], found.matrix[number])
         parts = {part["oracle"]: part["matrix"] for part in row["components"]}
-        assert list(parts) == list(found.parts)
+        assert list(parts) == list(found.components)
         for name, matrix in parts.items():
-            np.testing.assert_array_equal(matrix, found.parts[name][number])
+            np.testing.assert_array_equal(matrix, found.components[name][number])
 
 
 def test_which_oracles_cannot_go_round():
     def transitive(**settings):
-        return oracle.is_transitive(parse_oracle(settings))
+        return parse_oracle(settings).is_transitive
 
     assert transitive(type="reward_model", model="m")
     assert transitive(type="pairrm", probability="averaged")

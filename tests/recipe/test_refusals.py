@@ -39,7 +39,8 @@ from sppo.recipe import Recipe, RecipeError, load, parse, parse_oracle
             with_oracle("{type: panel, members: [{type: pairrm, modle: x}, {type: functon}]}"),
             [
                 "oracle.members.0.modle: unknown key; did you mean `model`?",
-                "oracle.members.1.type: 'functon' is unknown; did you mean 'function'?",
+                "oracle.members.1.type: 'functon' is unknown; did you mean 'function'? Known: function, panel, pairrm, reward_model,"
+                " general_preference, judge, length_controlled, length_matched, near_tie",
             ],
         ),
         (

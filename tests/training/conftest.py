@@ -2,6 +2,7 @@ import pytest
 from training_jobs import OPPONENT, examples_table
 
 from sppo import recipe
+from sppo.algorithms.sppo import SPPO
 from sppo.policy import load as policies
 from sppo.rundir.shards import write_shard
 from sppo.training import TrainingJob
@@ -32,7 +33,7 @@ def job(tiny_model, tmp_path):
             attn_implementation=None,
             trust_remote_code=False,
             chat_template=None,
-            algorithm=recipe.Sppo(**(algorithm or {"eta": 2.0})),
+            algorithm=SPPO(**(algorithm or {"eta": 2.0})),
             settings=recipe.Training(**{"learning_rate": 1e-3, "batch_prompts": 4, "epochs": 2, **training}),
         )
 

@@ -12,6 +12,7 @@ from small_runs import digests, play, rows, small
 from training_jobs import FAMILIES, OPPONENT, TREES, examples_table, metrics
 
 from sppo import recipe
+from sppo.algorithms.sppo import SPPO
 from sppo.policy import load as policies
 from sppo.policy.adapter import AdapterError
 from sppo.rundir.shards import write_shard
@@ -62,7 +63,7 @@ def job(tiny_model, tmp_path):
             attn_implementation=None,
             trust_remote_code=False,
             chat_template=None,
-            algorithm=recipe.Sppo(eta=2.0),
+            algorithm=SPPO(eta=2.0),
             settings=recipe.Training.model_validate(
                 {"learning_rate": 1e-2, "batch_prompts": 4, "epochs": 2, "adapter": adapter, **changes}
             ),

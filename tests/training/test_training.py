@@ -16,8 +16,8 @@ from training_jobs import (
 )
 from transformers import AutoModelForCausalLM, get_scheduler
 
-from sppo import recipe
 from sppo.algorithms import sppo as sppo_algorithm
+from sppo.algorithms.dpo import DPO
 from sppo.policy import load as policies
 from sppo.training import train
 from sppo.training.examples import StepBatches, TrainingError, read
@@ -297,7 +297,7 @@ def test_a_line_of_several_steps_has_their_means(job):
 
 
 def test_a_loss_of_differences_has_no_targets(job):
-    told = dataclasses.replace(job(epochs=1), algorithm=recipe.Dpo(beta=0.1))
+    told = dataclasses.replace(job(epochs=1), algorithm=DPO(beta=0.1))
     train(told)
     assert not [name for name in metrics(told)[0] if name.startswith("target")]
 

@@ -6,8 +6,10 @@ import torch
 import transformers
 import trl_peer
 
-from sppo import algorithms, recipe
-from sppo.algorithms import Responses
+from sppo.algorithms.dpo import DPO
+from sppo.algorithms.ipo import IPO
+from sppo.algorithms.sppo import SPPO
+from sppo.objectives import Responses
 from sppo.rundir.shards import table
 from sppo.rundir.tables import TRAINING
 from sppo.training.examples import StepBatches
@@ -82,13 +84,13 @@ def ours(pairs, folder, algorithm, pack_tokens=64):
     model = model_of(0).eval()
     trees = [Tree(prompt, [chosen, rejected]) for prompt, chosen, rejected in pairs]
     opponent = log_probs(model, trees, pack_tokens=1000)
-    loaded = algorithms.load(algorithm)
+    loaded = algorithm
     rows = [
         {
             "prompt_id": str(number),
             "prompt_token_ids": tree.prompt,
             "opponent": "pi_1",
-            "log_partition": loaded.log_partition(np.array([1.0, 0.0])),
+            "log_partition": loaded.compute_log_partition(np.array([1.0, 0.0])),
             "responses": [
                 {"k": k, "token_ids": ids, "win_rate": rate, "opponent_log_prob": value}
                 for k, (ids, rate, value) in enumerate(zip(tree.responses, (1.0, 0.0), opponent[number]))
@@ -120,8 +122,8 @@ def gradients(model):
     ("settings", "algorithm"),
     [
         # eta is 1/beta, and the loss is the sum over the pair
-        ({"loss_type": "sppo_hard", "beta": 0.4}, recipe.Sppo(eta=2.5, reduction="sum")),
-        ({"loss_type": "sigmoid", "beta": 0.3}, recipe.Dpo(beta=0.3)),
+        ({"loss_type": "sppo_hard", "beta": 0.4}, SPPO(eta=2.5, reduction="sum")),
+        ({"loss_type": "sigmoid", "beta": 0.3}, DPO(beta=0.3)),
     ],
 )
 def test_losses_and_gradients_are_trls(tmp_path, settings, algorithm):
@@ -138,7 +140,7 @@ def test_ipo_is_trls_where_its_division_by_length_is_one_number(tmp_path):
     length, beta = 8, 0.2
     pairs = draw([(5, length, length), (9, length, length), (3, length, length)])
     loss, gradient = theirs(pairs, tmp_path / "trl", loss_type="ipo", beta=beta)
-    mine, my_gradient = ours(pairs, tmp_path / "sppo", recipe.Ipo(tau=beta / length))
+    mine, my_gradient = ours(pairs, tmp_path / "sppo", IPO(tau=beta / length))
     assert mine / length**2 == pytest.approx(loss, rel=1e-5)
     assert (my_gradient / length**2 - gradient).norm() <= 1e-5 * gradient.norm()
 
@@ -149,7 +151,7 @@ def test_with_the_released_codes_win_rates_the_loss_is_the_released_codes():
     log_ratios = np.random.default_rng(2).normal(size=(6, 5))
     beta = 0.001
     expected, found = [], []
-    algorithm = algorithms.load(recipe.Sppo(eta=1 / beta, reduction="mean"))
+    algorithm = SPPO(eta=1 / beta, reduction="mean")
     for score, ratio in zip(scores, log_ratios):
         wins = [np.mean([1 / (1 + np.exp(other - one)) for other in score]) for one in score]
         best, worst = int(np.argmax(score)), int(np.argmin(score))
@@ -167,7 +169,7 @@ def test_with_the_released_codes_win_rates_the_loss_is_the_released_codes():
             references=torch.zeros((0, 2), dtype=torch.float64),
             reward=torch.full((2,), torch.nan, dtype=torch.float64),
             prompt=torch.tensor([0, 0]),
-            log_partition=torch.tensor([algorithm.log_partition(rate)], dtype=torch.float64),
+            log_partition=torch.tensor([algorithm.compute_log_partition(rate)], dtype=torch.float64),
             winner=torch.tensor([0]),
             loser=torch.tensor([1]),
         )

@@ -8,33 +8,19 @@ Needs: responses with win rates, and the reference's log-probabilities. The rele
 iterations; a run of three can move it once or twice.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor
+from pydantic import Field
 
-from sppo.algorithms import Responses
 from sppo.algorithms.inpo import INPO
-from sppo.winrates import Array
 
 
-@dataclass(frozen=True)
-class COMAL:
-    """The update of COMAL; which policy the reference is, the recipe's section says."""
+class COMAL(INPO):
+    """INPO whose reference moves to the current policy after every `inner` iterations."""
 
-    eta: float
-    tau: float
+    type: Literal["comal"] = "comal"  # type: ignore[assignment]
+    inner: int = Field(2, ge=1, description="iterations before the reference moves to the policy")
 
-    def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """INPO's, with the present reference."""
-        return INPO(self.eta, self.tau).loss(responses)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at differences of log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""
+    def reference_policies(self, t: int) -> tuple[int, ...]:
+        """The policy at which the reference last moved."""
+        return (t - (t - 1) % self.inner,)

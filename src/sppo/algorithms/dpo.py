@@ -5,33 +5,30 @@ paper's reference is one fixed policy. Needs a pair per prompt: a prompt with on
 no gradient. Which of the two won is all it knows of the oracle; how clearly is lost.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from sppo import objectives
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from pydantic import Field
+
+from sppo.recipe.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
 
 
-@dataclass(frozen=True)
-class DPO:
-    """The update of iterative DPO."""
+class DPO(Algorithm):
+    """Iterative DPO on the best and the worst response of each prompt."""
 
-    beta: float
+    type: Literal["dpo"] = "dpo"
+    beta: float = Field(0.1, gt=0, description="as in DPO: a larger one stays closer to pi_t")
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """As :func:`sppo.objectives.dpo`."""
+        """:func:`sppo.objectives.dpo` of the best response against the worst."""
+        from sppo import objectives
+
         ratio = responses.log_ratio
         return objectives.dpo(ratio[responses.winner], ratio[responses.loser], beta=self.beta)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at the difference of two log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""

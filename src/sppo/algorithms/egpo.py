@@ -11,21 +11,27 @@ Needs: responses with win rates, the base's log-probabilities and, in even itera
 paper takes one gradient step of this loss on uniformly drawn pairs for each half; here each is minimised.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from sppo.algorithms.regularised import Regularised
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
 
 
-@dataclass(frozen=True)
-class EGPO:
-    """The update of EGPO; where the step began, the recipe's section says."""
+class EGPO(Regularised):
+    """Extragradient: odd iterations look ahead, even ones step from where the odd one began."""
 
-    eta: float
-    tau: float
+    type: Literal["egpo"] = "egpo"
+
+    def reference_policies(self, t: int) -> tuple[int, ...]:
+        """The policy where the step begins, then the base policy."""
+        return (t if t % 2 else t - 1, 1)
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
@@ -33,13 +39,3 @@ class EGPO:
         share = self.eta * self.tau
         h = responses.log_ratio - (1 - share) * start - share * base
         return responses.pairwise(h - self.eta * responses.win_rate)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at differences of log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""

@@ -13,33 +13,29 @@ targets over y' counts (sppo.game.dynamics.inpo), and here nothing is drawn. On 
 (`selection: best_worst`) neither form is unbiased where preferences go in circles.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from sppo.algorithms.regularised import Regularised
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
 
 
-@dataclass(frozen=True)
-class INPO:
-    """The update of INPO."""
+class INPO(Regularised):
+    """Mirror descent on the game that the base policy regularises."""
 
-    eta: float
-    tau: float
+    type: Literal["inpo"] = "inpo"
+
+    def reference_policies(self, t: int) -> tuple[int, ...]:
+        """The base policy."""
+        return (1,)
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
         h = responses.log_ratio - self.eta * self.tau * responses.references[0]
         return responses.pairwise(h - self.eta * responses.win_rate)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at differences of log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""

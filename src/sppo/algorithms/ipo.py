@@ -4,33 +4,30 @@ r"""Iterative IPO (arXiv:2310.12036, Equation 17): the best against the worst of
 the paper's reference is one fixed policy. Needs a pair per prompt: a prompt with one usable response has no gradient.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from sppo import objectives
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from pydantic import Field
+
+from sppo.recipe.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
 
 
-@dataclass(frozen=True)
-class IPO:
-    """The update of iterative IPO."""
+class IPO(Algorithm):
+    """Iterative IPO on the best and the worst response of each prompt."""
 
-    tau: float
+    type: Literal["ipo"] = "ipo"
+    tau: float = Field(0.1, gt=0, description="as in IPO: the log-ratios are to differ by 1/(2 tau)")
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """As :func:`sppo.objectives.ipo`."""
+        """:func:`sppo.objectives.ipo` of the best response against the worst."""
+        from sppo import objectives
+
         ratio = responses.log_ratio
         return objectives.ipo(ratio[responses.winner], ratio[responses.loser], tau=self.tau)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at the difference of two log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""

@@ -10,21 +10,30 @@ the responses are all drawn from :math:`\pi_t` and the weights of the policies a
 choice of a winner by a reward model; here on win rates (inpo.py says why that is the same).
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from pydantic import Field
+
+from sppo.algorithms.regularised import Regularised
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
 
 
-@dataclass(frozen=True)
-class MNPO:
-    """The update of MNPO; how many opponents there are, the recipe's section says."""
+class MNPO(Regularised):
+    """INPO against the geometric mean of several policies."""
 
-    eta: float
-    tau: float
+    type: Literal["mnpo"] = "mnpo"
+    opponents: int = Field(2, ge=1, description="how many of the last policies stand in the mean")
+
+    def reference_policies(self, t: int) -> tuple[int, ...]:
+        """The base policy, then the last policies, the newest first."""
+        return (1, *(s for s in range(t, t - self.opponents, -1) if s >= 1))
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
@@ -32,13 +41,3 @@ class MNPO:
         share = self.eta * self.tau
         h = responses.log_ratio - share * base - (1 - share) * opponents
         return responses.pairwise(h - self.eta * responses.win_rate)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at differences of log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""

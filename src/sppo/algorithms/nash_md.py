@@ -11,34 +11,37 @@ and resting on fewer and fewer of them as the policy leaves the base; with eta t
 nats, one response can have e^1.5 times another's weight.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from sppo.algorithms.regularised import Regularised
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
+    from sppo.winrates import Array
 
 
-@dataclass(frozen=True)
-class NashMD:
-    """The update of Nash-MD."""
+class NashMD(Regularised):
+    """Mirror descent from, and against, the mixture of the policy and the base policy."""
 
-    eta: float
-    tau: float
+    all_responses: ClassVar[bool] = True
+
+    type: Literal["nash_md"] = "nash_md"
+
+    def reference_policies(self, t: int) -> tuple[int, ...]:
+        """The base policy."""
+        return (1,)
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
         h = responses.log_ratio - self.eta * self.tau * responses.references[0]
         return responses.pairwise(h - self.eta * responses.reward)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at differences of log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
 
     def rewards(self, matrix: Array, references: Array) -> Array:
         """Win rates against the mixture, [m]."""

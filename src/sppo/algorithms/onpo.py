@@ -14,20 +14,30 @@ a second network; here it is eliminated, which is exact where each iteration rea
 what is taken back is what the step in fact made of the win rates.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from pydantic import Field
+
+from sppo.recipe.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
 
 
-@dataclass(frozen=True)
-class ONPO:
-    """The update of ONPO."""
+class ONPO(Algorithm):
+    """Optimistic mirror descent: the last win rates count twice, those before them are taken back."""
 
-    eta: float
+    type: Literal["onpo"] = "onpo"
+    eta: float = Field(1e3, gt=0, description="step size of the game, as SPPO's")
+
+    def reference_policies(self, t: int) -> tuple[int, ...]:
+        """All policies before pi_t: earlier win rates are read off the steps that they led to."""
+        return tuple(range(1, t))
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over the pairs of each prompt, nats squared."""
@@ -39,13 +49,3 @@ class ONPO:
         for step in steps[1:]:
             before = (step + before) / 2
         return responses.pairwise(responses.log_ratio + before - 2 * self.eta * responses.win_rate)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at differences of log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""

@@ -17,25 +17,37 @@ Needs: all K responses with their comparisons, and the base's log-probabilities.
 probabilities are taken no nearer to 0 and 1 than 0.001.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
+from pydantic import Field
 
-from sppo.algorithms import Responses
-from sppo.game.bradley_terry import fit_log_strength
-from sppo.winrates import Array
+from sppo.recipe.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
+    from sppo.winrates import Array
 
 _CERTAIN = 0.001
 _MOST_NATS = 5.0
 
 
-@dataclass(frozen=True)
-class RLHF:
-    """The update of reward-based RLHF; beta weighs the KL to the base."""
+class RLHF(Algorithm):
+    """A Bradley-Terry reward, and a policy gradient with the KL to the base policy."""
 
-    beta: float
+    all_responses: ClassVar[bool] = True
+
+    type: Literal["rlhf"] = "rlhf"
+    beta: float = Field(0.1, gt=0, description="weight of the KL to the base policy, nats of reward per nat")
+
+    def reference_policies(self, t: int) -> tuple[int, ...]:
+        """The base policy."""
+        return (1,)
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Minus the surrogate of each prompt, in nats of reward; its value says nothing, its gradient does."""
@@ -47,15 +59,10 @@ class RLHF:
         advantage = (gain - mean) * size / (size - 1).clamp(min=1)
         return -responses.by_prompt(ratio.clamp(max=_MOST_NATS).exp() * advantage, mean=True)
 
-    def targets(self, responses: Responses) -> None:
-        """None: it follows a gradient."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: there is none."""
-        return 0.0
-
     def rewards(self, matrix: Array, references: Array) -> Array:
         """The Bradley-Terry reward of each response, [m], nats, with mean 0."""
+        from sppo.game.bradley_terry import fit_log_strength
+
         finite = matrix.clip(_CERTAIN, 1 - _CERTAIN)
-        found: Array = fit_log_strength(finite, np.full(len(finite), 1 / len(finite)))
-        return found
+        rewards: Array = fit_log_strength(finite, np.full(len(finite), 1 / len(finite)))
+        return rewards

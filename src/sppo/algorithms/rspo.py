@@ -12,42 +12,51 @@ policy thinks many nats more probable than :math:`\pi_t` dominates the estimate.
 found in a source at hand.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from sppo import objectives
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from pydantic import Field
+
+from sppo.recipe.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
+    from sppo.winrates import Array
 
 
-@dataclass(frozen=True)
-class RSPO:
-    """The update of RSPO; eta is the step size of the game."""
+class RSPO(Algorithm):
+    """SPPO's least squares and a divergence from the base policy."""
 
-    eta: float
-    forward_kl: float
-    reverse_kl: float
+    type: Literal["rspo"] = "rspo"
+    eta: float = Field(1e3, gt=0, description="step size of the game, as SPPO's")
+    forward_kl: float = Field(0.1, ge=0, description="weight of KL(base || pi), nats squared per nat")
+    reverse_kl: float = Field(0.1, ge=0, description="weight of KL(pi || base), nats squared per nat")
+
+    def reference_policies(self, t: int) -> tuple[int, ...]:
+        """The base policy."""
+        return (1,)
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Mean over each prompt's responses, nats squared."""
+        from sppo import objectives
+
         ratio, base = responses.log_ratio, responses.references[0]
-        each = objectives.sppo(ratio, responses.win_rate, eta=self.eta)
+        losses = objectives.sppo(ratio, responses.win_rate, eta=self.eta)
         policy_weight, base_weight = ratio.exp(), base.exp()
         if self.forward_kl:
-            each = each + self.forward_kl * (base_weight * (base - ratio) - base_weight + policy_weight)
+            losses = losses + self.forward_kl * (base_weight * (base - ratio) - base_weight + policy_weight)
         if self.reverse_kl:
-            each = each + self.reverse_kl * (policy_weight * (ratio - base) - policy_weight + base_weight)
-        return responses.by_prompt(each, mean=True)
+            losses = losses + self.reverse_kl * (policy_weight * (ratio - base) - policy_weight + base_weight)
+        return responses.by_prompt(losses, mean=True)
 
     def targets(self, responses: Responses) -> Float[Tensor, " responses"]:
-        """Those of its least squares, eta (P^ - 1/2); the divergences pull away from them."""
+        """The targets of the least squares, eta (P^ - 1/2); the divergences pull away from them."""
         return self.eta * (responses.win_rate - 0.5)
 
-    def log_partition(self, win_rate: Array) -> float:
-        """eta/2, as SPPO's."""
+    def compute_log_partition(self, win_rates: Array) -> float:
+        """eta/2, as in SPPO's loss."""
         return self.eta / 2
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""

@@ -5,31 +5,31 @@ log-likelihood of a response is the sum over its tokens and a step takes the mea
 demonstration counts alike; most trainers take the mean over tokens, in which long ones count more.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sppo import objectives
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from sppo.recipe.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
 
 
-@dataclass(frozen=True)
-class SFT:
-    """The update of supervised fine-tuning."""
+class SFT(Algorithm):
+    """Supervised fine-tuning on demonstrations."""
+
+    samples: ClassVar[bool] = False
+    preferences: ClassVar[bool] = False
+    demonstrations: ClassVar[bool] = True
+
+    type: Literal["sft"] = "sft"
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """As :func:`sppo.objectives.sft`, averaged over each prompt's demonstrations."""
-        each = objectives.sft(responses.log_ratio + responses.opponent)
-        return responses.by_prompt(each, mean=True, of=responses.demonstration)
+        """The mean of :func:`sppo.objectives.sft` over each prompt's demonstrations."""
+        from sppo import objectives
 
-    def targets(self, responses: Responses) -> None:
-        """None: a likelihood has no target."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: there is none."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: it learns from no comparisons."""
+        losses = objectives.sft(responses.log_ratio + responses.opponent)
+        return responses.by_prompt(losses, mean=True, of=responses.demonstration)

@@ -10,36 +10,35 @@ the loss is the mean over all K. Its released code, from the second iteration on
 iteration before; here each iteration has prompts and responses of its own.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sppo import objectives
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from pydantic import Field
+
+from sppo.recipe.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
 
 
-@dataclass(frozen=True)
-class SPIN:
-    """The update of SPIN; lam is the paper's lambda."""
+class SPIN(Algorithm):
+    """Demonstrations against pi_t's own responses."""
 
-    lam: float
+    preferences: ClassVar[bool] = False
+    demonstrations: ClassVar[bool] = True
+
+    type: Literal["spin"] = "spin"
+    lam: float = Field(0.1, gt=0, description="the paper's lambda: a larger one stays closer to pi_t")
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """As :func:`sppo.objectives.spin`, averaged over each prompt's generated responses."""
+        """The mean of :func:`sppo.objectives.spin` over each prompt's generated responses."""
+        from sppo import objectives
+
         real = responses.by_prompt(responses.log_ratio, mean=True, of=responses.demonstration)
-        each = objectives.spin(real[responses.prompt], responses.log_ratio, lam=self.lam)
-        generated = torch.logical_not(responses.demonstration)
-        return responses.by_prompt(each, mean=True, of=generated)
-
-    def targets(self, responses: Responses) -> None:
-        """None: it looks at the difference of two log-ratios."""
-
-    def log_partition(self, win_rate: Array) -> float:
-        """0: it cancels in a difference of log-ratios."""
-        return 0.0
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: it learns from no comparisons."""
+        losses = objectives.spin(real[responses.prompt], responses.log_ratio, lam=self.lam)
+        generated = ~responses.demonstration
+        return responses.by_prompt(losses, mean=True, of=generated)

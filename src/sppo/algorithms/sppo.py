@@ -6,47 +6,59 @@ Needs: K sampled responses with win rates; no pairs, no demonstrations. The oppo
 the iteration. The paper sums over the selected responses of a prompt, the released code takes their mean.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from sppo import objectives
-from sppo.algorithms import Responses
-from sppo.winrates import Array
+from pydantic import Field
+
+from sppo.recipe.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from sppo.objectives import Responses
+    from sppo.winrates import Array
 
 
-@dataclass(frozen=True)
-class SPPO:
-    """The update of SPPO; eta is the step size of the game."""
+class SPPO(Algorithm):
+    """The update of SPPO."""
 
-    eta: float
-    reduction: Literal["sum", "mean"]
-    partition: Literal["half_eta", "samples"] | float
+    type: Literal["sppo"] = "sppo"
+    eta: float = Field(1e3, gt=0, description="step size of the game (the released code's 1/beta)")
+    log_partition: Literal["half_eta", "samples"] | float = Field(
+        "half_eta",
+        description="half_eta: eta/2 as in the paper; samples: exact over the K; or a number, nats",
+    )
+    reduction: Literal["sum", "mean"] = Field(
+        "mean", description="over the selected responses of a prompt: sum (paper) or mean (released code)"
+    )
 
-    def log_partition(self, win_rate: Array) -> float:
+    def compute_log_partition(self, win_rates: Array) -> float:
         """eta/2 as in the paper, its value over the K samples, or a given number; nats."""
-        if self.partition == "half_eta":
+        if self.log_partition == "half_eta":
             return self.eta / 2
-        if self.partition == "samples":
-            return float(objectives.log_partition_over_samples(torch.from_numpy(win_rate), eta=self.eta))
-        return float(self.partition)
+        if self.log_partition == "samples":
+            import torch
+
+            from sppo import objectives
+
+            return float(objectives.log_partition_over_samples(torch.from_numpy(win_rates), eta=self.eta))
+        return float(self.log_partition)
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """As :func:`sppo.objectives.sppo`, summed or averaged over each prompt's responses."""
-        each = objectives.sppo(
+        """The squares of :func:`sppo.objectives.sppo`, summed or averaged over each prompt's responses."""
+        from sppo import objectives
+
+        losses = objectives.sppo(
             responses.log_ratio,
             responses.win_rate,
             eta=self.eta,
             log_partition=responses.log_partition[responses.prompt],
         )
-        return responses.by_prompt(each, mean=self.reduction == "mean")
+        return responses.by_prompt(losses, mean=self.reduction == "mean")
 
     def targets(self, responses: Responses) -> Float[Tensor, " responses"]:
         """eta P^ - log Z: eta (P^ - 1/2) with the paper's log-partition."""
         return self.eta * responses.win_rate - responses.log_partition[responses.prompt]
-
-    def rewards(self, matrix: Array, references: Array) -> None:
-        """None: P^ is all it takes of the comparisons."""

@@ -66,9 +66,8 @@ def oracle_of(run: Path) -> Any:
 
 def is_transitive(run: Path) -> bool:
     """Whether the run's oracle cannot prefer in circles."""
-    from sppo import oracle
 
-    return oracle.is_transitive(RunReader(run).recipe.needed_oracle("the game between policies"))
+    return RunReader(run).recipe.needed_oracle("the game between policies").is_transitive
 
 
 def answers(runs: Sequence[Path]) -> tuple[list[str], list[dict[str, tuple[str, list[str]]]]]:

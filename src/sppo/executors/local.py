@@ -9,17 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, get_args
 
 from sppo.progress import Terminal
-from sppo.recipe import (
-    FunctionOracle,
-    JudgeOracle,
-    LengthControlledOracle,
-    LengthMatchedOracle,
-    NearTieOracle,
-    OracleConfig,
-    PanelOracle,
-    Recipe,
-    RecipeError,
-)
+from sppo.recipe import Recipe, RecipeError
 from sppo.stages.jobs import Advance, Kind, ShardJob
 from sppo.stages.models import Models
 from sppo.training import TrainingJob
@@ -170,17 +160,8 @@ def devices_of_an_engine(recipe: Recipe, kind: Kind) -> int:
 def computes_with_a_model(recipe: Recipe, kind: Kind) -> bool:
     """Whether a stage's engine holds a model of its own, which a GPU would hold; one behind a server does not."""
     if kind == "annotate":
-        return recipe.oracle is not None and holds_a_model(recipe.oracle)
+        return recipe.oracle is not None and recipe.oracle.holds_a_model
     return kind != "sample" or recipe.sampling.engine != "openai"
-
-
-def holds_a_model(oracle: OracleConfig) -> bool:
-    """Whether an oracle computes with a model of its own, which a GPU would hold."""
-    if isinstance(oracle, PanelOracle):
-        return any(holds_a_model(member) for member in oracle.members or [])
-    if isinstance(oracle, LengthControlledOracle | LengthMatchedOracle | NearTieOracle):
-        return holds_a_model(oracle.oracle)
-    return not isinstance(oracle, FunctionOracle | JudgeOracle)
 
 
 def visible_devices(count: int, each: int) -> list[str | None]:

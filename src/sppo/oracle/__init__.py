@@ -1,30 +1,18 @@
 """P(y > y' | x): one protocol for everything that can say which of two responses is preferred.
 
 An oracle answers with a whole K x K matrix per prompt, never with a scalar per response: a scalar loses
-the cycles that self-play exists for. Each implementation stands in a file of its own.
+the cycles that self-play exists for. Each oracle stands in a file of its own, with its section of the recipe
+(:class:`sppo.recipe.oracle.OracleSection`) and its work. Names are found through :mod:`sppo.recipe.registry`.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sppo.recipe import (
-    FunctionOracle,
-    GeneralPreferenceOracle,
-    JudgeOracle,
-    LengthControlledOracle,
-    LengthMatchedOracle,
-    NearTieOracle,
-    OracleConfig,
-    PairRMOracle,
-    PanelOracle,
-    RewardModelOracle,
-    parse_oracle,
-)
-from sppo.tinyworld import PAIRRM as TINYWORLD_PAIRRM
+from sppo.recipe import parse_oracle
+from sppo.recipe.oracle import Oracle, OracleSection
 from sppo.winrates import Array
 
 TOLERANCE = 1e-4
@@ -33,42 +21,26 @@ ROUNDING = 1e-6
 """How far outside [0, 1] an entry may be: what float32 and the weights of a panel add up to."""
 
 
-class Oracle(Protocol):
-    """Anything that compares the responses to a prompt with one another."""
-
-    def compare(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
-        """Probabilities that responses are preferred to each other.
-
-        Args:
-            prompts: N prompts as text.
-            responses: for each prompt its K responses as text; K is the same for all N.
-
-        Returns:
-            [N, K, K]: entry [n, i, j] is P(y_i > y_j | x_n); P + P^T = 1, diagonal 1/2.
-        """
-        ...
-
-
 class Comparison(NamedTuple):
-    """An oracle's answer with the answers that it was made of.
+    """An oracle's answer, and the answers of the oracles that it is made of.
 
     Attributes:
         matrix: [N, K, K], as :meth:`Oracle.compare` answers.
-        parts: by name, the answers of the same shape behind it: a panel's members', or a wrapper's inner oracle's.
+        components: by name, the matrices of the oracles behind it: a panel's members, or a wrapper's inner oracle.
     """
 
     matrix: Float[Array, "prompts K K"]
-    parts: dict[str, Float[Array, "prompts K K"]]
+    components: dict[str, Float[Array, "prompts K K"]]
 
 
 @runtime_checkable
 class Composite(Protocol):
     """An oracle made of others, whose answers are worth keeping."""
 
-    def explain(self, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Comparison:
-        """The answer and its parts."""
+    def compare_with_components(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+    ) -> Comparison:
+        """Like :meth:`Oracle.compare`, but also returns each component oracle's matrix."""
         ...
 
     @property
@@ -97,11 +69,11 @@ class BothOrders(Protocol):
 
 @runtime_checkable
 class Counting(Protocol):
-    """An oracle that counts what it did: texts cut, tokens, requests, verdicts that could not be read."""
+    """An oracle that counts what it did: truncated texts, tokens, requests, verdicts that could not be read."""
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Since it was loaded."""
+        """What it has counted since it was loaded, by name."""
         ...
 
 
@@ -115,8 +87,26 @@ class ComparesPairs(Protocol):
         responses: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`Oracle.compare` where `wanted`, which is symmetric; anything elsewhere."""
+        """Like :meth:`Oracle.compare` where `wanted`, which is symmetric; anything elsewhere."""
         ...
+
+
+__all__ = [
+    "BothOrders",
+    "CheckedOracle",
+    "ComparesPairs",
+    "Comparison",
+    "Composite",
+    "Counting",
+    "Oracle",
+    "OracleError",
+    "OracleSection",
+    "checked",
+    "excerpt",
+    "identity",
+    "load",
+    "parts_of",
+]
 
 
 class OracleError(ValueError):
@@ -140,11 +130,13 @@ class CheckedOracle:
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`Oracle.compare`; raises as :meth:`explain`."""
-        return self.explain(prompts, responses).matrix
+        """Like :meth:`Oracle.compare`; raises what :meth:`compare_with_components` raises."""
+        return self.compare_with_components(prompts, responses).matrix
 
-    def explain(self, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Comparison:
-        """The answer, and the answers that it was made of.
+    def compare_with_components(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+    ) -> Comparison:
+        """Like :meth:`compare`, but also returns each component oracle's matrix.
 
         Raises:
             OracleError: the answer has another shape, is not finite, not in [0, 1], or not antisymmetric
@@ -155,10 +147,10 @@ class CheckedOracle:
         if not prompts:
             return Comparison(np.zeros((0, 0, 0)), {})
         if isinstance(self.inner, Composite):
-            matrix, parts = self.inner.explain(prompts, responses)
+            matrix, components = self.inner.compare_with_components(prompts, responses)
         else:
-            matrix, parts = self.inner.compare(prompts, responses), {}
-        return Comparison(checked(matrix, prompts, k), parts)
+            matrix, components = self.inner.compare(prompts, responses), {}
+        return Comparison(checked(matrix, prompts, k), components)
 
     def compare_pairs(
         self,
@@ -166,7 +158,7 @@ class CheckedOracle:
         responses: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`compare` for the wanted pairs and on the diagonal; NaN says that a pair was not compared.
+        """Like :meth:`compare` for the wanted pairs and on the diagonal; NaN says that a pair was not compared.
 
         Args:
             prompts: N prompts as text.
@@ -174,8 +166,8 @@ class CheckedOracle:
             wanted: which pairs; a pair is wanted in both orders if it is in one.
 
         Raises:
-            OracleError: as :meth:`explain`.
-            ValueError: as :meth:`explain`.
+            OracleError: as :meth:`compare_with_components` does.
+            ValueError: as :meth:`compare_with_components` does.
         """
         k = _responses_each(prompts, responses)
         if not prompts:
@@ -208,7 +200,7 @@ def parts_of(oracle: Oracle) -> list[Oracle]:
     if isinstance(oracle, CheckedOracle):
         return parts_of(oracle.inner)
     inner = oracle.inner_oracles if isinstance(oracle, Composite) else ()
-    return [oracle, *(part for one in inner for part in parts_of(one))]
+    return [oracle, *(part for component in inner for part in parts_of(component))]
 
 
 def _responses_each(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> int:
@@ -288,114 +280,9 @@ def load(config: Mapping[str, Any]) -> CheckedOracle:
         sppo.recipe.RecipeError: the mapping is wrong.
         OracleError: the oracle cannot be loaded.
     """
-    return CheckedOracle(_load(parse_oracle(config)))
+    return CheckedOracle(parse_oracle(config).load())
 
 
-def _load(config: OracleConfig) -> Oracle:
-    # imported here, so that an oracle's libraries load only where it is used
-    match config:
-        case FunctionOracle():
-            from sppo.oracle.function import Function
-
-            return Function(config.function, config.timeout_seconds)
-        case PanelOracle():
-            from sppo.oracle.panel import Panel, tinyworld_members
-
-            if config.members is None:
-                named = tinyworld_members()
-            else:
-                names = distinct([label(one) for one in config.members])
-                named = {name: _load(one) for name, one in zip(names, config.members, strict=True)}
-            return Panel([CheckedOracle(member) for member in named.values()], config.weights, list(named))
-        case PairRMOracle():
-            from sppo.oracle.pairrm import PairRM
-
-            return PairRM.from_pretrained(
-                pairrm_path(config.model),
-                revision=config.revision,
-                probability=config.probability,
-                dtype=config.dtype,
-                batch_pairs=config.batch_pairs,
-            )
-        case RewardModelOracle():
-            from sppo.oracle.reward_model import RewardModel
-
-            return RewardModel.from_pretrained(**config.model_dump(exclude={"type", "text"}))
-        case GeneralPreferenceOracle():
-            from sppo.oracle.general_preference import GeneralPreference
-
-            return GeneralPreference.from_pretrained(**config.model_dump(exclude={"type", "text"}))
-        case JudgeOracle():
-            from sppo.oracle.judge import Judge
-
-            return Judge(config)
-        case LengthControlledOracle() | LengthMatchedOracle() | NearTieOracle():
-            from sppo.oracle.wrappers import wrap
-
-            return wrap(CheckedOracle(_load(config.oracle)), label(config.oracle), config)
-
-
-def pairrm_path(model: str) -> str:
-    """The folder or hub name that a PairRM's `model` stands for: `tinyworld` is the embedded one."""
-    return str(TINYWORLD_PAIRRM) if model == "tinyworld" else model
-
-
-def label(config: OracleConfig) -> str:
-    """What an oracle is called among others: its function or model, or its type."""
-    match config:
-        case FunctionOracle():
-            return config.function
-        case PairRMOracle() | RewardModelOracle() | GeneralPreferenceOracle():
-            return config.model
-        case JudgeOracle():
-            return config.endpoint.model
-    return config.type
-
-
-def is_transitive(config: OracleConfig) -> bool:
-    """Whether its preferences come from one score per response, so that no cycle is possible."""
-    if isinstance(config, PairRMOracle):
-        return config.probability == "averaged"
-    return isinstance(config, RewardModelOracle)
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind those that stood before."""
-    seen: dict[str, int] = {}
-    found = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
-    return found
-
-
-def identity(config: OracleConfig) -> dict[str, Any]:
+def identity(config: OracleSection) -> dict[str, Any]:
     """What the oracle's answers depend on: its settings, and the source or weights behind them."""
-    # opponents is of the annotation alone
-    values = config.model_dump(exclude={"timeout_seconds", "batch_pairs", "batch_tokens", "opponents"})
-    match config:
-        case FunctionOracle():
-            from sppo.oracle.function import source_digest
-
-            values["source"] = source_digest(config.function)
-        case PanelOracle() if config.members is not None:
-            values["members"] = [identity(member) for member in config.members]
-        case PanelOracle():
-            from sppo.oracle.function import source_digest
-            from sppo.tinyworld.annotators import ANNOTATORS
-
-            values["members"] = [source_digest(f"sppo.tinyworld.annotators:{name}") for name in ANNOTATORS]
-        case PairRMOracle() | RewardModelOracle() | GeneralPreferenceOracle():
-            from sppo.policy import load as policy
-
-            folder = Path(pairrm_path(config.model) if isinstance(config, PairRMOracle) else config.model)
-            values["weights"] = policy.digest(folder) if folder.is_dir() else None
-        case JudgeOracle():
-            from sppo.oracle.judge_template import source
-
-            values["endpoint"] = config.endpoint.model_dump(include={"model", "revision", "extra_body"})
-            values["template"] = source(config.template, config.verdict)
-            del values["parse_retries"]
-        case LengthControlledOracle() | LengthMatchedOracle() | NearTieOracle():
-            values["oracle"] = identity(config.oracle)
-    return values
+    return config.identity()

@@ -10,16 +10,54 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
+from pydantic import Field, field_validator
 
-from sppo.oracle import OracleError, excerpt
+from sppo.oracle import OracleError, OracleSection, excerpt
+from sppo.recipe.oracle import Text
 from sppo.winrates import Array
 
 
+class FunctionOracle(OracleSection):
+    """A Python function `(prompts, responses) -> [N, K, K]` named as `module:function`."""
+
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"timeout_seconds"})
+
+    type: Literal["function"] = "function"
+    function: str = Field(description="module:function")
+    text: Text = Field("prompt", description="what it sees as the prompt: plain or templated")
+    timeout_seconds: float = Field(600, gt=0, description="for one call, of at most 64 prompts")
+
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, value: str) -> str:
+        module, _, function = value.partition(":")
+        if not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
+            raise ValueError("must name a Python function as module:function, e.g. my_oracle:compare")
+        return value
+
+    def load(self) -> "Function":
+        """The function as an oracle.
+
+        Raises:
+            OracleError: there is no such function.
+        """
+        return Function(self.function, self.timeout_seconds)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, and a digest of the function's source."""
+        return super().identity() | {"source": source_digest(self.function)}
+
+    @property
+    def label(self) -> str:
+        """The function's name."""
+        return self.function
+
+
 class Function:
-    """Calls ``function(prompts, responses)``, which answers as :meth:`sppo.oracle.Oracle.compare` does.
+    """Calls ``function(prompts, responses)``, which answers like :meth:`sppo.oracle.Oracle.compare`.
 
     Args:
         name: ``module:function``; modules in the working folder are found.
@@ -37,7 +75,7 @@ class Function:
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`sppo.oracle.Oracle.compare`.
+        """Like :meth:`sppo.oracle.Oracle.compare`.
 
         Raises:
             OracleError: the function raises, or does not answer in time.
@@ -79,17 +117,17 @@ def find_function(name: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()  # a module written a moment ago is found
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module is a program: it may raise anything
         raise OracleError(
             f"oracle.function: {name!r}: the module {module_name!r} cannot be imported: {_said(error)}; it is"
             " looked for in the working folder and among the installed packages"
         ) from error
     for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+        value = getattr(value, part, None)
+    if not callable(value):
         raise OracleError(f"oracle.function: {name!r}: {module_name} has no function {attribute!r}")
-    function: Callable[..., Any] = found
+    function: Callable[..., Any] = value
     return function
 
 

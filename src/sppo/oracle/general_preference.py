@@ -16,25 +16,53 @@ around it (a Llama has its BOS twice), the last id replaced by EOS. Departs in o
 the mean over the responses, which differ by rounding only, where the authors take the first of a pair's.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from scipy.special import expit
-from torch import Tensor
 
 from sppo.oracle import OracleError
-from sppo.oracle.reward_model import encoded, oracle_folder, padded, refuse_missing
+from sppo.oracle.model_folder import ModelOracle, oracle_folder, refuse_missing
+from sppo.oracle.reward_model import encoded, padded
 from sppo.oracle.transcript import Transcript, batches, load_tokenizer, padding_for, token_limit
 from sppo.policy import load as policy
+from sppo.recipe.oracle import Text
 from sppo.winrates import Array
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 VALUE_HEAD, PROMPT_HEAD = "value_head.weight", "prompt_head.weight"
+
+
+class GeneralPreferenceOracle(ModelOracle):
+    """A general preference model (arXiv:2410.02197): skew-symmetric embeddings, so preferences may be cyclic."""
+
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+
+    type: Literal["general_preference"] = "general_preference"
+    model: str = Field(min_length=1, description="a folder or hub name")
+    revision: str | None = None
+    tau: float = Field(0.1, gt=0, description="temperature: P = sigma(s / tau)")
+    normalized: bool = Field(
+        True, description="embeddings scaled to length 1, as the released models are used"
+    )
+    text: Text = Field("prompt", description="what it sees as the user's message: plain or templated")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tokens: int | None = Field(None, ge=8, description="of prompt and response; None: what it holds")
+    batch_tokens: int = Field(16384, ge=1, description="computed side by side, padding included")
+
+    def load(self) -> GeneralPreference:
+        """The general preference model, loaded."""
+        return GeneralPreference.from_pretrained(**self.model_dump(exclude={"type", "text"}))
 
 
 class GeneralPreference:
@@ -81,12 +109,13 @@ class GeneralPreference:
         max_tokens: int | None = None,
         batch_tokens: int = 16384,
         device: str | None = None,
-    ) -> "GeneralPreference":
+    ) -> GeneralPreference:
         """Load a folder or a model of the hub; the heads are always float32.
 
         Raises:
             OracleError: it does not load, or has no heads of fitting shapes.
         """
+        import torch
         from transformers import AutoModel
 
         name = os.fspath(model)
@@ -118,13 +147,13 @@ class GeneralPreference:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Texts encoded, cut, and with markup in them."""
-        return dict(vars(self.transcript.cut))
+        """Counts of texts: encoded, truncated, and with special tokens written out in them."""
+        return dict(vars(self.transcript.counts))
 
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`sppo.oracle.Oracle.compare`.
+        """Like :meth:`sppo.oracle.Oracle.compare`.
 
         Raises:
             OracleError: a text cannot be encoded, or an embedding is not finite.
@@ -137,9 +166,12 @@ class GeneralPreference:
         """s, skew-symmetric.
 
         Raises:
-            OracleError: as :meth:`compare`.
+            OracleError: as :meth:`compare` does.
         """
-        embeddings, scales = self._embeddings(prompts, responses)
+        import torch
+
+        with torch.inference_mode():
+            embeddings, scales = self._embeddings(prompts, responses)
         if self.normalized:
             length = np.linalg.norm(embeddings, axis=-1, keepdims=True)
             embeddings = embeddings / np.maximum(length, 1e-12)
@@ -147,11 +179,12 @@ class GeneralPreference:
         product = np.einsum("nik,njk,nk->nij", even, odd, scales)
         return np.asarray(product - product.swapaxes(-1, -2))
 
-    @torch.inference_mode()
     def _embeddings(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> tuple[Float[Array, "prompts K d"], Float[Array, "prompts half"]]:
         """v of each response, and lambda of each prompt."""
+        import torch
+
         rows = encoded(self.transcript, prompts, responses)
         k, d = len(rows) // max(1, len(prompts)), len(self.value_head)
         ends = (
@@ -167,12 +200,12 @@ class GeneralPreference:
             padding = padding_for(part, self.backbone.config.pad_token_id, len(self.transcript.tokenizer))
             inputs = padded(part, padding, self.backbone.device)
             hidden = self.backbone(**inputs, use_cache=False).last_hidden_state.float()
-            each = torch.arange(len(part), device=hidden.device)
+            row_numbers = torch.arange(len(part), device=hidden.device)
             last = inputs["attention_mask"].sum(-1) - 1
-            values[batch] = (hidden[each, last] @ self.value_head.T).cpu().numpy()
+            values[batch] = (hidden[row_numbers, last] @ self.value_head.T).cpu().numpy()
             if self.prompt_head is not None:
                 end = torch.tensor([min(ends[index // k], len(rows[index].ids)) - 1 for index in batch])
-                logits = hidden[each, end.to(hidden.device)] @ self.prompt_head.T
+                logits = hidden[row_numbers, end.to(hidden.device)] @ self.prompt_head.T
                 scales[batch] = logits.softmax(-1).cpu().numpy()
         if not np.isfinite(values).all():
             bad = int(np.argmin(np.isfinite(values).all(-1)))
@@ -182,15 +215,15 @@ class GeneralPreference:
 
 def _heads(folder: Path) -> dict[str, Tensor]:
     """The weights beside the language model's."""
-    found = {}
+    heads = {}
     try:
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, "pt") as weights:
                 for name in {VALUE_HEAD, PROMPT_HEAD}.intersection(weights.keys()):
-                    found[name] = weights.get_tensor(name).float()
+                    heads[name] = weights.get_tensor(name).float()
     except (SafetensorError, OSError) as error:
         raise OracleError(f"{folder}: cannot be read as safetensors: {error}") from error
-    return found
+    return heads
 
 
 def _fitting(name: str, heads: dict[str, Tensor], hidden: int) -> tuple[Tensor, Tensor | None]:

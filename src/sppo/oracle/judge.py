@@ -15,21 +15,72 @@ or takes the other order's answer if it was told so. It is never taken for a tie
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
+from pydantic import Field
 from scipy.special import expit, logit
 
 from sppo.endpoint.cache import AnswersError
 from sppo.endpoint.client import Answer, Endpoint, EndpointError, Fault, Request, chat, faultless
-from sppo.oracle import OracleError, excerpt
+from sppo.oracle import OracleError, OracleSection, excerpt
 from sppo.oracle.judge_template import Template, masses, source, written_out
-from sppo.recipe import JudgeOracle
+from sppo.recipe import EndpointConfig
+from sppo.recipe.oracle import Text
 from sppo.winrates import Array
 
 TOP_LOGPROBS = 20
 """What OpenAI gives at most; the letters are among them if the judge means to give a verdict at all."""
+
+
+class JudgeOracle(OracleSection):
+    """A language model behind an OpenAI-compatible server that says which of two responses is better."""
+
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"opponents", "parse_retries"})
+
+    type: Literal["judge"] = "judge"
+    endpoint: EndpointConfig
+    template: str | None = Field(
+        None,
+        min_length=1,
+        description="a jinja file with prompt, response_a, response_b; None: the package's",
+    )
+    system: str | None = Field(None, min_length=1, description="a system message")
+    verdict: Literal["logprobs", "samples"] = Field(
+        "logprobs", description="from the probabilities of the tokens A, B, C, or from verdicts written out"
+    )
+    min_mass: float = Field(
+        0.5, gt=0, le=1, description="logprobs: the least probability that A, B and C have together"
+    )
+    samples: int = Field(1, ge=1, le=1000, description="samples: verdicts for each order of a pair")
+    temperature: float = Field(1.0, ge=0, description="samples: of the judge's")
+    max_tokens: int = Field(1024, ge=1, description="samples: of a verdict")
+    parse_retries: int = Field(2, ge=0, le=100, description="samples: of a verdict that cannot be read")
+    unread: Literal["error", "other_order"] = Field(
+        "error",
+        description="a pair of which one order has no readable verdict: stop, or take the other order's",
+    )
+    opponents: int | None = Field(None, ge=1, description="as of pairrm; None: all")
+    text: Text = Field("prompt", description="what it sees as the prompt: plain or templated")
+
+    def load(self) -> "Judge":
+        """The judge, ready to ask.
+
+        Raises:
+            OracleError: the template cannot be used, or the endpoint cannot be set up.
+        """
+        return Judge(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, the served model, and the template's text; where the server stands moves no answer."""
+        endpoint = self.endpoint.model_dump(include={"model", "revision", "extra_body"})
+        return super().identity() | {"endpoint": endpoint, "template": source(self.template, self.verdict)}
+
+    @property
+    def label(self) -> str:
+        """The model's name on its server."""
+        return self.endpoint.model
 
 
 @dataclass
@@ -89,10 +140,10 @@ class Judge:
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`sppo.oracle.Oracle.compare`.
+        """Like :meth:`sppo.oracle.Oracle.compare`.
 
         Raises:
-            OracleError: as :meth:`logits`.
+            OracleError: as :meth:`logits` does.
         """
         return self.probabilities(self.logits(prompts, responses))
 
@@ -102,7 +153,7 @@ class Judge:
         responses: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`compare` for some pairs only; 1/2 elsewhere."""
+        """Like :meth:`compare` for some pairs only; 1/2 elsewhere."""
         return self.probabilities(self.logits(prompts, responses, wanted))
 
     def logits(

@@ -20,26 +20,92 @@ Departs from the original in one point: there a candidate's limit depends on the
 here on its own source, which is the original at batch 1. So no answer depends on what is asked beside it.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
 from scipy.special import expit
 
-from sppo.oracle import OracleError, pairrm_checkpoint
-from sppo.oracle.pairrm_encoder import row_encoder
-from sppo.oracle.pairrm_input import PairInput, Truncation
+from sppo.oracle import OracleError
+from sppo.oracle.model_folder import ModelOracle
+from sppo.policy import load as policies
+from sppo.recipe.oracle import Text
+from sppo.tinyworld import PAIRRM as TINYWORLD_PAIRRM
 from sppo.winrates import Array
+
+if TYPE_CHECKING:
+    import torch
+
+    from sppo.oracle.pairrm_input import PairInput, Truncation
 
 GPU_BATCH_PAIRS = 8
 CPU_BATCH_VALUES = 2**19
 """Hidden values that go side by side on a CPU, where larger batches leave its caches and were measured slower."""
 
 Probability = Literal["pairwise", "calibrated", "averaged"]
+
+_PUBLISHED_PARAMETERS = 0.4e9
+
+
+class PairRMOracle(ModelOracle):
+    """PairRM, the paper's oracle: a folder or hub name in either of its layouts."""
+
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_pairs", "opponents"})
+
+    type: Literal["pairrm"] = "pairrm"
+    model: str = Field("llm-blender/PairRM", min_length=1, description="a folder, a hub name, or `tinyworld`")
+    revision: str | None = None
+    probability: Probability = Field(
+        "pairwise", description="pairwise: the paper; averaged: the released code (transitive)"
+    )
+    text: Text = Field("prompt", description="what it sees as the prompt: plain or templated")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_pairs: int | None = Field(
+        None, ge=1, description="ordered pairs side by side; None: as the device and the model's size suggest"
+    )
+    opponents: int | None = Field(
+        None,
+        ge=1,
+        description="annotation compares each response with so many of the others, drawn by the seed; None: all",
+    )
+
+    @model_validator(mode="after")
+    def _averaged_over_all(self) -> PairRMOracle:
+        if self.probability == "averaged" and self.opponents is not None:
+            raise ValueError(
+                "opponents: probability averaged is made from all pairs; leave it out, or choose pairwise or calibrated"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder that `model` names; `tinyworld` is the embedded one."""
+        return TINYWORLD_PAIRRM if self.model == "tinyworld" else Path(self.model)
+
+    def load(self) -> PairRM:
+        """PairRM, loaded."""
+        model = self.folder if self.model == "tinyworld" else self.model
+        settings = self.model_dump(include={"revision", "probability", "dtype", "batch_pairs"})
+        return PairRM.from_pretrained(model, **settings)
+
+    @property
+    def is_transitive(self) -> bool:
+        """Whether the probability is made from averaged scores."""
+        return self.probability == "averaged"
+
+    def parameters(self) -> float:
+        """The folder's, or those of the published PairRM."""
+        try:
+            return policies.count_parameters(self.folder) or _PUBLISHED_PARAMETERS
+        except (OSError, ValueError, KeyError):
+            return _PUBLISHED_PARAMETERS
 
 
 class PairRM:
@@ -61,6 +127,8 @@ class PairRM:
         probability: Probability = "pairwise",
         batch_pairs: int | None = None,
     ) -> None:
+        from sppo.oracle.pairrm_encoder import row_encoder
+
         if probability not in PROBABILITIES:
             raise ValueError(f"probability: {probability!r}; known are {', '.join(PROBABILITIES)}")
         if batch_pairs is not None and batch_pairs < 1:
@@ -84,7 +152,7 @@ class PairRM:
         dtype: Literal["float32", "bfloat16"] = "float32",
         batch_pairs: int | None = None,
         device: str | torch.device | None = None,
-    ) -> "PairRM":
+    ) -> PairRM:
         """Load a checkpoint in the layout of `llm-blender/PairRM` or of `llm-blender/PairRM-hf`.
 
         Args:
@@ -100,6 +168,11 @@ class PairRM:
                 has one too many, or holds its weights only in a pickled pytorch_model.bin.
             ValueError: an argument is wrong.
         """
+        import torch
+
+        from sppo.oracle import pairrm_checkpoint
+        from sppo.oracle.pairrm_input import PairInput
+
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: {dtype!r}; known are float32, bfloat16")
         checkpoint = pairrm_checkpoint.read(pairrm_checkpoint.find(os.fspath(model), revision))
@@ -120,22 +193,22 @@ class PairRM:
 
     @property
     def truncation(self) -> Truncation:
-        """How many sources and candidates have been encoded, and how many of them were cut."""
+        """How many prompts and responses have been encoded, and how many of them were truncated."""
         return self.inputs.truncation
 
     @property
     def counts(self) -> dict[str, int]:
-        """The same by name: `sources`, `sources_cut`, `candidates`, `candidates_cut`."""
+        """The truncation by name: `prompts`, `prompts_truncated`, `responses`, `responses_truncated`."""
         return dict(vars(self.truncation))
 
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`sppo.oracle.Oracle.compare`; an empty response is valid.
+        """Like :meth:`sppo.oracle.Oracle.compare`; an empty response is valid.
 
         Raises:
             OracleError: a text cannot be encoded.
-            ValueError: as :meth:`logits`.
+            ValueError: as :meth:`logits` does.
         """
         return self.probabilities(self.logits(prompts, responses))
 
@@ -149,7 +222,7 @@ class PairRM:
         responses: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`compare` for some pairs only, which `averaged` scores are not to be had from.
+        """Like :meth:`compare` for some pairs only, which `averaged` scores are not to be had from.
 
         Raises:
             OracleError: a text cannot be encoded, or the probability is `averaged`.
@@ -202,7 +275,7 @@ class PairRM:
                     matrix[pair.n, i, j] = answer
         return matrix
 
-    def _side_by_side(self, longest: "_Pair", parts: Sequence[tuple[list[int], list[list[int]]]]) -> int:
+    def _side_by_side(self, longest: _Pair, parts: Sequence[tuple[list[int], list[list[int]]]]) -> int:
         """How many pairs, none longer than this one, go through the encoder at once."""
         if self.batch_pairs is not None:
             return self.batch_pairs
@@ -217,17 +290,21 @@ class PairRM:
         except OracleError as error:
             raise OracleError(str(error), n) from error
 
-    @torch.inference_mode()
     def _forward(self, pairs: Sequence[tuple[list[int], tuple[int, int, int]]]) -> list[float]:
+        import torch
+
         lengths = torch.tensor([len(ids) for ids, _ in pairs])
         ids = torch.full((len(pairs), int(lengths.max())), self._padding)
         for row, (of_pair, _) in zip(ids, pairs, strict=True):
             row[: len(of_pair)] = torch.tensor(of_pair)
         rows = torch.tensor([rows for _, rows in pairs])
-        hidden = self._encoder(ids.to(self._device), lengths.to(self._device), rows.to(self._device)).float()
-        source, *candidates = hidden.unbind(1)
-        first, second = (self._head(torch.cat([source, candidate], -1)) for candidate in candidates)
-        answers: list[float] = (first - second).mean(-1).tolist()
+        with torch.inference_mode():
+            hidden = self._encoder(
+                ids.to(self._device), lengths.to(self._device), rows.to(self._device)
+            ).float()
+            source, *candidates = hidden.unbind(1)
+            first, second = (self._head(torch.cat([source, candidate], -1)) for candidate in candidates)
+            answers: list[float] = (first - second).mean(-1).tolist()
         return answers
 
 
@@ -270,7 +347,7 @@ def _complete(wanted: Any) -> bool:
 
 def _pairs(parts: Sequence[tuple[list[int], list[list[int]]]], wanted: Any) -> list[_Pair]:
     """All wanted ordered pairs, the longest first, both orders side by side; equal texts are asked about once."""
-    found = []
+    pairs = []
     for n, (source, candidates) in enumerate(parts):
         alike: dict[tuple[int, ...], list[int]] = {}
         for index, candidate in enumerate(candidates):
@@ -284,10 +361,12 @@ def _pairs(parts: Sequence[tuple[list[int], list[list[int]]]], wanted: Any) -> l
                 if entries:
                     pair = _Pair(n, candidates[first[0]], candidates[second[0]], entries)
                     length = len(source) + len(pair.first) + len(pair.second)
-                    found.append((-length, n, min(a, b), max(a, b), a, pair))
-    return [pair for *_, pair in sorted(found, key=lambda entry: entry[:-1])]
+                    pairs.append((-length, n, min(a, b), max(a, b), a, pair))
+    return [pair for *_, pair in sorted(pairs, key=lambda entry: entry[:-1])]
 
 
 def _first_device() -> torch.device:
+    import torch
+
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None else accelerator

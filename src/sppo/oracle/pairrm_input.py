@@ -58,12 +58,12 @@ class Limits:
 
 @dataclass
 class Truncation:
-    """How many texts have been encoded, and how many of them were longer than their limit and cut."""
+    """How many texts have been encoded, and how many of them were longer than their limit and truncated."""
 
-    sources: int = 0
-    sources_cut: int = 0
-    candidates: int = 0
-    candidates_cut: int = 0
+    prompts: int = 0
+    prompts_truncated: int = 0
+    responses: int = 0
+    responses_truncated: int = 0
 
 
 class PairInput:
@@ -132,10 +132,10 @@ class PairInput:
         source, cut = self._part(SOURCE, prompt, self.limits.source)
         limit = self.limits.of_candidate(len(source))
         candidates = [self._part(CANDIDATE, response, limit) for response in responses]
-        self.truncation.sources += 1
-        self.truncation.sources_cut += cut
-        self.truncation.candidates += len(candidates)
-        self.truncation.candidates_cut += sum(cut for _, cut in candidates)
+        self.truncation.prompts += 1
+        self.truncation.prompts_truncated += cut
+        self.truncation.responses += len(candidates)
+        self.truncation.responses_truncated += sum(cut for _, cut in candidates)
         return source, [ids for ids, _ in candidates]
 
     def pair(

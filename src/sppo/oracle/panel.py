@@ -5,14 +5,70 @@ prefers y. Members that each rank responses can together prefer in a circle (Con
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
 
-from sppo.oracle import CheckedOracle, Comparison, Composite, Oracle, OracleError
-from sppo.oracle.function import Function
+from sppo.oracle import CheckedOracle, Comparison, Composite, Oracle, OracleError, OracleSection
+from sppo.oracle.function import Function, source_digest
+from sppo.recipe.oracle import OracleConfig, Text
+from sppo.tinyworld.annotators import ANNOTATORS
 from sppo.winrates import Array
+
+_ANNOTATORS = "sppo.tinyworld.annotators"
+
+
+class PanelOracle(OracleSection):
+    """A weighted mixture of oracles; without members, the three annotators of tinyworld."""
+
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"opponents"})
+
+    type: Literal["panel"] = "panel"
+    members: list[OracleConfig] | None = Field(None, min_length=1)
+    weights: list[float] | None = Field(None, description="None: equal")
+    opponents: int | None = Field(None, ge=1, description="as of pairrm; None: all")
+    text: Text = Field("prompt", description="what its members see as the prompt")
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> "PanelOracle":
+        for member in self.members or []:
+            if member.text != self.text:
+                raise ValueError(
+                    f"a member has text: {member.text}, the panel {self.text}; make them the same"
+                )
+        if self.weights is None:
+            return self
+        count = 3 if self.members is None else len(self.members)
+        if len(self.weights) != count:
+            raise ValueError(f"weights: {len(self.weights)} for {count} members; give one for each")
+        if min(self.weights) < 0 or sum(self.weights) <= 0:
+            raise ValueError(f"weights: {self.weights}; none may be negative and their sum must be positive")
+        return self
+
+    def load(self) -> "Panel":
+        """The panel with its members loaded."""
+        if self.members is None:
+            named: dict[str, Oracle] = {name: Function(f"{_ANNOTATORS}:{name}") for name in ANNOTATORS}
+        else:
+            names = distinct([member.label for member in self.members])
+            named = {name: member.load() for name, member in zip(names, self.members, strict=True)}
+        return Panel([CheckedOracle(member) for member in named.values()], self.weights, list(named))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, with each member's identity."""
+        members = (
+            [source_digest(f"{_ANNOTATORS}:{name}") for name in ANNOTATORS]
+            if self.members is None
+            else [member.identity() for member in self.members]
+        )
+        return super().identity() | {"members": members}
+
+    @property
+    def holds_a_model(self) -> bool:
+        """Whether a member does."""
+        return any(member.holds_a_model for member in self.members or [])
 
 
 class Panel:
@@ -38,25 +94,27 @@ class Panel:
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`sppo.oracle.Oracle.compare`; raises as :meth:`explain`."""
-        return self.explain(prompts, responses).matrix
+        """Like :meth:`sppo.oracle.Oracle.compare`; raises what :meth:`compare_with_components` raises."""
+        return self.compare_with_components(prompts, responses).matrix
 
-    def explain(self, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Comparison:
-        """The mixture, and each member's own answer; parts of a member's are named `member/part`.
+    def compare_with_components(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+    ) -> Comparison:
+        """Like :meth:`compare`, but also returns each member's matrix; a member's components are named `member/component`.
 
         Raises:
             OracleError: a member fails; the message says which, counted from 0.
         """
-        found, parts = [], {}
+        matrices, components = [], {}
         for number, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
             try:
-                answer = explained(member, prompts, responses)
+                answer = _with_components(member, prompts, responses)
             except OracleError as error:
                 raise OracleError(f"panel member {number}: {name}: {error}", error.prompt_index) from error
-            found.append(answer.matrix)
-            parts[name] = answer.matrix
-            parts |= {f"{name}/{part}": matrix for part, matrix in answer.parts.items()}
-        return Comparison(np.einsum("a,a...->...", self.weights, np.stack(found)), parts)
+            matrices.append(answer.matrix)
+            components[name] = answer.matrix
+            components |= {f"{name}/{part}": matrix for part, matrix in answer.components.items()}
+        return Comparison(np.einsum("a,a...->...", self.weights, np.stack(matrices)), components)
 
     def compare_pairs(
         self,
@@ -64,7 +122,7 @@ class Panel:
         responses: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`compare` for some pairs only; each member is asked about no others, where it can be."""
+        """Like :meth:`compare` for some pairs only; each member is asked about no others, where it can be."""
         answers = [CheckedOracle(member).compare_pairs(prompts, responses, wanted) for member in self.members]
         mixture: Array = np.einsum("a,a...->...", self.weights, np.stack(answers))
         return mixture
@@ -75,15 +133,20 @@ class Panel:
         return self.members
 
 
-def explained(oracle: Oracle, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Comparison:
-    """An oracle's answer with its parts, where it has some."""
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind those that stood before."""
+    seen: dict[str, int] = {}
+    numbered = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        numbered.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return numbered
+
+
+def _with_components(
+    oracle: Oracle, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+) -> Comparison:
+    """An oracle's answer with its components', where it has some."""
     if isinstance(oracle, Composite):
-        return oracle.explain(prompts, responses)
+        return oracle.compare_with_components(prompts, responses)
     return Comparison(oracle.compare(prompts, responses), {})
-
-
-def tinyworld_members() -> dict[str, Oracle]:
-    """The three annotators of the embedded default."""
-    from sppo.tinyworld.annotators import ANNOTATORS
-
-    return {name: Function(f"sppo.tinyworld.annotators:{name}") for name in ANNOTATORS}

@@ -5,21 +5,51 @@ there is nothing in it that self-play could find beyond the highest score. Any
 `AutoModelForSequenceClassification` with one label.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
+from pydantic import Field
 from scipy.special import expit
-from torch import Tensor
 
 from sppo.oracle import OracleError
+from sppo.oracle.model_folder import ModelOracle, oracle_folder, refuse_missing
 from sppo.oracle.transcript import Row, Transcript, batches, load_tokenizer, padding_for, token_limit
 from sppo.policy import load as policy
+from sppo.recipe.oracle import Text
 from sppo.winrates import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RewardModelOracle(ModelOracle):
+    """A reward model: `AutoModelForSequenceClassification` with one score per response. P = sigma(r_i - r_j)."""
+
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+
+    type: Literal["reward_model"] = "reward_model"
+    model: str = Field(min_length=1, description="a folder or hub name")
+    revision: str | None = None
+    text: Text = Field("prompt", description="what it sees as the user's message: plain or templated")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tokens: int | None = Field(None, ge=8, description="of prompt and response; None: what it holds")
+    batch_tokens: int = Field(16384, ge=1, description="computed side by side, padding included")
+    trust_remote_code: bool = Field(False, description="run Python that comes with the model")
+
+    def load(self) -> RewardModel:
+        """The reward model, loaded."""
+        return RewardModel.from_pretrained(**self.model_dump(exclude={"type", "text"}))
+
+    @property
+    def is_transitive(self) -> bool:
+        """True: one score per response ranks them."""
+        return True
 
 
 class RewardModel:
@@ -47,12 +77,13 @@ class RewardModel:
         batch_tokens: int = 16384,
         trust_remote_code: bool = False,
         device: str | None = None,
-    ) -> "RewardModel":
+    ) -> RewardModel:
         """Load a folder or a model of the hub, from safetensors.
 
         Raises:
             OracleError: it does not load, has another number of labels than one, or lacks weights.
         """
+        import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         name = os.fspath(model)
@@ -85,13 +116,13 @@ class RewardModel:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Texts encoded, cut, and with markup in them."""
-        return dict(vars(self.transcript.cut))
+        """Counts of texts: encoded, truncated, and with special tokens written out in them."""
+        return dict(vars(self.transcript.counts))
 
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`sppo.oracle.Oracle.compare`.
+        """Like :meth:`sppo.oracle.Oracle.compare`.
 
         Raises:
             OracleError: a text cannot be encoded, or a score is not finite.
@@ -99,53 +130,28 @@ class RewardModel:
         scores = self.scores(prompts, responses)
         return np.asarray(expit(scores[:, :, None] - scores[:, None, :]))
 
-    @torch.inference_mode()
     def scores(self, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Float[Array, "prompts K"]:
         """r, in nats.
 
         Raises:
-            OracleError: as :meth:`compare`.
+            OracleError: as :meth:`compare` does.
         """
+        import torch
+
         rows = encoded(self.transcript, prompts, responses)
         config = self.model.config.get_text_config()
-        found = np.zeros(len(rows))
+        scores = np.zeros(len(rows))
         for batch in batches(rows, self.batch_tokens):
             part = [rows[index] for index in batch]
             padding = padding_for(part, config.pad_token_id, config.vocab_size)
-            with _padded_with(config, padding):
+            with torch.inference_mode(), _padded_with(config, padding):
                 logits = self.model(**padded(part, padding, self.model.device)).logits
-            found[batch] = logits[:, 0].float().cpu().numpy()
+                scores[batch] = logits[:, 0].float().cpu().numpy()
         k = len(rows) // max(1, len(prompts))
-        if not np.isfinite(found).all():
-            bad = int(np.argmin(np.isfinite(found)))
-            raise OracleError(f"the reward model's score of response {bad % k} is {found[bad]}", bad // k)
-        return found.reshape(len(prompts), k)
-
-
-def oracle_folder(model: str, revision: str | None, trust_remote_code: bool = False) -> Any:
-    """The folder of an oracle's model.
-
-    Raises:
-        OracleError: there is none, or it has no safetensors.
-    """
-    try:
-        return policy.folder(model, revision=revision, trust_remote_code=trust_remote_code)
-    except policy.PolicyError as error:
-        raise OracleError(str(error).replace("policy.model: ", "oracle.model: ", 1)) from error
-
-
-def refuse_missing(name: str, missing: Sequence[Any]) -> None:
-    """Refuse a model with weights that its files do not hold.
-
-    Raises:
-        OracleError: there are some.
-    """
-    if missing:
-        shown = ", ".join(sorted(map(str, missing))[:4])
-        raise OracleError(
-            f"{name}: {len(missing)} weights are missing or of a wrong shape: {shown}; they would be random."
-            " Is it a model of this type?"
-        )
+        if not np.isfinite(scores).all():
+            bad = int(np.argmin(np.isfinite(scores)))
+            raise OracleError(f"the reward model's score of response {bad % k} is {scores[bad]}", bad // k)
+        return scores.reshape(len(prompts), k)
 
 
 def encoded(transcript: Transcript, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> list[Row]:
@@ -165,10 +171,12 @@ def encoded(transcript: Transcript, prompts: Sequence[str], responses: Sequence[
 
 def padded(rows: Sequence[Row], padding: int, device: Any) -> dict[str, Tensor]:
     """A model's inputs, padded on the right."""
+    import torch
+
     longest = max(len(row.ids) for row in rows)
 
     def filled(lists: Sequence[Sequence[int]], value: int) -> Tensor:
-        return torch.tensor([[*one, *[value] * (longest - len(one))] for one in lists], device=device)
+        return torch.tensor([[*ids, *[value] * (longest - len(ids))] for ids in lists], device=device)
 
     inputs = {
         "input_ids": filled([row.ids for row in rows], padding),

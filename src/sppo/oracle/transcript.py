@@ -9,17 +9,17 @@ from sppo.oracle import OracleError, excerpt
 
 
 @dataclass
-class Cut:
+class TextCounts:
     """How many texts have been encoded, and how many of them were changed.
 
     Attributes:
         texts: prompts with a response.
-        cut: of them, longer than the limit.
-        markup: of them, with a special token written out in them, which was made text.
+        texts_truncated: those that were longer than the limit.
+        markup: those in which a special token was written out, which was made plain text.
     """
 
     texts: int = 0
-    cut: int = 0
+    texts_truncated: int = 0
     markup: int = 0
 
 
@@ -46,7 +46,7 @@ class Transcript:
         self.tokenizer = tokenizer
         self.limit = limit
         self.bos_again = bos_again
-        self.cut = Cut()
+        self.counts = TextCounts()
         added = tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
         # the longest first: one may hold another
@@ -65,15 +65,15 @@ class Transcript:
             raise OracleError(
                 f"the oracle's tokenizer cannot encode {excerpt(response)} in answer to {excerpt(prompt)}: {error}"
             ) from error
-        self.cut.texts += 1
-        self.cut.markup += (shown, said) != (prompt, response)
+        self.counts.texts += 1
+        self.counts.markup += (shown, said) != (prompt, response)
         return row
 
     def _chat(self, prompt: str, response: str) -> Row:
         ids = self._rendered(
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         )
-        self.cut.cut += len(ids) > self.limit
+        self.counts.texts_truncated += len(ids) > self.limit
         return Row(ids[: self.limit])
 
     def _pair(self, prompt: str, response: str) -> Row:
@@ -81,7 +81,9 @@ class Transcript:
         whole = sum(
             len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, response)
         )
-        self.cut.cut += whole + self.tokenizer.num_special_tokens_to_add(pair=True) > self.limit
+        self.counts.texts_truncated += (
+            whole + self.tokenizer.num_special_tokens_to_add(pair=True) > self.limit
+        )
         encoded = self.tokenizer(prompt, response, truncation=True, max_length=self.limit)
         return Row(list(encoded["input_ids"]), encoded.get("token_type_ids"))
 

@@ -5,18 +5,95 @@ Each changes P entry by entry with an odd function of :math:`P_{ij} - \frac12` a
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
+from pydantic import Field
 from scipy.special import expit
 
-from sppo.oracle import CheckedOracle, Comparison, Oracle
-from sppo.recipe import LengthControlledOracle, LengthMatchedOracle, NearTieOracle
+from sppo.oracle import CheckedOracle, Comparison, Oracle, OracleSection
+from sppo.recipe.oracle import OracleConfig, Text
 from sppo.winrates import Array
 
 Adjust = Callable[[Float[Array, "prompts K K"], Float[Array, "prompts K"]], Float[Array, "prompts K K"]]
+
+
+class WrapperOracle(OracleSection):
+    """An oracle around another, which decides everything but the matrix's entries."""
+
+    oracle: OracleConfig
+
+    def adjust(
+        self, matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"]
+    ) -> Float[Array, "prompts K K"]:
+        """P' from P and the lengths of the responses in characters."""
+        raise NotImplementedError(f"{type(self).__name__} has no adjust")
+
+    def load(self) -> "Wrapper":
+        """The wrapper around the oracle inside, loaded."""
+        return Wrapper(CheckedOracle(self.oracle.load()), self.oracle.label, self.adjust)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, with the identity of the oracle inside."""
+        return super().identity() | {"oracle": self.oracle.identity()}
+
+    @property
+    def text(self) -> Text:
+        """What the oracle inside sees as the prompt."""
+        return self.oracle.text
+
+    @property
+    def opponents(self) -> int | None:
+        """The `opponents` of the oracle inside, where it has some."""
+        return self.oracle.compared_opponents()
+
+    @property
+    def holds_a_model(self) -> bool:
+        """Whether the oracle inside does."""
+        return self.oracle.holds_a_model
+
+
+class LengthControlledOracle(WrapperOracle):
+    """logit P'_ij = logit P_ij - penalty tanh((l_i - l_j) / scale), with l the length in characters."""
+
+    type: Literal["length_controlled"] = "length_controlled"
+    penalty: float = Field(
+        ge=-100, le=100, description="nats; `sppo oracle check` prints the one that fits the oracle's answers"
+    )
+    scale: float = Field(500, gt=0, description="characters")
+
+    def adjust(
+        self, matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"]
+    ) -> Float[Array, "prompts K K"]:
+        """:func:`length_controlled` with these settings."""
+        return length_controlled(matrix, lengths, penalty=self.penalty, scale=self.scale)
+
+
+class LengthMatchedOracle(WrapperOracle):
+    """P'_ij = P_ij where the longer is at most max_ratio times as long as the shorter, in characters; else 1/2."""
+
+    type: Literal["length_matched"] = "length_matched"
+    max_ratio: float = Field(1.5, ge=1)
+
+    def adjust(
+        self, matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"]
+    ) -> Float[Array, "prompts K K"]:
+        """:func:`length_matched` with these settings."""
+        return length_matched(matrix, lengths, max_ratio=self.max_ratio)
+
+
+class NearTieOracle(WrapperOracle):
+    """P' - 1/2 = (P - 1/2) min(1, |P - 1/2| / delta): near ties become nearer."""
+
+    type: Literal["near_tie"] = "near_tie"
+    delta: float = Field(0.1, gt=0, le=0.5)
+
+    def adjust(
+        self, matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"]
+    ) -> Float[Array, "prompts K K"]:
+        """:func:`near_tie` with these settings."""
+        return near_tie(matrix, lengths, delta=self.delta)
 
 
 class Wrapper:
@@ -24,7 +101,7 @@ class Wrapper:
 
     Args:
         inner: the oracle.
-        name: what its own answer is called among the parts.
+        name: what its own answer is called among the components.
         adjust: (P, lengths) -> P'.
     """
 
@@ -36,14 +113,16 @@ class Wrapper:
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`sppo.oracle.Oracle.compare`."""
-        return self.explain(prompts, responses).matrix
+        """Like :meth:`sppo.oracle.Oracle.compare`."""
+        return self.compare_with_components(prompts, responses).matrix
 
-    def explain(self, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Comparison:
-        """The adjusted answer, and the inner oracle's own."""
-        matrix, parts = self.inner.explain(prompts, responses)
-        own = {self.name: matrix} | {f"{self.name}/{part}": of for part, of in parts.items()}
-        return Comparison(self.adjust(matrix, lengths(responses)), own)
+    def compare_with_components(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+    ) -> Comparison:
+        """Like :meth:`compare`, but also returns the matrix of the oracle inside, and its components'."""
+        matrix, inside = self.inner.compare_with_components(prompts, responses)
+        components = {self.name: matrix} | {f"{self.name}/{name}": part for name, part in inside.items()}
+        return Comparison(self.adjust(matrix, lengths(responses)), components)
 
     def compare_pairs(
         self,
@@ -51,27 +130,13 @@ class Wrapper:
         responses: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
     ) -> Float[Array, "prompts K K"]:
-        """As :meth:`compare` for some pairs only; the inner oracle is asked about no others, where it can be."""
+        """Like :meth:`compare` for some pairs only; the inner oracle is asked about no others, where it can be."""
         return self.adjust(self.inner.compare_pairs(prompts, responses, wanted), lengths(responses))
 
     @property
     def inner_oracles(self) -> Sequence[Oracle]:
         """The oracle inside."""
         return [self.inner]
-
-
-def wrap(
-    inner: CheckedOracle, name: str, config: LengthControlledOracle | LengthMatchedOracle | NearTieOracle
-) -> Wrapper:
-    """The wrapper that a recipe describes, around an oracle of a name."""
-    match config:
-        case LengthControlledOracle():
-            adjust: Adjust = partial(length_controlled, penalty=config.penalty, scale=config.scale)
-        case LengthMatchedOracle():
-            adjust = partial(length_matched, max_ratio=config.max_ratio)
-        case NearTieOracle():
-            adjust = partial(near_tie, delta=config.delta)
-    return Wrapper(inner, name, adjust)
 
 
 def lengths(responses: Sequence[Sequence[str]]) -> Float[Array, "prompts K"]:

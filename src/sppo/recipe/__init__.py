@@ -18,39 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from sppo.recipe.algorithms import (
-    AlgorithmConfig,
-    Comal,
-    Dpo,
-    Egpo,
-    Inpo,
-    Ipo,
-    Mnpo,
-    NashMd,
-    Onpo,
-    Rlhf,
-    Rspo,
-    Sft,
-    Spin,
-    Sppo,
-)
+from sppo.recipe.algorithm import Algorithm, AlgorithmConfig
 from sppo.recipe.endpoint import ANSWERS, EndpointConfig, keep_answers_in
 from sppo.recipe.inputs import Policy, Prompts, PromptSource
 from sppo.recipe.judgment import Evaluation, Guard
-from sppo.recipe.mistakes import explain
+from sppo.recipe.mistakes import describe
+from sppo.recipe.oracle import OracleConfig, OracleSection
 from sppo.recipe.oracle_training import OracleTraining
-from sppo.recipe.oracles import (
-    FunctionOracle,
-    GeneralPreferenceOracle,
-    JudgeOracle,
-    LengthControlledOracle,
-    LengthMatchedOracle,
-    NearTieOracle,
-    OracleConfig,
-    PairRMOracle,
-    PanelOracle,
-    RewardModelOracle,
-)
 from sppo.recipe.presets import PRESETS
 from sppo.recipe.renamed import current_key, with_current_keys
 from sppo.recipe.sampling import Sampling
@@ -62,42 +36,22 @@ from sppo.selection import Rule
 
 __all__ = [
     "ANSWERS",
+    "Algorithm",
     "AlgorithmConfig",
-    "Comal",
-    "Dpo",
-    "Egpo",
     "EndpointConfig",
     "Evaluation",
-    "FunctionOracle",
-    "GeneralPreferenceOracle",
     "Guard",
-    "Inpo",
-    "Ipo",
-    "JudgeOracle",
-    "LengthControlledOracle",
-    "LengthMatchedOracle",
     "Lora",
-    "Mnpo",
-    "NashMd",
-    "NearTieOracle",
-    "Onpo",
     "OracleConfig",
+    "OracleSection",
     "OracleTraining",
-    "PairRMOracle",
-    "PanelOracle",
     "Policy",
     "PromptSource",
     "Prompts",
     "Recipe",
     "RecipeError",
-    "RewardModelOracle",
-    "Rlhf",
-    "Rspo",
     "Sampling",
     "Section",
-    "Sft",
-    "Spin",
-    "Sppo",
     "Training",
     "Workers",
     "dump",
@@ -113,6 +67,12 @@ __all__ = [
 ]
 
 
+def _sppo() -> Any:
+    return {
+        "type": "sppo"
+    }  # checked by its class when a recipe is read: importing this module loads no algorithm
+
+
 class Recipe(Section):
     """A whole run. See recipes/ for examples and docs/recipes.md for every field."""
 
@@ -123,7 +83,7 @@ class Recipe(Section):
     prompts: Prompts
     sampling: Sampling = Sampling.model_validate({})
     selection: Rule = Field("best_worst", description="which of the K are trained on")
-    algorithm: AlgorithmConfig = Sppo.model_validate({})
+    algorithm: AlgorithmConfig = Field(default_factory=_sppo)
     oracle: OracleConfig | None = Field(None, description="None: where the algorithm needs no preferences")
     training: Training = Training.model_validate({})
     evaluation: Evaluation = Evaluation.model_validate({})
@@ -137,11 +97,6 @@ class Recipe(Section):
         description="of torch on a CPU; None: its own choice. Small models are fastest with 1",
     )
     report_to: list[str] = Field(default_factory=list, description="transformers' trackers, e.g. [wandb]")
-
-    @field_validator("algorithm", mode="before")
-    @classmethod
-    def _sppo_unless_named(cls, value: Any) -> Any:
-        return {"type": "sppo", **value} if isinstance(value, Mapping) else value
 
     @field_validator("oracle")
     @classmethod
@@ -173,7 +128,7 @@ class Recipe(Section):
             )
         if of.all_responses and self.selection != "all":
             raise ValueError(f"selection: {self.selection}, but {name} needs all K responses; set it to all")
-        opponents = getattr(self.oracle, "opponents", None)
+        opponents = None if self.oracle is None else self.oracle.compared_opponents()
         if of.all_responses and opponents is not None:
             raise ValueError(
                 f"oracle.opponents: {opponents}, but {name} needs the comparisons of all pairs; leave it out"
@@ -204,7 +159,7 @@ class Recipe(Section):
             )
         return self
 
-    def needed_oracle(self, purpose: str) -> OracleConfig:
+    def needed_oracle(self, purpose: str) -> OracleSection:
         """The oracle, for what cannot be done without one.
 
         Raises:
@@ -214,7 +169,7 @@ class Recipe(Section):
             raise RecipeError(f"oracle: missing; {purpose} needs one")
         return self.oracle
 
-    def needed_held_out_oracle(self, purpose: str) -> OracleConfig:
+    def needed_held_out_oracle(self, purpose: str) -> OracleSection:
         """The oracle that policies are compared by: `evaluation.oracle`, or else the one that they learn from.
 
         Raises:
@@ -249,7 +204,7 @@ def load_oracle_training(
     try:
         return OracleTraining.model_validate(merged)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in explain(error, OracleTraining))
+        lines = "\n".join(f"  {line}" for line in describe(error, OracleTraining, merged))
         raise RecipeError(f"{path} cannot be used:\n{lines}") from None
 
 
@@ -288,17 +243,17 @@ def parse(
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in explain(error, Recipe))
+        lines = "\n".join(f"  {line}" for line in describe(error, Recipe, merged))
         raise RecipeError(f"{name} cannot be used:\n{lines}") from None
 
 
-def parse_oracle(mapping: Mapping[str, Any]) -> OracleConfig:
+def parse_oracle(mapping: Mapping[str, Any]) -> OracleSection:
     """The `oracle:` section alone, with the same checks.
 
     Raises:
         RecipeError: a field is wrong.
     """
-    oracle: OracleConfig = _parse_section(OracleConfig, mapping, "oracle")
+    oracle: OracleSection = _parse_section(OracleConfig, mapping, "oracle")
     return oracle
 
 
@@ -322,13 +277,13 @@ def parse_sampling(mapping: Mapping[str, Any]) -> Sampling:
     return sampling
 
 
-def parse_algorithm(mapping: Mapping[str, Any]) -> AlgorithmConfig:
+def parse_algorithm(mapping: Mapping[str, Any]) -> Algorithm:
     """The `algorithm:` section alone, with the same checks.
 
     Raises:
         RecipeError: a field is wrong.
     """
-    algorithm: AlgorithmConfig = _parse_section(AlgorithmConfig, mapping, "algorithm")
+    algorithm: Algorithm = _parse_section(AlgorithmConfig, mapping, "algorithm")
     return algorithm
 
 
@@ -336,7 +291,7 @@ def _parse_section(annotation: Any, mapping: Mapping[str, Any], name: str) -> An
     try:
         return TypeAdapter(annotation).validate_python(dict(mapping))
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in explain(error, annotation))
+        lines = "\n".join(f"  {line}" for line in describe(error, annotation, mapping))
         raise RecipeError(f"the {name} cannot be used:\n{lines}") from None
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sppo.recipe.oracles import OracleConfig
+from sppo.recipe.oracle import OracleConfig
 from sppo.recipe.section import Section
 
 

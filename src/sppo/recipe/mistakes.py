@@ -1,12 +1,14 @@
 """What is wrong with a recipe, in words: the field, the value and the way out."""
 
-import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ValidationError
+
+from sppo.recipe.registered import Registered
+from sppo.recipe.registry import nearest, unknown
 
 _MAPPING = "a mapping of keys to values"
 _NEEDED = {
@@ -21,28 +23,32 @@ _NEEDED = {
 }
 
 
-def explain(error: ValidationError, root: Any) -> Iterator[str]:
-    """A line for each wrong field: its dotted name, what is wrong, its value and the way out.
+def describe(error: ValidationError, root: Any, value: Any) -> Iterator[str]:
+    """Yield a line for each wrong field: its dotted name, what is wrong, its value and the way out.
 
     Args:
-        error: what pydantic found.
+        error: pydantic's errors.
         root: the annotation that was validated.
+        value: the mapping that was validated; its `type` keys say which registered sections were meant.
     """
-    found = [(item, _place(item["loc"], root)) for item in error.errors(include_url=False)]
-    # Of a union's members the one that the value got into was meant; where it got into none, all are named.
-    entered = {place.path[: place.union] for _, place in found if place.union not in (None, len(place.path))}
+    mistakes = [(item, _place(item["loc"], root, value)) for item in error.errors(include_url=False)]
+    # Where a union was tried, the member that the value got into was meant; where it got into none, all are named.
+    entered = {
+        place.path[: place.union] for _, place in mistakes if place.union not in (None, len(place.path))
+    }
+    top = _resolved(root, value)
     lines: dict[tuple[str, ...] | int, list[str]] = {}
-    for number, (item, place) in enumerate(found):
+    for number, (item, place) in enumerate(mistakes):
         at_union = place.union == len(place.path)
         if not (at_union and place.path in entered):
-            lines.setdefault(place.path if at_union else number, []).append(_wrong(item, place, root))
+            lines.setdefault(place.path if at_union else number, []).append(_wrong(item, place, top, value))
     for first, *others in lines.values():
         name, shown = first.partition(": ")[0], first[first.rfind(" (got ") :] if others else ""
         alternatives = [other.removeprefix(f"{name}: must be ") for other in others]
         yield " or ".join([first.removesuffix(shown), *alternatives])
 
 
-def _wrong(item: Any, place: "_Place", root: Any) -> str:
+def _wrong(item: Any, place: "_Place", root: Any, value: Any) -> str:
     name, context = ".".join(place.path), item.get("ctx", {})
     dotted = f"{name}." if name else ""
     got = item["input"]
@@ -50,17 +56,14 @@ def _wrong(item: Any, place: "_Place", root: Any) -> str:
     shown = "" if hidden else f" (got {_shorten(got)})"
     match item["type"]:
         case "extra_forbidden":
-            return f"{name}: unknown key; {_right_key(place, root)}"
+            return f"{name}: unknown key; {_right_key(place, root, value)}"
         case "missing":
             return f"{name}: missing; it has no default"
         case "union_tag_not_found":
-            return f"{dotted}type: missing; one of {', '.join(_tags(place.annotation))}"
+            return f"{dotted}type: missing; one of {context['expected_tags']}"
         case "union_tag_invalid":
-            tags = _tags(place.annotation)
-            near = _near(str(context["tag"]), tags)
-            way_out = f"did you mean {near!r}?" if near else f"one of {', '.join(tags)}"
-            return f"{dotted}type: {context['tag']!r} is unknown; {way_out}"
-        case "literal_error" if isinstance(got, str) and (near := _near(got, _literals(place.annotation))):
+            return f"{dotted}type: {unknown(context['tag'], context['expected_tags'].split(', '))}"
+        case "literal_error" if isinstance(got, str) and (near := nearest(got, _literals(place.annotation))):
             return f"{name}: must be {context['expected']}{shown}; did you mean {near!r}?"
         case kind if kind in _NEEDED:
             return f"{name or 'recipe'}: must be {_NEEDED[kind]}{shown}"
@@ -86,13 +89,13 @@ class _Place(typing.NamedTuple):
     union: int | None
 
 
-def _place(location: tuple[int | str, ...], root: Any) -> _Place:
+def _place(location: tuple[int | str, ...], root: Any, value: Any) -> _Place:
     path: list[str] = []
-    holder, annotation, union = None, root, None
+    holder, annotation, union = None, _resolved(root, value), None
     for part in location:
         members = _members(annotation)
         if len(members) > 1:  # pydantic says here which member it tried
-            union = union if _tags(annotation) else len(path)
+            union = len(path)
             annotation = next((member for member in members if part in _labels(member)), None)
             continue
         path.append(str(part))
@@ -101,35 +104,49 @@ def _place(location: tuple[int | str, ...], root: Any) -> _Place:
             annotation = typing.get_args(holder)[-1]
         else:
             annotation = _fields(holder).get(str(part))
+        value = _inside(value, part)
+        annotation = _resolved(annotation, value)
     return _Place(tuple(path), holder, annotation, union)
 
 
+def _inside(value: Any, part: int | str) -> Any:
+    """The value under a key or an index; None where there is none."""
+    if isinstance(value, Mapping):
+        return value.get(part)
+    return value[part] if isinstance(value, list) and isinstance(part, int) else None
+
+
+def _resolved(annotation: Any, value: Any) -> Any:
+    """The annotation, or in place of a registered section the class that the value's `type` names."""
+    members = _members(annotation)
+    marks = [mark for mark in getattr(members[0], "__metadata__", ()) if isinstance(mark, Registered)]
+    return (marks[0].section(value) or annotation) if len(members) == 1 and marks else annotation
+
+
 def _members(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation, None left out."""
+    """The alternatives of an annotation, without None."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
-        return _members(typing.get_args(annotation)[0])
+        registered = any(isinstance(mark, Registered) for mark in annotation.__metadata__)
+        return [annotation] if registered else _members(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
         return [
-            one for part in typing.get_args(annotation) for one in _members(part) if part is not type(None)
+            member
+            for part in typing.get_args(annotation)
+            for member in _members(part)
+            if part is not type(None)
         ]
     return [annotation]
 
 
 def _labels(member: Any) -> set[str]:
     """What pydantic may call a member of a union in an error's location."""
-    labels = {str(getattr(member, "__name__", "")), *_tags(member)}
+    labels = {str(getattr(member, "__name__", ""))}
     if typing.get_origin(member) is Literal:
         labels.add(f"literal[{','.join(map(repr, typing.get_args(member)))}]")
     elif typing.get_origin(member) is list:
         labels.add(f"list[{typing.get_args(member)[0].__name__}]")
     return labels
-
-
-def _tags(annotation: Any) -> list[str]:
-    """The values of `type` that tell the members of a union apart."""
-    fields = [member.model_fields for member in _members(annotation) if _is_section(member)]
-    return [of_member["type"].default for of_member in fields if "type" in of_member]
 
 
 def _is_section(annotation: Any) -> bool:
@@ -138,27 +155,28 @@ def _is_section(annotation: Any) -> bool:
 
 def _fields(annotation: Any) -> dict[str, Any]:
     sections = [member for member in _members(annotation) if _is_section(member)]
-    return {name: field.annotation for section in sections for name, field in section.model_fields.items()}
+    return {
+        name: Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        for section in sections
+        for name, field in section.model_fields.items()
+    }
 
 
 def _literals(annotation: Any) -> list[str]:
-    found = [
-        typing.get_args(member) for member in _members(annotation) if typing.get_origin(member) is Literal
-    ]
-    return [value for values in found for value in values]
+    literals = [member for member in _members(annotation) if typing.get_origin(member) is Literal]
+    return [value for literal in literals for value in typing.get_args(literal)]
 
 
-def _right_key(place: _Place, root: Any) -> str:
+def _right_key(place: _Place, root: Any, value: Any) -> str:
     key, known = place.path[-1], _fields(place.holder)
-    elsewhere = [f"{name}.{key}" for name, annotation in _fields(root).items() if key in _fields(annotation)]
+    sections = {
+        name: _resolved(annotation, _inside(value, name) or {}) for name, annotation in _fields(root).items()
+    }
+    elsewhere = [f"{name}.{key}" for name, section in sections.items() if key in _fields(section)]
     if place.holder is root and elsewhere:
         return f"did you mean `{elsewhere[0]}`?"
-    near = _near(key, known)
+    near = nearest(key, known)
     return f"did you mean `{near}`?" if near else f"known here: {', '.join(sorted(known))}"
-
-
-def _near(word: str, known: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
 
 
 def _shorten(value: Any) -> str:

@@ -17,8 +17,32 @@ from typing import Any, Literal
 Kind = Literal["algorithms", "oracles", "samplers", "executors", "benchmarks"]
 
 BUILT_IN: dict[Kind, dict[str, str]] = {
-    "algorithms": {},
-    "oracles": {},
+    "algorithms": {
+        "sppo": "sppo.algorithms.sppo:SPPO",
+        "dpo": "sppo.algorithms.dpo:DPO",
+        "ipo": "sppo.algorithms.ipo:IPO",
+        "spin": "sppo.algorithms.spin:SPIN",
+        "sft": "sppo.algorithms.sft:SFT",
+        "rspo": "sppo.algorithms.rspo:RSPO",
+        "inpo": "sppo.algorithms.inpo:INPO",
+        "comal": "sppo.algorithms.comal:COMAL",
+        "onpo": "sppo.algorithms.onpo:ONPO",
+        "egpo": "sppo.algorithms.egpo:EGPO",
+        "mnpo": "sppo.algorithms.mnpo:MNPO",
+        "nash_md": "sppo.algorithms.nash_md:NashMD",
+        "rlhf": "sppo.algorithms.rlhf:RLHF",
+    },
+    "oracles": {
+        "function": "sppo.oracle.function:FunctionOracle",
+        "panel": "sppo.oracle.panel:PanelOracle",
+        "pairrm": "sppo.oracle.pairrm:PairRMOracle",
+        "reward_model": "sppo.oracle.reward_model:RewardModelOracle",
+        "general_preference": "sppo.oracle.general_preference:GeneralPreferenceOracle",
+        "judge": "sppo.oracle.judge:JudgeOracle",
+        "length_controlled": "sppo.oracle.wrappers:LengthControlledOracle",
+        "length_matched": "sppo.oracle.wrappers:LengthMatchedOracle",
+        "near_tie": "sppo.oracle.wrappers:NearTieOracle",
+    },
     "samplers": {},
     "executors": {
         "local": "sppo.executors.local:Local",

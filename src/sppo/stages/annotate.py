@@ -55,7 +55,7 @@ def wanted_pairs(
     models: Models, rows: Sequence[ResponsesRow]
 ) -> Bool[np.ndarray[Any, Any], "prompts K K"] | None:
     """Which pairs of the K responses to each prompt are compared; None: all."""
-    m, k = getattr(models.recipe.oracle, "opponents", None), models.recipe.sampling.k
+    m, k = models.recipe.needed_oracle("the annotate stage").compared_opponents(), models.recipe.sampling.k
     if m is None or m >= k - 1:
         return None
     keys = (("opponents", models.recipe.seed, row.prompt_id) for row in rows)
@@ -65,7 +65,9 @@ def wanted_pairs(
 def preference_rows(prompt_ids: Sequence[str], answer: Comparison) -> list[PreferencesRow]:
     """The rows of the oracle's answer about some prompts."""
     return [
-        PreferencesRow(prompt_id, matrix, {name: matrices[number] for name, matrices in answer.parts.items()})
+        PreferencesRow(
+            prompt_id, matrix, {name: matrices[number] for name, matrices in answer.components.items()}
+        )
         for number, (prompt_id, matrix) in enumerate(zip(prompt_ids, answer.matrix, strict=True))
     ]
 
@@ -92,7 +94,7 @@ class Annotate(ShardedStage):
         """The oracle, and which pairs it is asked about."""
         oracle = self.run.recipe.needed_oracle("the annotate stage")
         settings: dict[str, Any] = {"oracle": self.run.oracle_identity}
-        m = getattr(oracle, "opponents", None)
+        m = oracle.compared_opponents()
         if m is not None:
             settings["opponents"] = [m, self.run.recipe.seed]
         return settings

@@ -220,7 +220,7 @@ class Models:
         prompts = self.prompt_texts([row.messages for row in rows], held_out=held_out)
         try:
             if wanted is None:
-                return oracle.explain(prompts, texts)
+                return oracle.compare_with_components(prompts, texts)
             return oracles.Comparison(oracle.compare_pairs(prompts, texts, wanted), {})
         except oracles.OracleError as error:
             if error.prompt_index is None:

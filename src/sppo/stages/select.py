@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sppo import randomness, winrates
+from sppo.recipe import Algorithm
 from sppo.rundir.folder import RunError
 from sppo.rundir.tables import (
     PreferencesRow,
@@ -30,9 +31,6 @@ from sppo.stages.sample import Sample
 from sppo.stages.stage import ShardedStage, Stage
 from sppo.training import opponent
 from sppo.winrates import Array
-
-if TYPE_CHECKING:  # algorithms compute with torch, which planning does without
-    from sppo.algorithms import Algorithm
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,8 @@ class SelectResponses:
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """The training rows of the shard; sources as :func:`selections` takes them."""
-        from sppo import algorithms
 
-        algorithm = algorithms.load(models.recipe.algorithm)
+        algorithm = models.recipe.algorithm
         selected = selections(models, algorithm, *sources)
         opponents, references = self._log_probs(models, selected)
         rows = [
@@ -132,7 +129,7 @@ class SelectResponses:
 
     def _row(
         self,
-        algorithm: "Algorithm",
+        algorithm: Algorithm,
         selection: Selection,
         opponents: Sequence[opponent.OpponentLogProb],
         references: Array,
@@ -165,7 +162,7 @@ class SelectResponses:
 
 
 def selections(
-    models: Models, algorithm: "Algorithm", prompts: Path, preferences: Path | None = None
+    models: Models, algorithm: Algorithm, prompts: Path, preferences: Path | None = None
 ) -> list[Selection]:
     """What is trained on of each prompt of a shard.
 
@@ -185,7 +182,7 @@ def selections(
     return [_selection(models, algorithm, row, matrices.get(row.prompt_id)) for row in rows]
 
 
-def _selection(models: Models, algorithm: "Algorithm", row: PromptRow, matrix: Array | None) -> Selection:
+def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Array | None) -> Selection:
     recipe = models.recipe
     drawn = row.responses if isinstance(row, ResponsesRow) else []
     usable = _usable(models, row, drawn)
@@ -193,7 +190,7 @@ def _selection(models: Models, algorithm: "Algorithm", row: PromptRow, matrix: A
     log_partition = 0.0
     if matrix is not None:
         win_rates = winrates.win_rates(matrix)
-        rates, log_partition = win_rates.tolist(), algorithm.log_partition(win_rates)
+        rates, log_partition = win_rates.tolist(), algorithm.compute_log_partition(win_rates)
         generator = randomness.generator("select", recipe.seed, row.prompt_id)
         chosen = select(recipe.selection, [float(win_rates[k]) for k in usable], generator)
         usable = {k: usable[k] for k in sorted(list(usable)[index] for index in chosen)}

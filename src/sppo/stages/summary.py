@@ -121,10 +121,10 @@ class Summary:
 
     def _note_truncated_texts(self, number: int) -> None:
         counted = oracle_counts(self.run.folder, number)
-        for kind, title in {"sources": "prompts", "candidates": "responses"}.items():
-            if counted.get(f"{kind}_cut"):
+        for kind in ("prompts", "responses", "texts"):
+            if counted.get(f"{kind}_truncated"):
                 self.run.terminal.say(
-                    f"note: {counted[f'{kind}_cut']} of {counted[kind]} {title} were longer than the oracle's limit"
+                    f"note: {counted[f'{kind}_truncated']} of {counted[kind]} {kind} were longer than the oracle's limit"
                     " and truncated there",
                     "yellow",
                 )

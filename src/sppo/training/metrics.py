@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppo.algorithms import Responses
+from sppo.objectives import Responses
 from sppo.training.log_probs import Tree
 
 SIDES = ("winners", "losers")

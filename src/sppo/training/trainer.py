@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from sppo.algorithms import Algorithm, Responses
+from sppo.objectives import Responses
+from sppo.recipe import Algorithm
 from sppo.training.examples import Example, StepBatch, StepBatches, TrainingError
 from sppo.training.log_probs import Tree, measure_capabilities, packs, precision, response_log_probs
 from sppo.training.metrics import Size, StepMetrics, StepSums

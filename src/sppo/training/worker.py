@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from sppo import algorithms, randomness
+from sppo import randomness
 from sppo.policy import load as policy
 from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.rundir.shards import append_line
@@ -91,7 +91,7 @@ def run(
             model=model,
             args=args,
             batches=batches,
-            algorithm=algorithms.load(job.algorithm),
+            algorithm=job.algorithm,
             pack_tokens=settings.pack_tokens,
             mixed_precision=settings.mixed_precision,
             callbacks=[_Report(Path(job.metrics), on_step), *checkpoints],
