@@ -7,14 +7,14 @@ loss whose exact minimiser on a finite set of responses the update is.
 from sppo.game.dynamics.comal import COMAL
 from sppo.game.dynamics.dpo import DPOSelfPlay
 from sppo.game.dynamics.dynamic import Dynamic, Iterate
-from sppo.game.dynamics.extragradient import Extragradient
+from sppo.game.dynamics.egpo import Extragradient
 from sppo.game.dynamics.inpo import INPO
 from sppo.game.dynamics.ipo import IPOSelfPlay
 from sppo.game.dynamics.magnetic_mirror_descent import MagneticMirrorDescent
 from sppo.game.dynamics.mnpo import MNPO
 from sppo.game.dynamics.multiplicative_weights import MultiplicativeWeights
 from sppo.game.dynamics.nash_md import NashMD
-from sppo.game.dynamics.optimistic import OptimisticMultiplicativeWeights
+from sppo.game.dynamics.onpo import OptimisticMultiplicativeWeights
 from sppo.game.dynamics.policies import Policy, as_policy, normalised
 from sppo.game.dynamics.rspo import RSPO
 from sppo.game.dynamics.sampled import SampledMultiplicativeWeights
