@@ -32,7 +32,7 @@ from sppo.game.dynamics import (
     SampledMultiplicativeWeights,
     as_policy,
     dpo,
-    extragradient,
+    egpo,
     inpo,
     ipo,
     log_spaced,
@@ -40,7 +40,7 @@ from sppo.game.dynamics import (
     multiplicative_weights,
     nash_md,
     normalised,
-    optimistic,
+    onpo,
     play,
     sampled,
     sppo,
@@ -208,17 +208,17 @@ def test_extragradient_steps_twice_from_the_same_place() -> None:
         h = pairwise(policy.log - eta * tau * REFERENCE.log - (1 - eta * tau) * POLICY.log)
         return float(((h - target) ** 2).sum())
 
-    new = extragradient.update(POLICY, GAME, REFERENCE, eta=eta, tau=tau)
+    new = egpo.update(POLICY, GAME, REFERENCE, eta=eta, tau=tau)
     np.testing.assert_allclose(minimiser(loss), new.probability, atol=1e-6)
 
 
 def test_optimistic_counts_the_last_win_rates_twice() -> None:
     before = GAME @ REFERENCE.probability
-    new = optimistic.update(POLICY, GAME, before, eta=0.5)
+    new = onpo.update(POLICY, GAME, before, eta=0.5)
     logits = POLICY.log + 0.5 * (2 * WINS - before)
     np.testing.assert_allclose(new.log, normalised(logits).log, atol=1e-12)
     first = multiplicative_weights.update(POLICY, GAME, eta=0.5)
-    np.testing.assert_allclose(optimistic.update(POLICY, GAME, None, eta=0.5).log, first.log, atol=1e-12)
+    np.testing.assert_allclose(onpo.update(POLICY, GAME, None, eta=0.5).log, first.log, atol=1e-12)
 
 
 def test_sampled_update_by_hand() -> None:

@@ -15,13 +15,13 @@ from sppo.game import rock_paper_scissors
 from sppo.game.dynamics import (
     INPO,
     dpo,
-    extragradient,
+    egpo,
     inpo,
     ipo,
     mnpo,
     multiplicative_weights,
     nash_md,
-    optimistic,
+    onpo,
     play,
     rspo,
     sppo,
@@ -306,7 +306,7 @@ def test_two_iterations_of_egpo_are_one_step_of_the_extragradient():
     assert [section.reference_policies(t) for t in range(1, 5)] == [(1, 1), (1, 1), (3, 1), (3, 1)]
     halfway = least(section.model_dump(), [POLICY, BASE])
     found = least(section.model_dump(), [POLICY, BASE], policy=normalised(halfway))
-    expected = extragradient.update(POLICY, CYCLIC, BASE, eta=ETA, tau=TAU)
+    expected = egpo.update(POLICY, CYCLIC, BASE, eta=ETA, tau=TAU)
     np.testing.assert_allclose(found, expected.log, atol=1e-6)
 
 
@@ -324,7 +324,7 @@ def test_three_iterations_of_onpo_are_optimistic_multiplicative_weights():
         past = [policies[s - 1] for s in recipe.parse_algorithm({"type": "onpo"}).reference_policies(t)]
         assert len(past) == t - 1
         found = least({"type": "onpo", "eta": ETA}, past, policy=policies[-1])
-        expected = optimistic.update(policies[-1], CYCLIC, before, eta=ETA)
+        expected = onpo.update(policies[-1], CYCLIC, before, eta=ETA)
         np.testing.assert_allclose(found, expected.log, atol=1e-6)
         before = CYCLIC @ policies[-1].probability
         policies.append(expected)

@@ -1,0 +1,81 @@
+"""Each example of docs/extending.md, followed word by word: written, installed, and used by its name."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from plugins import install
+from small_runs import RAY, play
+from typer.testing import CliRunner
+
+from sppo import oracle
+from sppo.cli.main import app
+from sppo.recipe import RecipeError, parse, parse_oracle, read_value
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
+
+
+def blocks(section: str) -> dict[str, str]:
+    """The code blocks of a section of the page by the file that each names in its first line."""
+    text = PAGE.read_text(encoding="utf-8").split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
+    return dict(re.findall(r"```\w+\n# (\S+)\n(.*?)```", text, flags=re.DOTALL))
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install the package that a section of the page describes, and return what it says of the recipe."""
+
+    def follow(section: str) -> dict:
+        files = blocks(section)
+        project = tomllib.loads(files.pop("pyproject.toml"))["project"]
+        recipe = read_value(files.pop("recipe.yaml", "{}"), name="the page's recipe")
+        install(monkeypatch, tmp_path / "installed", files, project["entry-points"])
+        return recipe
+
+    return follow
+
+
+def test_an_algorithm_trains_by_its_name(tmp_path, installed):
+    recipe = parse(RAY | {"algorithm": {"type": "sppo"}} | installed("An algorithm"))
+    assert (recipe.algorithm.type, recipe.algorithm.margin) == ("hinge", 0.5)
+    summary = play(recipe, tmp_path / "run")
+    assert summary["iterations"][0]["trained"]["trained_prompts"] > 0
+
+
+def test_an_algorithms_keys_are_checked_like_any_other(installed):
+    installed("An algorithm")
+    with pytest.raises(RecipeError, match=r"algorithm\.margins: unknown key; did you mean `margin`\?"):
+        parse(RAY | {"algorithm": {"type": "hinge", "margins": 1}})
+    with pytest.raises(
+        RecipeError, match=r"'hinges' is unknown; did you mean 'hinge'\? Known: sppo, .*, hinge"
+    ):
+        parse(RAY | {"algorithm": {"type": "hinges"}})
+
+
+def test_an_oracle_compares_by_its_name(installed):
+    section = installed("An oracle")["oracle"]
+    matrix = oracle.load(section).compare(["Say a word."], [["short", "a good deal longer"]])
+    np.testing.assert_allclose(matrix[0, 0, 1], 1 / (1 + np.exp((5 - 18) / 50)))
+    assert oracle.identity(parse_oracle(section)) == {"type": "shorter", "scale": 50.0, "text": "prompt"}
+
+
+def test_an_oracle_can_stand_inside_another(installed):
+    around = {"type": "near_tie", "delta": 0.2, "oracle": installed("An oracle")["oracle"]}
+    assert oracle.load({"type": "panel", "members": [around]}).compare(["x"], [["a", "bb"]]).shape == (
+        1,
+        2,
+        2,
+    )
+
+
+def test_a_benchmark_evaluates_by_its_name(tmp_path, installed):
+    installed("A benchmark")
+    answers = tmp_path / "answers.txt"
+    answers.write_text("Yes.\nA good deal longer than twenty characters.\n", encoding="utf-8")
+    command = ["evaluate", "short-answers", str(answers), "--limit", "20", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "answers: 50.0% of 2 answers are short" in result.output
+    assert '"short_share": 0.5' in (tmp_path / "short-answers.json").read_text(encoding="utf-8")
