@@ -84,7 +84,7 @@ class Load:
         }
 
     def flops(self) -> dict[str, float]:
-        """Of each stage, but for `evaluate`, whose parts go at the rates of others (:meth:`seconds`)."""
+        """The FLOPs of each stage but `evaluate`, whose parts run at the rates of other stages (:meth:`seconds`)."""
         tokens = self.tokens()
         return {
             "sample": 2 * self.parameters * tokens["sample"],
@@ -96,7 +96,7 @@ class Load:
     def seconds(
         self, rates: Mapping[str, float], devices: Mapping[str, int] | None = None
     ) -> dict[str, float]:
-        """Of each stage.
+        """The seconds of each stage.
 
         Args:
             rates: FLOP/s of one device in `sample`, `annotate`, `select` and `train`.
@@ -162,9 +162,9 @@ def measured_seconds(run: Path) -> dict[int, dict[str, float]]:
 
 
 def rates_of_run(run: Path, parameters: float) -> dict[str, float]:
-    """FLOP/s that a run with a summary reached in each stage, over its iterations.
+    """The FLOP/s that a run has reached in each stage, over its iterations.
 
-    `annotate` is that of `select`: what an oracle without a model takes is not a matter of FLOPs.
+    The rate of `annotate` is that of `select`, since the time of an oracle without a model does not follow from FLOPs.
 
     Raises:
         RecipeError: there is no such run, or it has no finished iteration.

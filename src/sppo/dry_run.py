@@ -1,4 +1,4 @@
-"""What a recipe will do, said without a download and without torch."""
+"""The dry run: what a recipe will do, found out without a download and without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,10 @@ _PROMPT_TOKENS = 100.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a recipe will do, in numbers; None where it cannot be known without a download.
+    """What a recipe will do, in numbers; a number is None where it cannot be known without a download.
 
-    `training_bytes` is on each device, or on all together where their number shows only when training begins.
+    `training_bytes` is the memory on each device, or on all together where their number is known only when training
+    begins.
     """
 
     prompts: list[int | None]
@@ -76,13 +77,13 @@ def estimate(recipe: Recipe) -> Estimate:
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast the stages go, and how long texts are: what seconds are estimated from.
+    """What seconds are estimated from: the speed of the stages, and the lengths of texts.
 
     Attributes:
         flops: FLOP/s of one device in each stage.
-        prompt_tokens: a mean.
-        response_tokens: a mean; None: as many as the recipe allows.
-        source: where they come from, for people.
+        prompt_tokens: mean length of a prompt.
+        response_tokens: mean length of a response; None: as long as the recipe allows.
+        source: where the rates come from, for people.
     """
 
     flops: dict[str, float]
@@ -92,7 +93,7 @@ class Rates:
 
 
 def read_rates(name: str, tokens: str | None) -> Rates:
-    """The rates of a GPU, by its name, or those that a finished run has reached.
+    """The rates of a GPU, given its name, or those that a finished run has reached.
 
     Args:
         name: one of :data:`sppo.cost.PEAKS`, or a run folder.
@@ -124,7 +125,10 @@ def read_rates(name: str, tokens: str | None) -> Rates:
 
 
 def seconds(recipe: Recipe, found: Estimate, rates: Rates) -> list[dict[str, float] | None]:
-    """Of each stage of each iteration; None where the prompts or parameters are not known. `auto` is one device."""
+    """The seconds of each stage of each iteration, `auto` counted as one device.
+
+    An iteration is None where its prompts or the policy's parameters are not known.
+    """
     of, k = recipe, _drawn(recipe)
     limit = of.sampling.max_new_tokens
     counts = {**of.workers.model_dump(), "train": of.training.devices}
@@ -271,7 +275,7 @@ def _on_top(recipe: Recipe) -> str:
 
 
 def _where(training: Training) -> str:
-    """Which devices hold what training keeps."""
+    """The devices that hold weights, gradients and optimiser state, in words."""
     if training.sharding is not None and training.devices == "auto":
         return f"over all training devices together (devices: auto, sharding: {training.sharding})"
     sharded = "" if training.sharding is None else f", sharding: {training.sharding}"
@@ -334,7 +338,10 @@ def _source_count(source: PromptSource) -> int | None:
 
 
 def _training_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float:
-    """Weights, gradients and optimiser state; beside an adapter the weights have neither of these."""
+    """The bytes of weights, gradients and optimiser state.
+
+    With LoRA, the frozen base weights need no gradients and no optimiser state.
+    """
     weight = _BYTES[recipe.policy.dtype]
     if recipe.training.adapter is None:
         return parameters * (2 * weight + _state_bytes(recipe, weight))
@@ -345,7 +352,7 @@ def _training_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] 
 
 
 def _checkpoint_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float | None:
-    """Weights that are trained, and their optimiser state, as often as they are kept."""
+    """The bytes of all checkpoints that are kept: the trained weights and their optimiser state in each."""
     if recipe.training.checkpoint_steps is None:
         return 0.0
     if recipe.training.adapter is None:
@@ -358,13 +365,13 @@ def _checkpoint_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int
 
 
 def _state_bytes(recipe: Recipe, weight: int) -> float:
-    """Optimiser state of one weight of so many bytes."""
+    """The bytes of optimiser state for one weight of `weight` bytes."""
     name = recipe.training.optimizer
     return _OPTIMISER_VALUES.get(name.split("_")[0], 2.0) * (1 if "8bit" in name else weight)
 
 
 def _adapter(recipe: Recipe) -> tuple[int, int] | None:
-    """Parameters that an adapter is for, and its own; None where the model is not on this disk."""
+    """The number of parameters that the adapter adapts, and of its own; None where the model is not on this disk."""
     of = recipe.training.adapter
     folder = Path(model_path(recipe.policy.model))
     if of is None or not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Where the shards of a stage are computed: here, in worker processes of this machine, or on a cluster.
+"""This machine as the place where shards are computed: in this process, or in worker processes.
 
 The stages hand over jobs (:class:`sppo.stages.jobs.ShardJob`) and training; what an executor does with them moves no
 result. :class:`Local` is this machine; :mod:`sppo.executors.ray` is Ray.
@@ -16,7 +16,7 @@ from sppo.training import TrainingJob
 
 
 class Executor(Protocol):
-    """Anything that brings jobs to their end."""
+    """A place where jobs are computed and policies are trained."""
 
     def check(self) -> None:
         """Refuse, before anything is computed, what cannot work.
@@ -47,11 +47,11 @@ class Executor(Protocol):
         ...
 
     def training_devices(self) -> int:
-        """How many processes the recipe's `training.devices` stands for."""
+        """The number of processes that the recipe's `training.devices` stands for."""
         ...
 
     def train(self, job: TrainingJob, on_step: Advance, say: Callable[[str], None]) -> None:
-        """As :func:`sppo.training.train`."""
+        """Train pi_{t+1}, like :func:`sppo.training.train`, wherever the executor chooses."""
         ...
 
 
@@ -66,7 +66,7 @@ class Local:
         self.recipe = recipe
 
     def check(self) -> None:
-        """As :meth:`Executor.check`.
+        """Refuse what this machine cannot compute, before anything is computed.
 
         Raises:
             RecipeError: more workers than the GPUs of this machine allow.
@@ -89,7 +89,7 @@ class Local:
         terminal: Terminal,
         on_made: Callable[[ShardJob], None],
     ) -> None:
-        """As :meth:`Executor.run`, one job after another."""
+        """Make the missing shards of the jobs, one job after another; see :meth:`Executor.run`."""
         for job in jobs:
             with terminal.bar(job.title, sum(job.units), job.unit) as advance:
                 missing = missing_shards(job)
@@ -107,13 +107,13 @@ class Local:
             on_made(job)
 
     def training_devices(self) -> int:
-        """As :meth:`Executor.training_devices`."""
+        """The number of processes that `training.devices` stands for on this machine."""
         from sppo.training import processes
 
         return processes(self.recipe.training)
 
     def train(self, job: TrainingJob, on_step: Advance, say: Callable[[str], None]) -> None:
-        """As :meth:`Executor.train`."""
+        """Train in this process, or in as many processes as the recipe says."""
         from sppo.training import train
 
         train(job, on_step, say)
@@ -125,13 +125,13 @@ def missing_shards(job: ShardJob) -> list[int]:
 
 
 def count_workers(recipe: Recipe, kind: Kind, gpus: int, machines: int = 1) -> int:
-    """How many models work side by side on a stage of a recipe, given so many GPUs; without any, on the CPU.
+    """The number of workers that a stage of a recipe gets, given the number of GPUs; without GPUs, on the CPU.
 
     Args:
         recipe: whose `workers` it is.
         kind: of stage.
-        gpus: of all machines together.
-        machines: how many; `auto` is one engine on each where there are no GPUs.
+        gpus: the number of GPUs of all machines together.
+        machines: the number of machines; `auto` means one worker on each where there are no GPUs.
 
     Raises:
         RecipeError: `workers` asks for more than the GPUs allow.
@@ -153,19 +153,19 @@ def count_workers(recipe: Recipe, kind: Kind, gpus: int, machines: int = 1) -> i
 
 
 def devices_of_an_engine(recipe: Recipe, kind: Kind) -> int:
-    """How many GPUs one engine of a stage spans."""
+    """The number of GPUs that one worker of a stage needs."""
     return recipe.sampling.devices if kind == "sample" else 1
 
 
 def computes_with_a_model(recipe: Recipe, kind: Kind) -> bool:
-    """Whether a stage's engine holds a model of its own, which a GPU would hold; one behind a server does not."""
+    """Whether a worker of a stage holds a model of its own, as it does not where the model is behind a server."""
     if kind == "annotate":
         return recipe.oracle is not None and recipe.oracle.holds_a_model
     return kind != "sample" or recipe.sampling.engine != "openai"
 
 
 def visible_devices(count: int, each: int) -> list[str | None]:
-    """For each of so many workers its value of CUDA_VISIBLE_DEVICES; None on a machine without GPUs."""
+    """The value of CUDA_VISIBLE_DEVICES for each of `count` workers; None on a machine without GPUs."""
     gpus = count_gpus()
     if not gpus:
         return [None] * count
@@ -177,7 +177,7 @@ def visible_devices(count: int, each: int) -> list[str | None]:
 
 
 def count_gpus() -> int:
-    """Of this machine."""
+    """The number of GPUs of this machine."""
     import torch
 
     return int(torch.cuda.device_count())

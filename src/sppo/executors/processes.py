@@ -24,7 +24,7 @@ from sppo.stages.jobs import Advance, ShardJob
 from sppo.stages.models import Models
 
 ATTEMPTS = 2
-"""How often a shard is begun before its workers' deaths are an error."""
+"""The number of attempts at a shard before the deaths of its workers are an error."""
 _SECONDS_TO_END = 10
 
 
@@ -48,7 +48,7 @@ def make_shards(
 
 
 class _Worker:
-    """One process, and the shard that it is at."""
+    """One worker process, and the shard that it is making."""
 
     def __init__(self, job: ShardJob, recipe: Recipe, devices: str | None) -> None:
         self.devices = devices
@@ -70,7 +70,7 @@ class _Worker:
             self.connection.send(shard)
 
     def messages(self) -> Iterator[tuple[str, Any]]:
-        """What it has said since; the last is `died` where it has."""
+        """The messages that have arrived since the last call; the last one is `died` where the process has ended."""
         dead = not self.process.is_alive()  # asked first, so that its last words are heard
         try:
             while self.connection.poll():
@@ -152,7 +152,7 @@ def said_exit(code: int | None) -> str:
 def _serve(
     connection: Connection, job: ShardJob, recipe: Recipe, devices: str | None, threads: int | None
 ) -> None:
-    """A worker: makes the shards that it is sent the numbers of."""
+    """The main function of a worker: it makes the shards whose numbers it is sent."""
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     signal.signal(signal.SIGTERM, _leave)
@@ -177,7 +177,10 @@ def _answer(connection: Connection, job: ShardJob, models: Models) -> None:
 
 
 def _threads() -> int | None:
-    """Of torch in this process, if it has one; workers take as many, so that their sums round as here."""
+    """The number of torch's threads in this process, if torch is loaded.
+
+    Workers use as many, so that their sums round as they would here.
+    """
     torch = sys.modules.get("torch")
     return None if torch is None else torch.get_num_threads()
 

@@ -1,4 +1,4 @@
-"""The stages on a Ray cluster: shards as a streaming Ray Data pipeline, training through Ray Train.
+"""A Ray cluster as the place where shards are computed: a streaming Ray Data pipeline, and training through Ray Train.
 
 Every node sees the run folder (and the folder that the command is started in) under the same path; shards are
 published there by whichever worker makes them. Only their numbers travel through Ray.
@@ -26,7 +26,7 @@ from sppo.stages.models import Models
 from sppo.training import TrainingJob
 
 RETRIES = 1
-"""How often a shard, or a training, is begun again after the death of its worker."""
+"""The number of retries of a shard, or of a training, after the death of its worker."""
 _MARKER = ".cluster"
 _CONNECT_SECONDS = 10.0
 
@@ -83,7 +83,7 @@ class RayCluster:
         self.place = _Place(run.resolve(), Path.cwd(), secrets.token_hex(8))
 
     def check(self) -> None:
-        """As :meth:`sppo.executors.local.Executor.check`.
+        """Refuse what the cluster cannot compute, before anything is computed.
 
         Raises:
             ClusterError: a node does not see the run folder, or there are fewer devices than the recipe asks for.
@@ -113,7 +113,7 @@ class RayCluster:
         terminal: Terminal,
         on_made: Callable[[ShardJob], None],
     ) -> None:
-        """As :meth:`sppo.executors.local.Executor.run`: a shard goes on to the next job as soon as one has made it."""
+        """Make the missing shards of the jobs; a shard passes to the next job as soon as the one before has made it."""
         for together in [jobs] if self._fit_together(jobs) else [[job] for job in jobs]:
             title = " + ".join([together[0].title, *(job.kind for job in together[1:])])
             with terminal.bar(title, len(together[0].shards), "shards") as advance:
@@ -125,7 +125,7 @@ class RayCluster:
                 on_made(job)
 
     def training_devices(self) -> int:
-        """As :meth:`sppo.executors.local.Executor.training_devices`.
+        """The number of processes that the recipe's `training.devices` stands for on the cluster.
 
         Raises:
             RecipeError: more than the cluster has.
@@ -141,7 +141,7 @@ class RayCluster:
         return asked
 
     def train(self, job: TrainingJob, on_step: Advance, say: Callable[[str], None]) -> None:
-        """As :meth:`sppo.executors.local.Executor.train`, in Ray Train's workers."""
+        """Train in the workers of Ray Train."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -212,22 +212,22 @@ class RayCluster:
 
     @cached_property
     def _begun(self) -> Any:
-        """The run's :class:`_Begun`, which lives as long as this process and the machine that it is on."""
+        """The actor that counts attempts; it lives on this machine, as long as this process."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return ray.remote(_Begun).options(num_cpus=0, scheduling_strategy=here).remote()
+        return ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def _fit_together(self, jobs: Sequence[ShardJob]) -> bool:
-        """Whether one engine of each job finds room at the same time."""
+        """Whether the cluster has room for one worker of each job at the same time."""
         for name, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
             if sum(self._share(job.kind)[name] for job in jobs) > _resources(resource):
                 return False
         return True
 
     def _share(self, kind: Kind) -> dict[str, Any]:
-        """What Ray sets aside for one engine."""
+        """The resources that Ray reserves for one worker of a stage."""
         on_gpu = _resources("GPU") and computes_with_a_model(self.recipe, kind)
         gpus = devices_of_an_engine(self.recipe, kind) if on_gpu else 0
         return {"num_cpus": self.recipe.cpu_threads or 1, "num_gpus": gpus}
@@ -302,14 +302,14 @@ class _Worker:
             raise ClusterError(_died(self.job.title))
 
 
-class _Begun:
-    """An actor that counts how often each shard was begun: Ray Data itself repeats one whose worker died without end."""
+class _Attempts:
+    """An actor that counts the attempts at each shard, since Ray Data repeats a shard whose worker has died for ever."""
 
     def __init__(self) -> None:
         self.times: Counter[tuple[str, int]] = Counter()
 
     def count(self, title: str, shard: int) -> int:
-        """One more begin of a job's shard; how many there were."""
+        """Records an attempt at a shard and returns the number of attempts so far."""
         self.times[title, shard] += 1
         return self.times[title, shard]
 
@@ -340,7 +340,7 @@ def _look(place: _Place) -> str | None:
 
 
 def _own_error(error: BaseException, what: str) -> BaseException:
-    """The error of this program that Ray has wrapped; or one that says that workers died."""
+    """The error of this program that Ray has wrapped, or else an error that says that workers have died."""
     import ray.exceptions
 
     waiting: list[Any] = [error]
@@ -395,7 +395,7 @@ def _resources(name: str) -> int:
 
 
 def _threads() -> int:
-    """Of torch in this process; workers take as many, so that their sums round as here."""
+    """The number of torch's threads in this process; workers use as many, so that their sums round as they would here."""
     import torch
 
     return torch.get_num_threads()

@@ -52,13 +52,13 @@ def fingerprint(stage: str, settings: Mapping[str, Any], upstream: Sequence[str]
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard as it must be; plain values, so that another process can make it.
+    """A shard as it must be, in plain values, so that another process can make it.
 
     Attributes:
-        path: where it lies.
-        sources: the files that it is computed from.
-        fingerprint: of its stage.
-        recorded: what the stage's record says of it, where the stage was once done.
+        path: where the shard lies.
+        sources: the files that the shard is computed from.
+        fingerprint: the fingerprint of its stage.
+        recorded: what the stage's record says of the shard, where the stage has been done before.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class Shard:
     recorded: Mapping[str, Any] | None = None
 
     def is_whole(self) -> bool:
-        """Whether it lies there undamaged and was computed from what it should be; fetches it and its sources."""
+        """Whether the shard is there, undamaged, and computed from its present sources; fetches it and them from storage."""
         for path in (self.path, *self.sources):
             storage.fetch(path)
         if self.recorded is not None and self.path.is_file() and not _is_whole(self.path, self.recorded):
@@ -83,7 +83,7 @@ class Shard:
         return True
 
     def write(self, table: pa.Table) -> None:
-        """Publish its rows."""
+        """Publish the rows of the shard."""
         write_shard(self.path, table, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
@@ -92,15 +92,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class StageFolder:
-    """One stage of one iteration: where it lies and what it must have been computed from.
+    """A stage of an iteration on disk: where it lies, and what it must have been computed from.
 
     Attributes:
         name: `prompts`, `sample`, `annotate`, `select`, `train` or `evaluate`.
         iteration: 1..T; 0 for what belongs to the base policy.
-        folder: of its shards, or the policy's.
-        record: the file that says that it is done.
-        settings: the recipe's values that its result depends on.
-        upstream: fingerprints of what it reads.
+        folder: the folder of its shards, or of the policy.
+        record: the file that says that the stage is done.
+        settings: the recipe's values that the result depends on.
+        upstream: the fingerprints of the stages and policies that it reads.
     """
 
     name: str
@@ -112,7 +112,7 @@ class StageFolder:
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """The name of the stage in messages."""
         return f"iteration {self.iteration}: {self.name}"
 
     @cached_property
@@ -129,15 +129,15 @@ class StageFolder:
         return [self.folder / shard["name"] for shard in self.read_record()["shards"]]
 
     def read_record(self) -> dict[str, Any]:
-        """What was published.
+        """The record of the finished stage.
 
         Raises:
             RunError: the stage is not done.
         """
-        found = read_json(self.record)
-        if found is None or found.get("fingerprint") != self.fingerprint:
+        record = read_json(self.record)
+        if record is None or record.get("fingerprint") != self.fingerprint:
             raise RunError(f"{self.title} is not done; run it first")
-        return found
+        return record
 
     def is_of_another_format(self) -> bool:
         """Whether an earlier or a later version of this program has made what lies there."""
@@ -146,25 +146,24 @@ class StageFolder:
 
     def is_stale(self) -> bool:
         """Whether what lies there was computed from a different recipe or from different inputs."""
-        found = read_json(self.record)
-        if found is not None:
-            return bool(found.get("fingerprint") != self.fingerprint)
+        record = read_json(self.record)
+        if record is not None:
+            return bool(record.get("fingerprint") != self.fingerprint)
         for path in sorted(self.folder.glob("part-*.parquet")):
             with contextlib.suppress(DamagedShard):
                 return shard_metadata(path).get("fingerprint") != self.fingerprint
         return False
 
     def is_done(self) -> bool:
-        """Whether it was published and every file of it is still as it was."""
-        found = read_json(self.record)
-        if found is None or found.get("fingerprint") != self.fingerprint:
+        """Whether the stage was published and each of its files is still as it was."""
+        record = read_json(self.record)
+        if record is None or record.get("fingerprint") != self.fingerprint:
             return False
-        return all(
-            _is_whole(self.folder / file["name"], file) for file in found["shards"] + found.get("files", [])
-        )
+        files = record["shards"] + record.get("files", [])
+        return all(_is_whole(self.folder / file["name"], file) for file in files)
 
     def adopt(self, run: "RunFolder", donor: "RunFolder") -> bool:
-        """Take its files from another run, if they are finished there and were computed from the same.
+        """Take the files of the stage from another run, where the same stage is done.
 
         What a stage must have been computed from is its fingerprint, so the files are those that it would make. They
         are linked where the file system can, else copied; nothing of a run is ever written in place.
@@ -195,7 +194,7 @@ class StageFolder:
         return True
 
     def clear(self) -> None:
-        """Remove all of it."""
+        """Remove the stage."""
         storage.remove(self.record)
         storage.remove(self.folder)
 
@@ -224,7 +223,7 @@ class StageFolder:
         return self.describe_shards(planned)
 
     def plan_shards(self, sources: Sequence[Sequence[Path]]) -> list[Shard]:
-        """The shards that it is to have, given the files that each is computed from."""
+        """The shards that the stage is to have, given the files that each is computed from."""
         record = read_json(self.record) or {}
         known = {shard["name"]: shard for shard in record.get("shards", [])}
         return [
@@ -318,7 +317,7 @@ class RunFolder:
         return self.iteration(iteration) / "metrics.jsonl"
 
     def read_metrics(self, iteration: int) -> list[dict[str, Any]]:
-        """The iteration's metrics; a line that is damaged or was cut short by a kill is left out."""
+        """The lines of the iteration's metrics; a line that is damaged, or was interrupted by a kill, is left out."""
         records = []
         path = self.metrics(iteration)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
@@ -329,7 +328,7 @@ class RunFolder:
         return records
 
     def forget_metrics(self, iteration: int, stage: str, after: int = 0) -> None:
-        """Remove a stage's lines, of a stage that is begun anew; or those after a step from which it goes on."""
+        """Remove the lines of a stage that starts again, or those after the step that it continues from."""
 
         def is_kept(record: Mapping[str, Any]) -> bool:
             step = record.get("step")
@@ -378,7 +377,7 @@ def _link(existing: Path, new: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A record; None where there is none, or one that is damaged, since its stage is then not done."""
+    """A stage's record; None where there is none or it is damaged, since the stage is then not done."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):

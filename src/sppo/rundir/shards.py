@@ -28,7 +28,7 @@ class DamagedShard(ValueError):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, which takes the place of `path` when it is whole and on the disk, or not at all."""
+    """A file to write to, which replaces `path` once it is whole and on the disk, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -95,12 +95,12 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
         with path.open("rb") as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             checks = parquet.schema_arrow.metadata or {}
-            found = parquet.read(columns=columns)
+            rows = parquet.read(columns=columns)
             # no checksum of parquet's covers its footer, which says how the pages are read
-            for key, value in ((_ROWS, str(found.num_rows)), (_SCHEMA, _schema_digest(parquet.schema_arrow))):
+            for key, value in ((_ROWS, str(rows.num_rows)), (_SCHEMA, _schema_digest(parquet.schema_arrow))):
                 if checks.get(key.encode(), value.encode()) != value.encode():
                     raise DamagedShard(f"{path}: not a whole shard: its footer was altered")
-            return found
+            return rows
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedShard(f"{path}: not a whole shard: {error}") from error
 
@@ -120,7 +120,7 @@ def shard_metadata(path: Path) -> dict[str, str]:
 
 
 def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of the schema."""
+    """The rows, given as mappings, as a table of the schema."""
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -1,4 +1,4 @@
-"""What is read of a run's figures: summary.json, and the seconds and the oracle's counts in its metrics."""
+"""The figures of a run as they are read back: summary.json, seconds per stage, and what the oracle counted."""
 
 import platform
 from collections import Counter
@@ -15,13 +15,13 @@ STAGES = ("sample", "annotate", "select", "train", "evaluate")
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A summary.json; None where there is none, or a damaged one."""
+    """The content of a summary.json; None where the file is missing or damaged."""
     found = read_mapping(path)
     return found if found is not None and isinstance(found.get("iterations"), list) else None
 
 
 def seconds(run: RunFolder, iteration: int) -> dict[str, float]:
-    """Seconds spent in each stage of an iteration, resumed work included; what a kill cut short is not counted."""
+    """The seconds spent in each stage of an iteration, resumed work included; work that a kill interrupted is not counted."""
     spent = dict.fromkeys(STAGES, 0.0)
     for record in run.read_metrics(iteration):
         if record.get("stage") in spent and "seconds" in record:
@@ -30,7 +30,7 @@ def seconds(run: RunFolder, iteration: int) -> dict[str, float]:
 
 
 def oracle_counts(run: RunFolder, iteration: int) -> dict[str, int]:
-    """What the oracle counted while it annotated an iteration, such as texts that were cut."""
+    """What the oracle counted while it annotated an iteration, such as truncated texts."""
     of_shards = {
         record["shard"]: record["oracle"]
         for record in run.read_metrics(iteration)
@@ -43,7 +43,7 @@ def oracle_counts(run: RunFolder, iteration: int) -> dict[str, int]:
 
 
 def versions() -> str:
-    """The versions that a recipe is run with, as comment lines of YAML."""
+    """The versions of the packages that a recipe is run with, as a comment line of YAML."""
     names = ("sppo", "torch", "transformers", "accelerate", "numpy", "pyarrow")
     installed = ", ".join(f"{name} {metadata.version(name)}" for name in names)
     return f"# {installed}, Python {platform.python_version()}\n"
@@ -61,7 +61,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def settings_text(section: Section) -> str:
-    """A section of the recipe that has a type, in a line."""
+    """A section of the recipe that has a type, in one line."""
     values = section.model_dump(exclude={"type"}, exclude_none=True)
     shown = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
