@@ -156,7 +156,7 @@ def test_a_file_is_named_after_what_it_holds(module):
     assert not set(module.split(".")) & {"utils", "util", "common", "core", "base", "misc", "helpers"}
 
 
-UNREAD = {"benchmarks.mixture", "benchmarks.participants"}
+UNREAD = {"benchmarks.participants"}
 """Modules that are still to ask :class:`sppo.rundir.reader.RunReader`; none may be added."""
 
 

@@ -21,6 +21,7 @@ from sppo.benchmarks.participants import Participant, resolve
 from sppo.progress import Advance, Terminal
 from sppo.recipe import PromptSource, Recipe
 from sppo.rundir.folder import RunError, write_text
+from sppo.rundir.reader import RunReader
 from sppo.rundir.shards import read_shard
 from sppo.rundir.tables import PROMPTS, TOKEN_IDS
 from sppo.sampling import Response
@@ -132,10 +133,7 @@ def _prompts(models: Models, folder: Path, wanted: SampleRequest) -> list[dict[s
         source = PromptSource.model_validate({"source": wanted.prompts})
         skip = models.recipe.prompts.invalid == "skip"
         return prompt_sources.read(source, chat=models.chat, max_tokens=room, skip_invalid=skip).to_pylist()  # type: ignore[no-any-return]
-    shards = sorted((folder / "iter-0" / "prompts").glob("part-*.parquet"))
-    if not shards:
-        raise RunError(f"{folder} has no held-out prompts yet; run it first, or name a source with --prompts")
-    return [row for shard in shards for row in read_shard(shard).to_pylist()]
+    return [row.to_row() for row in RunReader(folder).held_out_prompts()]
 
 
 @dataclass(frozen=True)
