@@ -1,8 +1,8 @@
 """Side-by-side speed of `sppo.game`: OpenSpiel's Python learners and a bare SciPy HiGHS call.
 
-    python benchmarks/game.py                     both comparisons, about four minutes
-    python benchmarks/game.py --only learning     multiplicative weights only, under a minute
-    python benchmarks/game.py --steps 10000       the whole 10,000 steps on 1,000 games in each repeat
+    python measurements/game.py                     both comparisons, about four minutes
+    python measurements/game.py --only learning     multiplicative weights only, under a minute
+    python measurements/game.py --steps 10000       the whole 10,000 steps on 1,000 games in each repeat
 
 Contenders take turns within each repeat, so that a change of the machine's load falls on all alike; what
 is reported is the ratio of their median times. OpenSpiel is not a dependency: where `pyspiel` cannot be

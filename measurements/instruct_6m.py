@@ -1,6 +1,6 @@
 """Self-play on real input: a small instruct model over AlpacaEval's instructions, with an oracle of words.
 
-    python benchmarks/instruct_6m.py [--run-dir runs/instruct-6m] [--set KEY=VALUE ...]
+    python measurements/instruct_6m.py [--run-dir runs/instruct-6m] [--set KEY=VALUE ...]
 
 Trains on the 644 instructions that the model was trained on and measures on the 161 that it was not
 (../shared/models/instruct-6m and ../shared/data/alpacaeval, beside the checkout). The oracle is the function

@@ -1,7 +1,7 @@
 """A judge's probabilities from a real server's log-probabilities, against the same model computed here.
 
     vllm serve MODEL --dtype float32 --max-logprobs 500
-    python benchmarks/judge.py --url http://127.0.0.1:8000/v1 --model MODEL
+    python measurements/judge.py --url http://127.0.0.1:8000/v1 --model MODEL
 
 MODEL is a folder. A server that lists its whole vocabulary is needed only for models that give A, B and C next to no
 probability, such as random ones.

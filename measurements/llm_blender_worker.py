@@ -1,4 +1,4 @@
-"""The original PairRM, driven by benchmarks/oracles.py: llm-blender 0.0.2 in an environment of its own.
+"""The original PairRM, driven by measurements/oracles.py: llm-blender 0.0.2 in an environment of its own.
 
 Reads one JSON request a line, {"prompts": [...], "responses": [[...]], "batch_size": 1, "cpu_time": false}, and
 answers with {"seconds": ..., "scores": [N][K]}. It imports nothing of sppo. The environment:

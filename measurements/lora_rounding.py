@@ -1,6 +1,6 @@
 """What is left of an adapter's update when it is merged into weights that are then rounded.
 
-    python benchmarks/lora_rounding.py runs/lora/iter-3/policy
+    python measurements/lora_rounding.py runs/lora/iter-3/policy
 
 For each rounding of the merged weights W + U: the error of the update (norm of what came out less what was to, over
 the norm of U), how far the update that came out goes along the one that was trained (1: all of it, 0: none), and the

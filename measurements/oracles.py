@@ -6,11 +6,11 @@ PairRM. Repeats alternate, so that both see the same machine; the ratio is that 
 bfloat16 and of the float32 encoders from one another is printed beside it.
 
 With --llm-blender the original itself takes part, in an environment and a process of its own (how to make it
-stands in benchmarks/llm_blender_worker.py), at batch 1 as the released code runs it, its tokenisation included.
+stands in measurements/llm_blender_worker.py), at batch 1 as the released code runs it, its tokenisation included.
 With --opponents each response is compared with so many of the others only.
 
-    python benchmarks/oracles.py --shape xsmall --prompts 2 --repeats 5
-    python benchmarks/oracles.py --prompts 8 --vocabulary 127995 --llm-blender VENV/bin/python --opponents 2
+    python measurements/oracles.py --shape xsmall --prompts 2 --repeats 5
+    python measurements/oracles.py --prompts 8 --vocabulary 127995 --llm-blender VENV/bin/python --opponents 2
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Tokens of one pack against a 32k vocabulary; forward and backward, and forward alone. Repeats alternate; medians.
 
-    OMP_NUM_THREADS=2 python benchmarks/output_head.py --tokens 800
+    OMP_NUM_THREADS=2 python measurements/output_head.py --tokens 800
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """SPPO's claims on tinyworld: what holds, with intervals, whether it agrees with the paper or not.
 
-    python benchmarks/paper_claims.py [--only a,b,...] [--home DIR] [--processes 2] [--minutes M] [--iterations 3]
+    python measurements/paper_claims.py [--only a,b,...] [--home DIR] [--processes 2] [--minutes M] [--iterations 3]
 
 Every cell (a setting and a seed) is a run folder in DIR, which questions share and which is gone on with when the
 command is started again; `--minutes` begins no further cell after so many. Questions whose cells are all there are

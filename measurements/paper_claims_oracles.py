@@ -1,4 +1,4 @@
-"""Oracles of benchmarks/paper_claims.py, in a file of their own: their answers depend on its bytes."""
+"""Oracles of measurements/paper_claims.py, in a file of their own: their answers depend on its bytes."""
 
 from collections.abc import Sequence
 

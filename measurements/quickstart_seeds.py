@@ -1,6 +1,6 @@
 """The quickstart with several seeds: win rate against the base after each iteration.
 
-    python benchmarks/quickstart_seeds.py [--seeds 0 1 2 3 4] [--set KEY=VALUE ...]
+    python measurements/quickstart_seeds.py [--seeds 0 1 2 3 4] [--set KEY=VALUE ...]
 
 Prints one row per seed, with the last win rate by the oracle that was optimised beside the judge's where there are
 two, and at the end whether every seed rose at every iteration and reached 0.70.

@@ -5,9 +5,9 @@ The same random Llama-like model, the same prompts and responses (lengths drawn 
 size that is fastest of a few. Repeats alternate, so that both see the same machine; ratios are those of medians.
 Response tokens count once: of five responses TRL is given three pairs that cover them.
 
-    OMP_NUM_THREADS=2 python benchmarks/training.py                        # the 58M model, on a CPU
-    OMP_NUM_THREADS=2 python benchmarks/training.py --model tiny           # smoke
-    python benchmarks/training.py --model mistral-7b --device cuda --prompts 64 --repeats 3 --rows 2 memory \
+    OMP_NUM_THREADS=2 python measurements/training.py                        # the 58M model, on a CPU
+    OMP_NUM_THREADS=2 python measurements/training.py --model tiny           # smoke
+    python measurements/training.py --model mistral-7b --device cuda --prompts 64 --repeats 3 --rows 2 memory \
         --optimizer rmsprop --liger --trl-batches 1 2 4                    # one GPU of 140 GB, with liger-kernel
 """
 

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on given token ids: the peer of benchmarks/training.py and of the tests of the losses.
+"""TRL's DPOTrainer on given token ids: the peer of measurements/training.py and of the tests of the losses.
 
 TRL tokenises text by itself; here a word stands for every token id, so that its own code arrives at the ids.
 """

@@ -1,6 +1,6 @@
 """Time that two workers lose by waiting: at the end, for the slower one, and between shards.
 
-    python benchmarks/workers.py [--workers 2] [--shards 24] [--prompts 8]
+    python measurements/workers.py [--workers 2] [--shards 24] [--prompts 8]
 
 The quickstart's sampling (the embedded policy, K = 5) by worker processes of one torch thread each. A worker's
 seconds count from its first shard on, so that starting Python and loading the model are stated apart.

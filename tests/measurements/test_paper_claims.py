@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/paper_claims.py; what it measures is measured by running it."""
+"""The arithmetic of measurements/paper_claims.py; what it measures is measured by running it."""
 
 import json
 import time
