@@ -14,7 +14,7 @@ import pytest
 import yaml
 from test_selfplay import SMALL
 
-from sppo.cli import main
+from sppo.cli.main import main
 from sppo.progress import printable
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sppo.rundir import tables as records
+from sppo.rundir import shards, tables
 from sppo.rundir.folder import RunError, RunFolder, fingerprint, publish_folder, write_json, write_text
 from sppo.rundir.shards import read_shard, write_shard
 
@@ -15,7 +15,7 @@ SHARDS = 3
 
 def _table(number: int, salt: str = "") -> object:
     rows = [{"prompt_id": f"{salt}{number}-{row}", "matrix": [[0.5]]} for row in range(4)]
-    return records.table(rows, records.PREFERENCES)
+    return shards.table(rows, tables.PREFERENCES)
 
 
 class Work:
@@ -171,7 +171,7 @@ def _alter(path):
 
 
 def _replace(path):
-    write_shard(path, _table(7), records.shard_metadata(path))
+    write_shard(path, _table(7), shards.shard_metadata(path))
 
 
 def _empty(path):
@@ -243,7 +243,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pyarrow.parquet as pq
-from sppo.rundir import tables as records
+from sppo.rundir import shards
+from sppo.rundir import tables
 from sppo.rundir.folder import RunFolder
 
 run, at = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
@@ -261,7 +262,7 @@ pq.write_table = killed_in_the_middle
 
 def work(number):
     rows = [{"prompt_id": f"{number}-{row}", "matrix": [[0.5]]} for row in range(4)]
-    return records.table(rows, records.PREFERENCES)
+    return shards.table(rows, tables.PREFERENCES)
 
 stage.publish(stage.run_shards([[]] * 3, work), prompts=12)
 """

@@ -30,7 +30,7 @@ def test_a_sound_iteration_raises_no_alarm():
         (
             {"truncated_share": 1.0},
             {},
-            "does not end: 100% of its responses are cut at the limit, the base's 10%",
+            "does not end: 100% of its responses are truncated at the limit, the base's 10%",
         ),
     ],
 )

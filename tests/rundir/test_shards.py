@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sppo.rundir import tables as records
+from sppo.rundir import shards, tables
 from sppo.rundir.shards import DamagedShard, read_shard, shard_metadata, write_shard
 
 ROWS = [
@@ -39,14 +39,14 @@ METADATA = {"fingerprint": "f" * 64, "sources": "\u00e4,b"}
 @pytest.fixture
 def shard(tmp_path):
     path = tmp_path / "new" / "part-00000.parquet"
-    write_shard(path, records.table(ROWS, records.RESPONSES), METADATA)
+    write_shard(path, shards.table(ROWS, tables.RESPONSES), METADATA)
     return path
 
 
 def test_what_is_written_is_read(shard):
     found = read_shard(shard)
     assert found.to_pylist() == ROWS
-    assert found.schema.names == records.RESPONSES.names
+    assert found.schema.names == tables.RESPONSES.names
     assert shard_metadata(shard) == METADATA
     assert read_shard(shard, ["prompt_id"]).to_pylist() == [{"prompt_id": row["prompt_id"]} for row in ROWS]
 
@@ -56,27 +56,27 @@ def test_other_programs_read_it(shard):
 
 
 def test_an_empty_shard(tmp_path):
-    for schema in (records.PROMPTS, records.RESPONSES, records.PREFERENCES, records.TRAINING):
-        write_shard(tmp_path / "x.parquet", records.table([], schema), {})
+    for schema in (tables.PROMPTS, tables.RESPONSES, tables.PREFERENCES, tables.TRAINING):
+        write_shard(tmp_path / "x.parquet", shards.table([], schema), {})
         assert read_shard(tmp_path / "x.parquet").num_rows == 0
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path, shard):
-    again = write_shard(tmp_path / "again.parquet", records.table(ROWS, records.RESPONSES), METADATA)
-    assert again == records.file_digest(shard) == hashlib.sha256(shard.read_bytes()).hexdigest()
+    again = write_shard(tmp_path / "again.parquet", shards.table(ROWS, tables.RESPONSES), METADATA)
+    assert again == shards.file_digest(shard) == hashlib.sha256(shard.read_bytes()).hexdigest()
 
 
 def test_numbers_come_back_to_the_last_bit(tmp_path):
     matrix = [[0.5, 0.1 + 0.2], [5e-324, 1 / 3]]
     write_shard(
-        tmp_path / "x.parquet", records.table([{"prompt_id": "p", "matrix": matrix}], records.PREFERENCES), {}
+        tmp_path / "x.parquet", shards.table([{"prompt_id": "p", "matrix": matrix}], tables.PREFERENCES), {}
     )
     assert read_shard(tmp_path / "x.parquet")["matrix"].to_pylist() == [matrix]
 
 
 def test_a_row_that_does_not_fit_the_schema_is_refused():
     with pytest.raises(pa.ArrowException):
-        records.table([{"prompt_id": "p", "matrix": "none"}], records.PREFERENCES)
+        shards.table([{"prompt_id": "p", "matrix": "none"}], tables.PREFERENCES)
 
 
 def _read(path):
@@ -90,7 +90,7 @@ def _read(path):
 def test_every_altered_byte_is_found_or_makes_no_difference(tmp_path):
     path = tmp_path / "x.parquet"
     matrix = [[0.5, 0.3], [0.7, 0.5]]
-    table = records.table([{"prompt_id": f"p{n}", "matrix": matrix} for n in range(9)], records.PREFERENCES)
+    table = shards.table([{"prompt_id": f"p{n}", "matrix": matrix} for n in range(9)], tables.PREFERENCES)
     write_shard(path, table, METADATA)
     content = path.read_bytes()
     found = 0
@@ -132,7 +132,7 @@ def test_a_shard_that_fails_to_be_written_leaves_the_old_one_and_nothing_else(sh
 
     monkeypatch.setattr(pq, "write_table", no_space)
     with pytest.raises(OSError, match="No space left"):
-        write_shard(shard, records.table(ROWS[:1], records.RESPONSES), METADATA)
+        write_shard(shard, shards.table(ROWS[:1], tables.RESPONSES), METADATA)
     assert shard.read_bytes() == before
     assert [path.name for path in shard.parent.iterdir()] == [shard.name]
 
@@ -143,5 +143,5 @@ def test_a_shard_interrupted_before_its_rename_is_not_there(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_shard(tmp_path / "x.parquet", records.table(ROWS, records.RESPONSES), METADATA)
+        write_shard(tmp_path / "x.parquet", shards.table(ROWS, tables.RESPONSES), METADATA)
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from small_runs import RAY as SMALL
 from small_runs import digests
 from typer.testing import CliRunner
 
-from sppo.cli import main as cli
+from sppo.cli.main import app
 from sppo.rundir import storage
 from sppo.rundir.folder import RunError, RunFolder, publish_folder, write_text
 from sppo.rundir.shards import append_line
@@ -190,7 +190,7 @@ def test_storage_that_cannot_be_used_is_said(tmp_path, monkeypatch, address, sai
     monkeypatch.setenv("SPPO_WORKING_COPIES", str(tmp_path / "copies"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
-    found = CliRunner().invoke(cli.app, ["run", str(recipe), "--run-dir", address])
+    found = CliRunner().invoke(app, ["run", str(recipe), "--run-dir", address])
     assert found.exit_code == 1
     assert said in found.output
 
@@ -200,14 +200,14 @@ def test_a_bucket_that_is_not_there_is_said(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("SPPO_WORKING_COPIES", str(tmp_path / "copies"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
-    found = CliRunner().invoke(cli.app, ["run", str(recipe), "--run-dir", "s3://nowhere/run"])
+    found = CliRunner().invoke(app, ["run", str(recipe), "--run-dir", "s3://nowhere/run"])
     assert found.exit_code == 1
     assert "s3://nowhere/run: the storage refuses" in found.output
 
 
 def sppo(folder, *arguments, copies="copies"):
     # nobody waits a minute here for the sign of life of a run that was killed
-    program = "import sppo.rundir.storage as storage; storage._SILENCE_SECONDS = 2; from sppo.cli import main; main()"
+    program = "import sppo.rundir.storage as storage; storage._SILENCE_SECONDS = 2; from sppo.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         cwd=folder,
