@@ -231,9 +231,9 @@ def test_the_guards_stop_has_an_exit_code_of_its_own(capsys, recipe, tmp_path, m
 def test_a_full_disk_is_said_and_the_same_command_continues(capsys, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = recipe()
-    from sppo.rundir import tables as records
+    from sppo.rundir import shards
 
-    write_table = records.pq.write_table
+    write_table = shards.pq.write_table
     written = []
 
     def full(table, file, **options):
@@ -242,7 +242,7 @@ def test_a_full_disk_is_said_and_the_same_command_continues(capsys, recipe, tmp_
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part")
         write_table(table, file, **options)
 
-    monkeypatch.setattr(records.pq, "write_table", full)
+    monkeypatch.setattr(shards.pq, "write_table", full)
     code, _, err = call(capsys, "run", path)
     assert code == 1
     assert "no space left on the disk" in err
