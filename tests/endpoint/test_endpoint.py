@@ -146,7 +146,7 @@ def _ask_some(url, cache, numbers):
 
 def _start(url, cache, first, last):
     code = (
-        "import sys\nfrom sppo.endpoint import Endpoint, chat\nfrom sppo.recipe import EndpointConfig\n"
+        "import sys\nfrom sppo.endpoint.client import Endpoint, chat\nfrom sppo.recipe import EndpointConfig\n"
         "url, cache, first, last = sys.argv[1:]\n"
         "of = Endpoint(EndpointConfig(url=url, model='judge', concurrency=2, cache=cache))\n"
         "of.ask([chat([{'role': 'user', 'content': str(n)}]) for n in range(int(first), int(last))])\n"
