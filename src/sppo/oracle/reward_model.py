@@ -146,7 +146,7 @@ class RewardModel:
             padding = padding_for(part, config.pad_token_id, config.vocab_size)
             with torch.inference_mode(), _padded_with(config, padding):
                 logits = self.model(**padded(part, padding, self.model.device)).logits
-                scores[batch] = logits[:, 0].float().cpu().numpy()
+                scores[batch] = logits[:, 0].double().cpu().numpy()
         k = len(rows) // max(1, len(prompts))
         if not np.isfinite(scores).all():
             bad = int(np.argmin(np.isfinite(scores)))
