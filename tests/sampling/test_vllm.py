@@ -160,6 +160,28 @@ def test_stop_strings_mean_the_same_as_in_the_other_sampler(sampler, prompts, to
     assert stopped
 
 
+def test_prompts_beyond_one_batch_of_the_engine_are_all_sampled(tokenizer, model):
+    """64 prompts of 100 to 300 tokens are about 12,800 tokens; vLLM computes 2,048 at a time."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(100, 301, size=64)
+    prompts = [generator.integers(8, len(tokenizer), size=length).tolist() for length in lengths]
+    settings = {"engine": "vllm", "max_new_tokens": 24, "engine_args": {**ENGINE_ARGS, "max_model_len": 384}}
+    engine = sampling.load(
+        Sampling.model_validate(settings), POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32"
+    )
+    try:
+        drawn = engine.sample(prompts, keys(64), 8)
+        assert [len(responses) for responses in drawn] == [8] * 64
+        again = engine.sample(prompts[:5], keys(5), 8)
+        assert ids(again) == ids(drawn[:5])
+        trees = [Tree(prompt, [r.token_ids for r in responses]) for prompt, responses in zip(prompts, drawn)]
+        for values, responses in zip(log_probs(model, trees, pack_tokens=2000), drawn):
+            for value, response in zip(values, responses):
+                assert float(value) == pytest.approx(sum(response.token_log_probs), abs=2e-3)
+    finally:
+        engine.close()
+
+
 def test_an_engine_that_is_killed_says_so_and_one_that_cannot_start_says_why(tokenizer, prompts):
     of = Sampling.model_validate({"engine": "vllm", "engine_args": {**ENGINE_ARGS, "no_such": 1}})
     with pytest.raises(SamplingError, match="no_such"):

@@ -159,7 +159,7 @@ class VllmSampler:
 
     def _said(self) -> str:
         lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-30:])
+        return "\n".join(line[:300] for line in lines[-30:])
 
 
 def _merged(policy: Path, dtype: str, trust_remote_code: bool) -> "tempfile.TemporaryDirectory[str] | None":

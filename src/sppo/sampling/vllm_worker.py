@@ -42,8 +42,18 @@ def _listen(connection: Connection, received: "queue.SimpleQueue[Any]") -> None:
 
 def _engine(arguments: dict[str, Any]) -> Any:
     from vllm import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    if current_platform.is_cpu():
+        # vLLM draws a token after every part of a prompt and rewinds the request's random generator for all parts but
+        # the last. The generators of a CPU cannot be rewound, so a prompt has to be computed in one part.
+        if arguments.get("enable_chunked_prefill"):
+            raise ValueError(
+                "engine_args.enable_chunked_prefill: true; on a CPU prompts are computed in one part, because each"
+                " request has its own random seed. Remove the setting"
+            )
+        arguments = {**arguments, "enable_chunked_prefill": False}
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
