@@ -136,10 +136,10 @@ class Cell:
 
     def is_done(self, home: Path) -> bool:
         """Whether all its iterations are there, or the guard has stopped it."""
-        from sppo.rundir import summary
+        from sppo.rundir.reader import read_summary
 
-        path = home / "runs" / f"{self.setting.name}-seed-{self.seed}" / "summary.json"
-        rows = (summary.read(path) or {"iterations": []})["iterations"]
+        run = home / "runs" / f"{self.setting.name}-seed-{self.seed}"
+        rows = (read_summary(run) or {"iterations": []})["iterations"]
         return len(rows) >= self.iterations or bool(rows and rows[-1]["alarms"])
 
 

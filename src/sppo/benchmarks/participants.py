@@ -9,8 +9,9 @@ from pathlib import Path
 from sppo.benchmarks.outputs import ENDINGS
 from sppo.policy import load as policies
 from sppo.policy.locate import policy_of
-from sppo.rundir import storage, summary
+from sppo.rundir import storage
 from sppo.rundir.folder import RunError
+from sppo.rundir.reader import read_summary
 from sppo.rundir.shards import file_digest, read_shard
 
 
@@ -121,7 +122,7 @@ def _parts(argument: str) -> tuple[str | None, str]:
 
 
 def _policies(run: Path) -> list[tuple[str, Path]]:
-    found = summary.read(run / "summary.json")
+    found = read_summary(run)
     if found is None:
         raise RunError(f"{run}: no iteration of it is finished")
     trained = [run / f"iter-{row['iteration']}" / "policy" for row in found["iterations"]]

@@ -4,20 +4,12 @@ import platform
 from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from sppo.recipe import Section
 from sppo.rundir.folder import RunFolder
-from sppo.rundir.reader import read_mapping
 
 STAGES = ("sample", "annotate", "select", "train", "evaluate")
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """The content of a summary.json; None where the file is missing or damaged."""
-    found = read_mapping(path)
-    return found if found is not None and isinstance(found.get("iterations"), list) else None
 
 
 def seconds(run: RunFolder, iteration: int) -> dict[str, float]:

@@ -7,7 +7,8 @@ from sppo import randomness
 from sppo.progress import printable
 from sppo.rundir import storage
 from sppo.rundir.folder import write_json
-from sppo.rundir.summary import STAGES, oracle_counts, read, seconds, settings_text
+from sppo.rundir.reader import read_mapping, read_summary
+from sppo.rundir.summary import STAGES, oracle_counts, seconds, settings_text
 from sppo.rundir.tables import ResponsesRow, read_rows
 from sppo.stages.evaluate import Evaluate, evaluate_base, evaluating_oracles
 from sppo.stages.iterations import Iteration
@@ -115,7 +116,7 @@ class Summary:
             run.terminal.say(
                 f"note: {other_end} held-out responses ended without the template's end of turn", "yellow"
             )
-        known = (read(run.folder.path / "summary.json") or {}).get("iterations", [])
+        known = (read_summary(run.folder.path) or {}).get("iterations", [])
         if len(self.played) > len(known):
             self.write()
 
@@ -156,7 +157,7 @@ class Summary:
             "examples": _examples(self.base, accepted, seed=run.recipe.seed),
         }
         path = run.folder.path / "summary.json"
-        if read(path) != content:
+        if read_mapping(path) != content:
             write_json(path, content)
         return content
 
