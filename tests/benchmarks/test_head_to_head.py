@@ -249,8 +249,8 @@ def test_a_run_without_a_finished_iteration_has_no_policy(tmp_path):
         (["alpaca_eval"], 2, "No such command 'alpaca_eval'"),
         (["nowhere.yaml"], 1, "there is no such recipe"),
         (["runs/nowhere"], 1, "there is no such recipe"),
-        (["."], 1, "is no run folder"),
-        (["stage", "."], 1, "is no run folder"),
+        (["."], 1, "is not a run folder"),
+        (["stage", "."], 1, "is not a run folder"),
         (["--iteration", "1", "nowhere.yaml"], 1, "there is no such recipe"),
     ],
 )

@@ -213,7 +213,7 @@ def test_values_given_on_the_command_line(capsys, recipe, tmp_path, monkeypatch)
     assert code == 0
     assert "eta 100" in out
     assert "K = 7" in out
-    for wrong, said in (("algorithm.eta", "give it as key=value"), ("sampling.kk=3", "did you mean `k`")):
+    for wrong, said in (("algorithm.eta", "write it as KEY=VALUE"), ("sampling.kk=3", "did you mean `k`")):
         code, _, err = call(capsys, "run", "--dry-run", path, "--set", wrong)
         assert code == 1
         assert said in err
@@ -246,7 +246,7 @@ def test_a_full_disk_is_said_and_the_same_command_continues(capsys, recipe, tmp_
     code, _, err = call(capsys, "run", path)
     assert code == 1
     assert "no space left on the disk" in err
-    assert "the same command continues" in err
+    assert "run the same command again to continue" in err
     assert not list(tmp_path.rglob("*.tmp"))
     assert call(capsys, "run", path)[0] == 0
 
@@ -346,7 +346,7 @@ def test_bars_show_rate_and_time_left_on_a_terminal(recipe, tmp_path):
         ("sampling.temperature=1e-300", "sampling.temperature: must be greater than or equal to 0.01"),
         ("guard.min_length_ratio=5", "guard.min_length_ratio: 5 is above max_length_ratio: 4"),
         ("prompts.train=nofile.jsonl", "nofile.jsonl"),
-        ("=1", "give it as key=value"),
+        ("=1", "write it as KEY=VALUE"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_computed(
@@ -406,5 +406,5 @@ def test_a_conversation_longer_than_the_context_is_said(tmp_path):
     found = sppo(
         "chat", "tinyworld", "--max-new-tokens", "60", input="Describe a fox. " * 200 + "\nDescribe a fox.\n"
     )
-    assert "452 leave room for an answer of 60" in found.stdout
-    assert "fox" in found.stdout.partition("makes more room")[2].lower()
+    assert "only 452 leave room for a response of 60" in found.stdout
+    assert "fox" in found.stdout.partition("lower --max-new-tokens")[2].lower()

@@ -238,7 +238,7 @@ def test_a_policy_goes_to_its_owner_and_to_nobody_else(tmp_path):
     [
         (["--push-to-hub", "me/model"], "nobody is logged in"),
         (["--push-to-hub", "model"], "OWNER/NAME"),
-        (["--public"], "is for --push-to-hub"),
+        (["--public"], "works only with --push-to-hub"),
     ],
 )
 def test_nothing_is_pushed_that_was_not_asked_for(arguments, message, tmp_path):

@@ -634,7 +634,7 @@ def test_a_run_without_an_oracle_has_a_page(tmp_path):
 
 def test_what_is_no_run_is_refused(tmp_path):
     done = report(tmp_path)
-    assert done.exit_code == 1 and "is no run folder" in done.output
+    assert done.exit_code == 1 and "is not a run folder" in done.output
     run = write_run(tmp_path / "run")
     assert "named twice" in report(run, run).output
 

@@ -14,57 +14,54 @@ from sppo.recipe import Sampling
 def converse(
     path: Path, terminal: Terminal, *, max_new_tokens: int, temperature: float, system: str | None
 ) -> None:
-    """Read messages from standard input and answer them until it ends."""
+    """Respond to each line of standard input until it ends."""
     folder = policy_of(path)
     chat = chat_format.load(
         str(policies.tokenizer_folder(folder)), config=str(policies.config_folder(folder))
     )
-    length = min(max_new_tokens, policies.context_length(folder) // 2)
-    settings = Sampling.model_validate({"max_new_tokens": length})
-    dtype = "bfloat16" if policies.default_device() != "cpu" else "float32"
-    room = policies.context_length(folder) - settings.max_new_tokens
+    context = policies.context_length(folder)
+    settings = Sampling.model_validate({"max_new_tokens": min(max_new_tokens, context // 2)})
+    room = max(context - settings.max_new_tokens, 1)
     sampler = sampling.load(
         settings,
         folder,
-        # the most probable token is the limit of a vanishing temperature
+        # a vanishing temperature leaves the most probable token only
         temperature=max(temperature, 1e-4),
         stop_ids=chat.stop_ids,
         decode=chat.decode,
-        dtype=dtype,
+        dtype="bfloat16" if policies.default_device() != "cpu" else "float32",
     )
-    terminal.say(f"{folder}; an empty line begins anew, Ctrl-D ends", "bright_black")
+    terminal.say(f"{folder}; an empty line starts a new conversation, Ctrl-D ends", "bright_black")
     start: list[Message] = [{"role": "system", "content": system}] if system else []
     messages = list(start)
-    turn = 0
+    responses = 0
     while True:
         try:
             text = terminal.console.input("[bold]> [/bold]")
         except EOFError:
             return
         except UnicodeDecodeError as error:
-            terminal.say(f"that was not UTF-8 ({error.reason})", "red")
+            terminal.say(f"this line is not UTF-8 ({error.reason})", "red")
             continue
         if not text.strip():
             messages = list(start)
             terminal.say("(a new conversation)", "bright_black")
             continue
-        messages.append({"role": "user", "content": text})
+        asked: list[Message] = [*messages, {"role": "user", "content": text}]
         try:
-            prompt = chat.render(messages).token_ids
+            prompt = chat.render(asked).token_ids
         except chat_format.ChatError as error:
             terminal.say(str(error), "red")
-            messages.pop()
             continue
-        if len(prompt) > max(room, 1):
+        if len(prompt) > room:
             terminal.say(
-                f"the conversation has {len(prompt)} tokens; {room} leave room for an answer of"
-                f" {settings.max_new_tokens}. An empty line begins anew; --max-new-tokens makes more room",
+                f"the conversation has {len(prompt)} tokens, but only {room} leave room for a response of"
+                f" {settings.max_new_tokens}; start a new conversation with an empty line, or lower --max-new-tokens",
                 "red",
             )
-            messages.pop()
             continue
-        turn += 1
-        drawn = sampler.sample([prompt], [("chat", randomness.seed(text, turn))], 1)[0][0]
-        answer = chat.decode(drawn.token_ids)
-        messages.append({"role": "assistant", "content": answer})
-        terminal.say(answer + (" [cut]" if drawn.finish_reason == "length" else ""), "green")
+        responses += 1
+        sampled = sampler.sample([prompt], [("chat", randomness.seed(text, responses))], 1)[0][0]
+        response = chat.decode(sampled.token_ids)
+        messages = [*asked, {"role": "assistant", "content": response}]
+        terminal.say(response + (" [truncated]" if sampled.finish_reason == "length" else ""), "green")

@@ -1,4 +1,4 @@
-"""`sppo evaluate`: the benchmarks, each found by its name, and the evaluation of a run's iteration as a stage."""
+"""`sppo evaluate`: a command for each benchmark, and the evaluation stage of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -7,23 +7,21 @@ import typer
 import typer.core
 import typer.main
 
+from sppo.cli.run import stage_command
 from sppo.recipe import registry
 
 STAGE = "stage"
 
 
 class _Benchmarks(typer.core.TyperGroup):
-    """Commands are the benchmarks by name; anything that looks like a path names the run whose stage is meant."""
+    """The benchmarks by name; an argument that looks like a path names the run whose evaluation stage is meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # a word that is no path, and does not look like one, is a benchmark's name misspelt
-        if args and (
-            args[0].startswith("--")
-            or Path(args[0]).exists()
-            or Path(args[0]).suffix
-            or len(Path(args[0]).parts) > 1
-        ):
-            args = args if args[0] == "--help" or args[0] in self.list_commands(ctx) else [STAGE, *args]
+        if args and args[0] != "--help" and args[0] not in self.list_commands(ctx):
+            path = Path(args[0])
+            # any other word is a misspelt benchmark, which the usual error names
+            if args[0].startswith("--") or path.exists() or path.suffix or len(path.parts) > 1:
+                args = [STAGE, *args]
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
 
@@ -31,24 +29,31 @@ class _Benchmarks(typer.core.TyperGroup):
         return [*registry.names("benchmarks"), *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a benchmark, imported only when it is asked for."""
+        """The command of a benchmark, which is imported only when it is needed."""
         if cmd_name not in registry.names("benchmarks"):
             return super().get_command(ctx, cmd_name)
         benchmark = registry.load("benchmarks", cmd_name)
-        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        alone.command(name=cmd_name, help=benchmark.help)(benchmark.command)
-        return typer.main.get_command(alone)
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        single.command(name=cmd_name, help=benchmark.help)(benchmark.command)
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the benchmarks with whole summaries."""
+        with formatter.section("Benchmarks"):
+            formatter.write_dl([(name, self.get_command(ctx, name).help) for name in self.list_commands(ctx)])
 
 
 app = typer.Typer(
     name="evaluate",
     cls=_Benchmarks,
-    help=(
-        "Evaluate policies on a benchmark. `sppo evaluate RUN [--iteration T] [--run-dir DIR] [--set KEY=VALUE]"
-        " [--redo-stale]` runs the evaluation stage of a run, which compares an iteration's policy with the base policy"
-        " and the previous one."
-    ),
+    help="Evaluate policies on a benchmark, or run the evaluation stage of a run: `sppo evaluate RUN`.",
+    epilog="Examples: sppo evaluate head-to-head runs/quickstart --oracle panel; sppo evaluate runs/quickstart -t 2",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command(
+    STAGE,
+    help="Compare an iteration's policy with the base and the previous policy on the held-out prompts of a run.",
+    epilog="Example: sppo evaluate runs/quickstart --iteration 1",
+)(stage_command("evaluate"))

@@ -1,0 +1,132 @@
+"""Commands that compare runs and show them to people: `compare`, `report` and `arena`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sppo.cli import options
+from sppo.progress import Terminal
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=options.RUN,
+    epilog="Example: sppo compare recipes/quickstart.yaml --algorithms sppo,dpo,ipo --seeds 3",
+)
+def compare(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (a YAML file).")],
+    algorithms: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="The algorithms to compare, by `algorithm.type`; NAME=TYPE lists a type under a name of its own,"
+            " so that it can take part more than once.",
+        ),
+    ] = "sppo,dpo,ipo",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds to run, counted from the recipe's seed.")
+    ] = 5,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The folder of the comparison. [default: compare/NAME, after the recipe's file]",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replace a value in every run (iterations=2) or in those of one algorithm (dpo.algorithm.beta=0.3);"
+            " may be repeated.",
+        ),
+    ] = None,
+    redo_stale: options.RedoStale = False,
+) -> None:
+    """Run several algorithms on the same prompts, oracle and budget, and compare them over seeds."""
+    from sppo import compare as comparison
+
+    folder = output or Path("compare") / recipe.stem
+    overrides = options.parse_overrides(set_)
+    comparison.compare(recipe, algorithms, seeds, overrides, folder, Terminal(), redo_stale=redo_stale)
+
+
+@app.command(rich_help_panel=options.LOOK, epilog="Example: sppo report runs/quickstart --watch 30")
+def report(
+    runs: options.Runs,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The page to write. [default: RUN/report.html; for several runs report.html]",
+        ),
+    ] = None,
+    evaluations: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A folder with results of `sppo evaluate`; may be repeated. [default: evaluations; RUN/evaluations]"
+        ),
+    ] = None,
+    all_pairs: Annotated[
+        bool,
+        typer.Option("--all-pairs", help="Ask the oracle about the pairs of policies not compared so far."),
+    ] = False,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Look for progress at this interval and update the page until the runs end.",
+        ),
+    ] = None,
+) -> None:
+    """Write an HTML page about one run or several, finished or not; it works without a server or network."""
+    from sppo.report import page
+    from sppo.report.watching import watch as follow
+
+    target = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    folders = evaluations or [Path("evaluations")]
+    if watch is None:
+        page.write(runs, target, evaluations=folders, all_pairs=all_pairs)
+    else:
+        follow(runs, target, Terminal(), seconds=watch, evaluations=folders, all_pairs=all_pairs)
+    Terminal().say(f"the page is {target}")
+
+
+@app.command(rich_help_panel=options.LOOK, epilog="Example: sppo arena runs/quickstart --policies 1,3")
+def arena(
+    run: options.RunFolderArgument,
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="The policies to compare: base, or the number of an iteration."
+            " [default: the base and the last accepted policy]",
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address to listen on. The default can be reached from this machine only.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free port.")
+    ] = 8765,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle/--no-oracle", help="Also ask the run's oracle about the responses that people compared."
+        ),
+    ] = True,
+) -> None:
+    """Serve a page on which people compare two policies of a run blind; votes are kept in RUN/arena."""
+    from sppo.arena.serving import serve
+
+    names = None if policies is None else [name.strip() for name in policies.split(",")]
+    serve(run, Terminal(), host=host, port=port, policies=names, ask_oracle=oracle)

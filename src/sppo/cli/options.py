@@ -1,0 +1,129 @@
+"""The arguments and options that several commands share, and how their values are read."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sppo.recipe import Recipe, RecipeError, load, read_value
+from sppo.rundir import storage
+from sppo.rundir.folder import RunError, RunFolder
+
+RUN, LOOK, MEASURE, STAGES = "Run a recipe", "Look at runs and policies", "Measure", "One stage at a time"
+HEADINGS = (RUN, LOOK, MEASURE, STAGES)
+"""The headings under which `sppo --help` lists the commands."""
+
+
+def _local(path: Any) -> Any:
+    """Replace the address of each run in remote storage by the folder of its working copy."""
+    if isinstance(path, list):
+        return [_local(item) for item in path]
+    return storage.located(path) if isinstance(path, Path) else path
+
+
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe (a YAML file), or a run folder to continue.", callback=_local
+    ),
+]
+RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", callback=_local)]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or the recipe of a run.", callback=_local)
+]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.", callback=_local)
+]
+PolicyArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="POLICY",
+        help="A run folder, whose last accepted policy is taken, or the folder of a policy or adapter.",
+        callback=_local,
+    ),
+]
+OtherRun = Annotated[
+    Path | None, typer.Option("--run", help="Compare the responses of this run.", callback=_local)
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        help="The run's folder, or its address (s3://...). [default: runs/NAME, after the recipe's file]",
+        callback=_local,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace a value of the recipe, e.g. seed=1; may be repeated."
+    ),
+]
+RedoStale = Annotated[
+    bool,
+    typer.Option(
+        "--redo-stale",
+        help="Remove and redo the stages that were computed from a different recipe or from different inputs.",
+    ),
+]
+Iteration = Annotated[
+    int | None,
+    typer.Option(
+        "--iteration", "-t", min=1, help="The iteration. [default: the first that lacks this stage]"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Clip = Annotated[
+    float,
+    typer.Option(help="Keep probabilities at least this far from 0 and 1 when log-odds are computed."),
+]
+
+
+def open_run(path: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Recipe, RunFolder]:
+    """The recipe and the run folder that a command works on; a run folder brings its own recipe.
+
+    Raises:
+        RunError: the path is a folder without a recipe.
+        RecipeError: the recipe or an override is wrong.
+    """
+    values = parse_overrides(overrides)
+    if path.is_dir():
+        if not (path / "recipe.yaml").is_file():
+            raise RunError(
+                f"{path} is not a run folder, because it has no recipe.yaml; name a recipe to start a run"
+            )
+        return load(path / "recipe.yaml", values), RunFolder(run_dir or path)
+    return load(path, values), RunFolder(run_dir or Path("runs") / path.stem)
+
+
+def parse_overrides(items: list[str] | None) -> dict[str, Any]:
+    """The values of `--set`, by their dotted keys.
+
+    Raises:
+        RecipeError: an item is not written as KEY=VALUE, or its value is not YAML.
+    """
+    values: dict[str, Any] = {}
+    for item in items or []:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise RecipeError(
+                f"--set {item}: write it as KEY=VALUE, for example --set training.learning_rate=1e-4"
+            )
+        values[key] = read_value(text, name=f"--set {item}")
+    return values
+
+
+def parse_numbers(text: str, option: str, count: int | None = None) -> list[float]:
+    """Numbers that an option holds, separated by commas.
+
+    Raises:
+        typer.BadParameter: the text holds something else, or another count of numbers than expected.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or count not in (None, len(numbers)):
+        wanted = "numbers" if count is None else f"{count} numbers"
+        raise typer.BadParameter(f"{option} {text!r}: expected {wanted} separated by commas, such as 1,1,2.")
+    return numbers

@@ -1,0 +1,145 @@
+"""Commands about preference oracles: `train-oracle`, and `oracle check`, `inspect` and `convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sppo.cli import options
+from sppo.cli.tables import show_intransitivity
+from sppo.progress import Terminal
+
+app = typer.Typer()
+oracle_app = typer.Typer(
+    name="oracle",
+    help="Check how an oracle behaves and how intransitive its preferences are.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command(
+    "train-oracle",
+    rich_help_panel=options.MEASURE,
+    epilog="Example: sppo train-oracle recipes/oracles/tinyworld.yaml",
+)
+def train_oracle(
+    settings: Annotated[
+        Path, typer.Argument(metavar="SETTINGS", help="The settings of the training (a YAML file).")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The folder of the trained PairRM. [default: oracles/NAME, after the settings' file]",
+        ),
+    ] = None,
+    set_: options.Overrides = None,
+) -> None:
+    """Train a PairRM on judged pairs; the same command again continues an interrupted training."""
+    from sppo.oracle import training
+    from sppo.recipe import load_oracle_training
+
+    folder = output or Path("oracles") / settings.stem
+    terminal = Terminal()
+    result = training.train(load_oracle_training(settings, options.parse_overrides(set_)), folder, terminal)
+    if result:
+        training.show(result, terminal)
+        terminal.say(
+            f"\nThe PairRM is in {folder}; use it in a recipe as oracle: {{type: pairrm, model: {folder}}}"
+        )
+
+
+@oracle_app.command("convert", epilog="Example: sppo oracle convert PairRM")
+def convert_oracle(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A PairRM with pickled weights.")],
+) -> None:
+    """Convert a PairRM's pytorch_model.bin to model.safetensors; only weights are loaded, no code is run."""
+    from sppo.oracle.pairrm_checkpoint import convert_bin
+
+    Terminal().say(f"wrote {convert_bin(folder)}")
+
+
+@oracle_app.command("inspect", epilog="Example: sppo oracle inspect runs/quickstart --per-prompt all.csv")
+def inspect_oracle(
+    run: options.RunFolderArgument,
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", "-t", min=1, help="The iteration. [default: all of them]")
+    ] = None,
+    clip: options.Clip = 0.01,
+    as_json: options.AsJson = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write the matrices to an .npy file for `sppo game`."),
+    ] = None,
+    per_prompt: Annotated[
+        Path | None, typer.Option("--per-prompt", help="Write the measures of each prompt to a .csv file.")
+    ] = None,
+) -> None:
+    """Measure how intransitive an oracle is on a run's responses, and what a scalar reward would lose."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.csv
+
+    from sppo import game as games
+    from sppo.compare import game as run_games
+    from sppo.rundir.reader import RunReader
+
+    preferences = RunReader(run).preferences(iteration)
+    matrices = np.concatenate([compared.matrices for compared in preferences.values()])
+    measures = games.intransitivity(matrices, clip=clip)
+    if output is not None:
+        games.write_table(output, matrices)
+    if per_prompt is not None:
+        columns = {
+            "iteration": [number for number, compared in preferences.items() for _ in compared.prompt_ids],
+            "prompt_id": [
+                prompt_id for compared in preferences.values() for prompt_id in compared.prompt_ids
+            ],
+            **vars(measures),
+        }
+        pyarrow.csv.write_csv(pa.table(columns), per_prompt)
+    show_intransitivity(measures.means(), as_json=as_json)
+    if run_games.is_transitive(run):
+        note = "note: this oracle gives each response one score, so its preferences are transitive by construction"
+        Terminal(Console(stderr=True)).say(note, "yellow")
+
+
+@oracle_app.command("check", epilog="Example: sppo oracle check runs/quickstart")
+def check_oracle(
+    oracle: Annotated[
+        str,
+        typer.Argument(
+            metavar="ORACLE",
+            help="A run, a recipe, an oracle's type, or a mapping (or a file with one) as under a recipe's `oracle:`.",
+        ),
+    ],
+    responses: Annotated[
+        Path | None,
+        typer.Option(
+            "--responses", help="A .jsonl file of prompts with responses. [default: the run's own responses]"
+        ),
+    ] = None,
+    run: options.OtherRun = None,
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", "-t", min=1, help="The iteration of the run.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The largest number of prompts to check.")] = 200,
+    tie: Annotated[
+        float,
+        typer.Option(min=0, max=0.5, help="Count a comparison as a near tie if |P - 1/2| is below this."),
+    ] = 0.05,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check an oracle's consistency under order, its length bias, near ties, cycles, truncated texts and speed."""
+    from sppo.benchmarks.options import read_oracle
+    from sppo.oracle import check as oracle_check
+
+    config = read_oracle(oracle)
+    source = run or (Path(oracle) if (Path(oracle) / "recipe.yaml").is_file() else None)
+    material = oracle_check.responses_for(source, responses, iteration, limit)
+    terminal = Terminal(Console(stderr=as_json))
+    findings = oracle_check.check_oracle(config, material, terminal, run=source, tie=tie)
+    oracle_check.show(findings, Terminal(), as_json=as_json)

@@ -1,0 +1,196 @@
+"""`sppo run`, and a command for each stage of an iteration."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sppo.cli import options
+from sppo.progress import Terminal
+from sppo.rundir.folder import RunError, RunFolder
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=options.RUN,
+    epilog="Example: sppo run recipes/quickstart.yaml --set iterations=2 --run-dir runs/short",
+)
+def run(
+    recipe: options.RecipeArgument,
+    run_dir: options.RunDir = None,
+    set_: options.Overrides = None,
+    redo_stale: options.RedoStale = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the run would do; compute and download nothing.")
+    ] = False,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            "--rates",
+            metavar="GPU|RUN",
+            help="With --dry-run: estimate the time from the speed of a GPU (a100, h100, h200) or of a finished run.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens", metavar="PROMPT,RESPONSE", help="With --rates: the mean lengths to assume, in tokens."
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Compute on this Ray cluster: HOST:PORT of its head node, or auto.",
+        ),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write RUN/report.html when the run ends.")
+    ] = True,
+) -> None:
+    """Run all iterations of a recipe; the same command again continues an interrupted run."""
+    values, folder = options.open_run(recipe, run_dir, set_)
+    if dry_run:
+        from sppo.dry_run import read_rates, show
+
+        show(values, Terminal(), None if rates is None else read_rates(rates, tokens))
+        return
+    from sppo import selfplay
+    from sppo.report.end_of_run import reported
+
+    terminal = Terminal()
+    at_the_end = reported(folder.path, terminal, selfplay.GuardStop) if report else nullcontext()
+    if ray is None:
+        with at_the_end:
+            selfplay.run(values, folder, terminal, redo_stale=redo_stale)
+        return
+    from sppo.executors.ray import connected
+
+    folder = RunFolder(folder.path.resolve())  # workers may run in another working directory
+    with connected(ray, values, folder.path) as cluster, at_the_end:
+        selfplay.run(values, folder, terminal, cluster, redo_stale=redo_stale)
+
+
+@app.command(rich_help_panel=options.STAGES, epilog="Example: sppo sample runs/quickstart --best-of 16")
+def sample(
+    run: options.RunArgument,
+    iteration: Annotated[
+        int | None,
+        typer.Option(
+            "--iteration",
+            "-t",
+            min=0,
+            help="The iteration. [default: the first that lacks responses; with --best-of, the last one]",
+        ),
+    ] = None,
+    run_dir: options.RunDir = None,
+    set_: options.Overrides = None,
+    redo_stale: options.RedoStale = False,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=1024, help="Sample this many responses and keep the one that the oracle prefers."
+        ),
+    ] = None,
+    mixture: Annotated[
+        bool,
+        typer.Option(
+            "--mixture",
+            help="Sample each response from one of the run's policies, chosen at random: the averaged policy.",
+        ),
+    ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W,...",
+            help="The weights of the mixture's policies, the base policy first. [default: equal weights]",
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="With --best-of or --mixture: prompts to use instead of the held-out ones."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="With --best-of or --mixture: the JSON lines file to write. [default: a file in RUN/draws]",
+        ),
+    ] = None,
+) -> None:
+    """Sample K responses to each prompt of an iteration; or the best of n, or from the averaged policy."""
+    if best_of is None and not mixture:
+        for option, value in (("--weights", weights), ("--prompts", prompts), ("--output", output)):
+            if value is not None:
+                raise RunError(f"{option} works only with --best-of or --mixture")
+        if iteration == 0:
+            raise RunError("--iteration 0: iterations are counted from 1; 0 is the base with --best-of only")
+        run_stage("sample", run, iteration, run_dir, set_, redo_stale)
+        return
+    from sppo.benchmarks.run_samples import SampleRequest, sample_responses
+
+    if weights is not None and not mixture:
+        raise RunError("--weights works only with --mixture")
+    if iteration is not None and mixture:
+        raise RunError("--iteration: the mixture is made of all iterations; leave out one of the two options")
+    values, folder = options.open_run(run, run_dir, set_)
+    request = SampleRequest(
+        n=best_of or values.sampling.k,
+        best=best_of is not None,
+        mixture=mixture,
+        weights=None if weights is None else tuple(options.parse_numbers(weights, "--weights")),
+        iteration=iteration,
+        prompts=prompts,
+    )
+    terminal = Terminal()
+    terminal.say(str(sample_responses(values, folder.path, request, terminal, output)))
+
+
+def run_stage(
+    stage: Any,
+    run: Path,
+    iteration: int | None,
+    run_dir: Path | None,
+    overrides: list[str] | None,
+    redo_stale: bool,
+) -> None:
+    """Run one stage of an iteration, the first unfinished iteration unless one is named."""
+    values, folder = options.open_run(run, run_dir, overrides)
+    if iteration is not None and iteration > values.iterations:
+        raise RunError(f"--iteration {iteration}: the recipe has {values.iterations} iterations")
+    from sppo.stages import single
+
+    single.run_stage(values, folder, Terminal(), stage, iteration, redo_stale=redo_stale)
+
+
+def stage_command(stage: str) -> Callable[..., None]:
+    """The function behind the command of a stage that needs no options of its own."""
+
+    def command(
+        run: options.RunArgument,
+        iteration: options.Iteration = None,
+        run_dir: options.RunDir = None,
+        set_: options.Overrides = None,
+        redo_stale: options.RedoStale = False,
+    ) -> None:
+        run_stage(stage, run, iteration, run_dir, set_, redo_stale)
+
+    return command
+
+
+for _stage, _summary in (
+    ("annotate", "Ask the oracle to compare each pair of an iteration's responses."),
+    ("select", "Choose the responses to train on and compute the opponent's log-probabilities."),
+    ("train", "Train the next policy on the selected responses."),
+):
+    app.command(
+        _stage,
+        help=_summary,
+        rich_help_panel=options.STAGES,
+        epilog=f"Example: sppo {_stage} runs/quickstart --iteration 1",
+    )(stage_command(_stage))
