@@ -58,20 +58,29 @@ Weights = Annotated[
 
 
 @app.command(epilog="Example: sppo game generate rock-paper-scissors --bias 0.9,0.7,0.6 -o rps.csv")
+@options.described_by_docstring
 def generate(
-    kind: Annotated[Kind, typer.Argument(help="The kind of game.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .csv or .npy file to write.")],
-    n: Annotated[int, typer.Option("-n", help="Number of responses.")] = 5,
-    games: Annotated[int, typer.Option(help="Number of random games; more than one needs an .npy file.")] = 1,
-    seed: Annotated[int, typer.Option(help="Random seed for random, bradley-terry and majority.")] = 0,
-    annotators: Annotated[int, typer.Option(help="Number of annotators for majority.")] = 5,
-    strength: Annotated[float, typer.Option(help="For cyclic: how often the winner wins.")] = 1.0,
-    bias: Annotated[
-        str,
-        typer.Option(metavar="R,P,S", help="For rock-paper-scissors: how often each beats the one it beats."),
-    ] = "1,1,1",
+    kind: Annotated[Kind, typer.Argument()],
+    output: Annotated[Path, typer.Option("-o", "--output")],
+    n: Annotated[int, typer.Option("-n")] = 5,
+    games: int = 1,
+    seed: int = 0,
+    annotators: int = 5,
+    strength: float = 1.0,
+    bias: Annotated[str, typer.Option(metavar="R,P,S")] = "1,1,1",
 ) -> None:
-    """Write a game of a known kind to a file."""
+    """Write a game of a known kind to a file.
+
+    Args:
+        kind: The kind of game.
+        output: The .csv or .npy file to write.
+        n: Number of responses.
+        games: Number of random games; more than one needs an .npy file.
+        seed: Random seed for random, bradley-terry and majority.
+        annotators: Number of annotators for majority.
+        strength: For cyclic: how often the winner wins.
+        bias: For rock-paper-scissors: how often each beats the one that it beats.
+    """
     import numpy as np
 
     from sppo.game import preference_games, write_table
@@ -167,28 +176,25 @@ def inspect(
 
 
 @app.command(epilog="Example: sppo game converge rps.csv --iterations 1000 --figure rates.svg")
+@options.described_by_docstring
 def converge(
-    matrix: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[MATRIX]", help="A game, as for `solve`. [default: a biased rock-paper-scissors]"
-        ),
-    ] = None,
-    iterations: Annotated[
-        int, typer.Option(min=10, help="The number of steps of each dynamic, and the largest T.")
-    ] = 10_000,
+    matrix: Annotated[Path | None, typer.Argument(metavar="[MATRIX]")] = None,
+    iterations: Annotated[int, typer.Option(min=10)] = 10_000,
     initial: Weights = None,
-    figure: Annotated[
-        Path | None,
-        typer.Option(help="Draw rates and last iterates to this .svg, .png or .pdf file."),
-    ] = None,
-    simplex: Annotated[
-        Path | None, typer.Option(help="Draw the paths of a game of 3 responses to this file.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Write the curves to this CSV file.")] = None,
+    figure: Path | None = None,
+    simplex: Path | None = None,
+    data: Path | None = None,
     tolerance: Tolerance = 1e-6,
 ) -> None:
-    """Check the rate of Theorem 4.1 on a game, and show which dynamics converge in their last iterate."""
+    """Check the rate of Theorem 4.1 on a game, and show which dynamics converge in their last iterate.
+
+    Args:
+        matrix: A game, as for `solve`. [default: a biased rock-paper-scissors]
+        iterations: The number of steps of each dynamic, and the largest T.
+        figure: Draw rates and last iterates to this .svg, .png or .pdf file.
+        simplex: Draw the paths of a game of 3 responses to this file.
+        data: Write the curves to this CSV file.
+    """
     import numpy as np
 
     from sppo import game as games
@@ -250,16 +256,18 @@ def _write_curves(path: Path, rates: Any, curves: Any) -> None:
 
 
 @app.command(epilog="Example: sppo game strategies policies.csv --averaged 1,1,2")
+@options.described_by_docstring
 def strategies(
     matrix: Matrix,
-    averaged: Annotated[
-        str | None,
-        typer.Option(metavar="W,W,...", help="Weights of the averaged policy. [default: equal weights]"),
-    ] = None,
+    averaged: Annotated[str | None, typer.Option(metavar="W,W,...")] = None,
     tolerance: Tolerance = 1e-6,
     as_json: options.AsJson = False,
 ) -> None:
-    """Treat policies as strategies: the Nash mixture of a matrix of win rates, and how others fare against it."""
+    """Treat policies as strategies: the Nash mixture of a matrix of win rates, and how others fare against it.
+
+    Args:
+        averaged: Weights of the averaged policy. [default: equal weights]
+    """
     from sppo import game as games
 
     table = games.read_table(matrix, tolerance=tolerance)

@@ -15,39 +15,26 @@ app = typer.Typer()
     rich_help_panel=options.RUN,
     epilog="Example: sppo compare recipes/quickstart.yaml --algorithms sppo,dpo,ipo --seeds 3",
 )
+@options.described_by_docstring
 def compare(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (a YAML file).")],
-    algorithms: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,NAME,...",
-            help="The algorithms to compare, by `algorithm.type`; NAME=TYPE lists a type under a name of its own,"
-            " so that it can take part more than once.",
-        ),
-    ] = "sppo,dpo,ipo",
-    seeds: Annotated[
-        int, typer.Option(min=1, help="How many seeds to run, counted from the recipe's seed.")
-    ] = 5,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The folder of the comparison. [default: compare/NAME, after the recipe's file]",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Replace a value in every run (iterations=2) or in those of one algorithm (dpo.algorithm.beta=0.3);"
-            " may be repeated.",
-        ),
-    ] = None,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE")],
+    algorithms: Annotated[str, typer.Option(metavar="NAME,NAME,...")] = "sppo,dpo,ipo",
+    seeds: Annotated[int, typer.Option(min=1)] = 5,
+    output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     redo_stale: options.RedoStale = False,
 ) -> None:
-    """Run several algorithms on the same prompts, oracle and budget, and compare them over seeds."""
+    """Run several algorithms on the same prompts, oracle and budget, and compare them over seeds.
+
+    Args:
+        recipe: A recipe (a YAML file).
+        algorithms: The algorithms to compare, by `algorithm.type`; NAME=TYPE lists a type under a name of its own, so
+            that it can take part more than once.
+        seeds: How many seeds to run, counted from the recipe's seed.
+        output: The folder of the comparison. [default: compare/NAME, after the recipe's file]
+        set_: Replace a value in every run (iterations=2) or in those of one algorithm (dpo.algorithm.beta=0.3); may
+            be repeated.
+    """
     from sppo import compare as comparison
 
     folder = output or Path("compare") / recipe.stem
@@ -56,36 +43,22 @@ def compare(
 
 
 @app.command(rich_help_panel=options.LOOK, epilog="Example: sppo report runs/quickstart --watch 30")
+@options.described_by_docstring
 def report(
     runs: options.Runs,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The page to write. [default: RUN/report.html; for several runs report.html]",
-        ),
-    ] = None,
-    evaluations: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A folder with results of `sppo evaluate`; may be repeated. [default: evaluations; RUN/evaluations]"
-        ),
-    ] = None,
-    all_pairs: Annotated[
-        bool,
-        typer.Option("--all-pairs", help="Ask the oracle about the pairs of policies not compared so far."),
-    ] = False,
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            metavar="SECONDS",
-            help="Look for progress at this interval and update the page until the runs end.",
-        ),
-    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
+    evaluations: list[Path] | None = None,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs")] = False,
+    watch: Annotated[float | None, typer.Option(min=1, metavar="SECONDS")] = None,
 ) -> None:
-    """Write an HTML page about one run or several, finished or not; it works without a server or network."""
+    """Write an HTML page about one run or several, finished or not; it works without a server or network.
+
+    Args:
+        output: The page to write. [default: RUN/report.html; for several runs report.html]
+        evaluations: A folder with results of `sppo evaluate`; may be repeated. [default: evaluations; RUN/evaluations]
+        all_pairs: Ask the oracle about the pairs of policies that were not compared so far.
+        watch: Look for progress at this interval and update the page until the runs end.
+    """
     from sppo.report import page
     from sppo.report.watching import watch as follow
 
@@ -99,33 +72,23 @@ def report(
 
 
 @app.command(rich_help_panel=options.LOOK, epilog="Example: sppo arena runs/quickstart --policies 1,3")
+@options.described_by_docstring
 def arena(
     run: options.RunFolderArgument,
-    policies: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME",
-            help="The policies to compare: base, or the number of an iteration."
-            " [default: the base and the last accepted policy]",
-        ),
-    ] = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            help="The address to listen on. The default can be reached from this machine only.",
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free port.")
-    ] = 8765,
-    oracle: Annotated[
-        bool,
-        typer.Option(
-            "--oracle/--no-oracle", help="Also ask the run's oracle about the responses that people compared."
-        ),
-    ] = True,
+    policies: Annotated[str | None, typer.Option(metavar="NAME,NAME")] = None,
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
+    oracle: bool = True,
 ) -> None:
-    """Serve a page on which people compare two policies of a run blind; votes are kept in RUN/arena."""
+    """Serve a page on which people compare two policies of a run blind; votes are kept in RUN/arena.
+
+    Args:
+        policies: The policies to compare: base, or the number of an iteration. [default: the base and the last
+            accepted policy]
+        host: The address to listen on; the default can be reached from this machine only.
+        port: The port to listen on; 0 takes any free port.
+        oracle: Also ask the run's oracle about the responses that people compared.
+    """
     from sppo.arena.serving import serve
 
     names = None if policies is None else [name.strip() for name in policies.split(",")]

@@ -1,7 +1,11 @@
 """The arguments and options that several commands share, and how their values are read."""
 
+import inspect
+import re
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +16,23 @@ from sppo.rundir.folder import RunError, RunFolder
 RUN, LOOK, MEASURE, STAGES = "Run a recipe", "Look at runs and policies", "Measure", "One stage at a time"
 HEADINGS = (RUN, LOOK, MEASURE, STAGES)
 """The headings under which `sppo --help` lists the commands."""
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def described_by_docstring(command: Command) -> Command:
+    """Move the `Args:` of a command's docstring into the help texts of its options and arguments."""
+    summary, _, descriptions = inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:\n")
+    hints = typing.get_type_hints(command, include_extras=True)
+    for name, description in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", descriptions, re.MULTILINE):
+        text = " ".join(description.split())
+        if typing.get_origin(hints[name]) is Annotated:
+            hints[name].__metadata__[0].help = text
+        else:
+            hints[name] = Annotated[hints[name], typer.Option(help=text)]
+    command.__doc__, command.__annotations__ = summary, hints
+    return command
 
 
 def _local(path: Any) -> Any:
@@ -43,7 +64,7 @@ PolicyArgument = Annotated[
     ),
 ]
 OtherRun = Annotated[
-    Path | None, typer.Option("--run", help="Compare the responses of this run.", callback=_local)
+    Path | None, typer.Option("--run", help="Use the responses of this run.", callback=_local)
 ]
 RunDir = Annotated[
     Path | None,

@@ -24,21 +24,18 @@ oracle_app = typer.Typer(
     rich_help_panel=options.MEASURE,
     epilog="Example: sppo train-oracle recipes/oracles/tinyworld.yaml",
 )
+@options.described_by_docstring
 def train_oracle(
-    settings: Annotated[
-        Path, typer.Argument(metavar="SETTINGS", help="The settings of the training (a YAML file).")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The folder of the trained PairRM. [default: oracles/NAME, after the settings' file]",
-        ),
-    ] = None,
+    settings: Annotated[Path, typer.Argument(metavar="SETTINGS")],
+    output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     set_: options.Overrides = None,
 ) -> None:
-    """Train a PairRM on judged pairs; the same command again continues an interrupted training."""
+    """Train a PairRM on judged pairs; the same command again continues an interrupted training.
+
+    Args:
+        settings: The settings of the training (a YAML file).
+        output: The folder of the trained PairRM. [default: oracles/NAME, after the settings' file]
+    """
     from sppo.oracle import training
     from sppo.recipe import load_oracle_training
 
@@ -63,22 +60,22 @@ def convert_oracle(
 
 
 @oracle_app.command("inspect", epilog="Example: sppo oracle inspect runs/quickstart --per-prompt all.csv")
+@options.described_by_docstring
 def inspect_oracle(
     run: options.RunFolderArgument,
-    iteration: Annotated[
-        int | None, typer.Option("--iteration", "-t", min=1, help="The iteration. [default: all of them]")
-    ] = None,
+    iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=1)] = None,
     clip: options.Clip = 0.01,
     as_json: options.AsJson = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Write the matrices to an .npy file for `sppo game`."),
-    ] = None,
-    per_prompt: Annotated[
-        Path | None, typer.Option("--per-prompt", help="Write the measures of each prompt to a .csv file.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
+    per_prompt: Path | None = None,
 ) -> None:
-    """Measure how intransitive an oracle is on a run's responses, and what a scalar reward would lose."""
+    """Measure how intransitive an oracle is on a run's responses, and what a scalar reward would lose.
+
+    Args:
+        iteration: The iteration. [default: all of them]
+        output: Write the matrices to this .npy file, which `sppo game` reads.
+        per_prompt: Write the measures of each prompt to this .csv file.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.csv
@@ -108,32 +105,25 @@ def inspect_oracle(
 
 
 @oracle_app.command("check", epilog="Example: sppo oracle check runs/quickstart")
+@options.described_by_docstring
 def check_oracle(
-    oracle: Annotated[
-        str,
-        typer.Argument(
-            metavar="ORACLE",
-            help="A run, a recipe, an oracle's type, or a mapping (or a file with one) as under a recipe's `oracle:`.",
-        ),
-    ],
-    responses: Annotated[
-        Path | None,
-        typer.Option(
-            "--responses", help="A .jsonl file of prompts with responses. [default: the run's own responses]"
-        ),
-    ] = None,
+    oracle: Annotated[str, typer.Argument(metavar="ORACLE")],
+    responses: Path | None = None,
     run: options.OtherRun = None,
-    iteration: Annotated[
-        int | None, typer.Option("--iteration", "-t", min=1, help="The iteration of the run.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The largest number of prompts to check.")] = 200,
-    tie: Annotated[
-        float,
-        typer.Option(min=0, max=0.5, help="Count a comparison as a near tie if |P - 1/2| is below this."),
-    ] = 0.05,
+    iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=1)] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 200,
+    tie: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check an oracle's consistency under order, its length bias, near ties, cycles, truncated texts and speed."""
+    """Check an oracle's consistency under order, its length bias, near ties, cycles, truncated texts and speed.
+
+    Args:
+        oracle: A run, a recipe, an oracle's type, or a mapping (or a file with one) as under a recipe's `oracle:`.
+        responses: A .jsonl file of prompts with responses. [default: the run's own responses]
+        iteration: The iteration of the run.
+        limit: The largest number of prompts to check.
+        tie: Count a comparison as a near tie if |P - 1/2| is below this.
+    """
     from sppo.benchmarks.options import read_oracle
     from sppo.oracle import check as oracle_check
 

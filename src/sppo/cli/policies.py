@@ -13,16 +13,20 @@ app = typer.Typer()
 
 
 @app.command(rich_help_panel=options.LOOK, epilog="Example: sppo chat runs/quickstart --temperature 0")
+@options.described_by_docstring
 def chat(
     policy: options.PolicyArgument,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest response, in tokens.")] = 512,
-    temperature: Annotated[
-        float,
-        typer.Option(min=0.0, help="Sampling temperature; 0 always takes the most probable token."),
-    ] = 1.0,
-    system: Annotated[str | None, typer.Option(help="A system message to start with.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    system: str | None = None,
 ) -> None:
-    """Talk to a policy in the terminal; an empty line starts a new conversation, Ctrl-D ends."""
+    """Talk to a policy in the terminal; an empty line starts a new conversation, Ctrl-D ends.
+
+    Args:
+        max_new_tokens: The longest response, in tokens.
+        temperature: The sampling temperature; 0 always takes the most probable token.
+        system: A system message to start each conversation with.
+    """
     from sppo.cli.conversation import converse
 
     converse(policy, Terminal(), max_new_tokens=max_new_tokens, temperature=temperature, system=system)
@@ -31,26 +35,24 @@ def chat(
 @app.command(
     rich_help_panel=options.LOOK, epilog="Example: sppo export runs/quickstart exported --dtype bfloat16"
 )
+@options.described_by_docstring
 def export(
     policy: options.PolicyArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="The data type of the exported weights. [default: as they are stored]"),
-    ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="The largest size of one file of weights.")] = "5GB",
-    push_to_hub: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OWNER/NAME",
-            help="Also upload the folder to the hub as a private model; OWNER must be your own account.",
-        ),
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="With --push-to-hub: let everybody see the model.")
-    ] = False,
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    max_shard_size: str = "5GB",
+    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME")] = None,
+    public: Annotated[bool, typer.Option("--public")] = False,
 ) -> None:
-    """Write a policy as an ordinary transformers folder; an adapter is merged into its base."""
+    """Write a policy as an ordinary transformers folder; an adapter is merged into its base.
+
+    Args:
+        out: The folder to write; it must not exist.
+        dtype: The data type of the exported weights. [default: as they are stored]
+        max_shard_size: The largest size of one file of weights.
+        push_to_hub: Also upload the folder to the hub as a private model; OWNER must be your own account.
+        public: With --push-to-hub: let everybody see the model.
+    """
     from sppo.policy import export as exports
     from sppo.policy import hub
     from sppo.report import model_card

@@ -18,41 +18,27 @@ app = typer.Typer()
     rich_help_panel=options.RUN,
     epilog="Example: sppo run recipes/quickstart.yaml --set iterations=2 --run-dir runs/short",
 )
+@options.described_by_docstring
 def run(
     recipe: options.RecipeArgument,
     run_dir: options.RunDir = None,
     set_: options.Overrides = None,
     redo_stale: options.RedoStale = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what the run would do; compute and download nothing.")
-    ] = False,
-    rates: Annotated[
-        str | None,
-        typer.Option(
-            "--rates",
-            metavar="GPU|RUN",
-            help="With --dry-run: estimate the time from the speed of a GPU (a100, h100, h200) or of a finished run.",
-        ),
-    ] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option(
-            "--tokens", metavar="PROMPT,RESPONSE", help="With --rates: the mean lengths to assume, in tokens."
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            help="Compute on this Ray cluster: HOST:PORT of its head node, or auto.",
-        ),
-    ] = None,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write RUN/report.html when the run ends.")
-    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
+    rates: Annotated[str | None, typer.Option(metavar="GPU|RUN")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="PROMPT,RESPONSE")] = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None,
+    report: bool = True,
 ) -> None:
-    """Run all iterations of a recipe; the same command again continues an interrupted run."""
+    """Run all iterations of a recipe; the same command again continues an interrupted run.
+
+    Args:
+        dry_run: Show what the run would do; compute and download nothing.
+        rates: With --dry-run: estimate the time from the speed of a GPU (a100, h100, h200) or of a finished run.
+        tokens: With --rates: the mean lengths of prompts and responses to assume, in tokens.
+        ray: Compute on this Ray cluster: HOST:PORT of its head node, or auto.
+        report: Write RUN/report.html when the run ends.
+    """
     values, folder = options.open_run(recipe, run_dir, set_)
     if dry_run:
         from sppo.dry_run import read_rates, show
@@ -76,54 +62,29 @@ def run(
 
 
 @app.command(rich_help_panel=options.STAGES, epilog="Example: sppo sample runs/quickstart --best-of 16")
+@options.described_by_docstring
 def sample(
     run: options.RunArgument,
-    iteration: Annotated[
-        int | None,
-        typer.Option(
-            "--iteration",
-            "-t",
-            min=0,
-            help="The iteration. [default: the first that lacks responses; with --best-of, the last one]",
-        ),
-    ] = None,
+    iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=0)] = None,
     run_dir: options.RunDir = None,
     set_: options.Overrides = None,
     redo_stale: options.RedoStale = False,
-    best_of: Annotated[
-        int | None,
-        typer.Option(
-            min=2, max=1024, help="Sample this many responses and keep the one that the oracle prefers."
-        ),
-    ] = None,
-    mixture: Annotated[
-        bool,
-        typer.Option(
-            "--mixture",
-            help="Sample each response from one of the run's policies, chosen at random: the averaged policy.",
-        ),
-    ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="W,W,...",
-            help="The weights of the mixture's policies, the base policy first. [default: equal weights]",
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(help="With --best-of or --mixture: prompts to use instead of the held-out ones."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="With --best-of or --mixture: the JSON lines file to write. [default: a file in RUN/draws]",
-        ),
-    ] = None,
+    best_of: Annotated[int | None, typer.Option(min=2, max=1024)] = None,
+    mixture: Annotated[bool, typer.Option("--mixture")] = False,
+    weights: Annotated[str | None, typer.Option(metavar="W,W,...")] = None,
+    prompts: str | None = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
 ) -> None:
-    """Sample K responses to each prompt of an iteration; or the best of n, or from the averaged policy."""
+    """Sample K responses to each prompt of an iteration; or the best of n, or from the averaged policy.
+
+    Args:
+        iteration: The iteration. [default: the first that lacks responses; with --best-of, the last one]
+        best_of: Sample this many responses and keep the one that the oracle prefers.
+        mixture: Sample each response from one of the run's policies, drawn at random: the averaged policy.
+        weights: The weights of the mixture's policies, the base policy first. [default: equal weights]
+        prompts: With --best-of or --mixture: prompts to use instead of the held-out ones.
+        output: With --best-of or --mixture: the JSON lines file to write. [default: a file in RUN/draws]
+    """
     if best_of is None and not mixture:
         for option, value in (("--weights", weights), ("--prompts", prompts), ("--output", output)):
             if value is not None:
