@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def test_workers_end_with_their_parent(tmp_path, number):
         assert parent.poll() is None, parent.stderr.read().decode()
         time.sleep(0.05)
     workers = [int(path.name.split("-")[2]) for path in begun]
+    assert all(map(interrupts_blocked, workers)), "a Ctrl-C is for the parent to handle"
     if number == signal.SIGINT:
         os.killpg(parent.pid, number)  # as a terminal does
     else:
@@ -95,6 +97,11 @@ def test_workers_end_with_their_parent(tmp_path, number):
         time.sleep(0.05)
     assert not any(map(alive, workers))
     assert said.count("Traceback") == (number == signal.SIGINT), "workers end without a word"
+
+
+def interrupts_blocked(pid):
+    (mask,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(mask, 16) & 1 << (signal.SIGINT - 1))
 
 
 def alive(pid):

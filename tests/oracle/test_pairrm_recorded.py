@@ -155,6 +155,7 @@ def test_conversations_as_the_original_writes_them_out(logits_of, expected):
         assert forth - back == pytest.approx(recorded_logits["[A,B]+[B,A]"][n], abs=1e-5)
 
 
+@recorded
 def test_the_hf_layout_in_several_files(tmp_path, expected, groups, logits_of):
     folder = tmp_path / "hf"
     shutil.copytree(FIXTURES / "PairRM-hf", folder)
