@@ -125,12 +125,12 @@ def llama_58m(folder: Path, count: int) -> Case:
 
 def ours(case: Case, dtype: str = "float32", **settings: Any) -> Callable[[int], int]:
     from sppo.policy import load as policies
-    from sppo.sampling import SamplingSettings
-    from sppo.sampling.transformers import TransformersSampler
+    from sppo.sampling.decoding import TransformersSampler
+    from sppo.sampling.transformers import TransformersSampling
 
     sampler = TransformersSampler(
         policies.load(case.policy, dtype=dtype, device="cpu"),
-        SamplingSettings(max_new_tokens=case.max_new_tokens, **settings),
+        TransformersSampling(max_new_tokens=case.max_new_tokens, **settings),
         [case.stop],
     )
 
@@ -174,12 +174,13 @@ def plain_generate(case: Case) -> Callable[[int], int]:
 _VLLM = """
 import json, resource, sys, time
 from pathlib import Path
-from sppo.sampling import SamplingSettings
-from sppo.sampling.vllm import VllmSampler
+from sppo.sampling import SampledPolicy
+from sppo.sampling.vllm import VllmSampler, VllmSampling
 case = json.loads(sys.argv[1])
-sampler = VllmSampler(Path(case["policy"]), SamplingSettings(max_new_tokens=case["max_new_tokens"]), [case["stop"]],
-    dtype="float32", engine_args={"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "max_model_len": case["context"],
-    "skip_tokenizer_init": True})
+# copied without a check, since a recipe may not leave out the tokenizer
+settings = VllmSampling(max_new_tokens=case["max_new_tokens"]).model_copy(update={"engine_args": {"enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 30, "max_model_len": case["context"], "skip_tokenizer_init": True}})
+sampler = VllmSampler(settings, SampledPolicy(Path(case["policy"]), [case["stop"]], str))
 pid = sampler._process.pid
 def busy():
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -306,11 +307,11 @@ def deviations(case: Case) -> None:
 
 def _responses(case: Case, dtype: str, batch_tokens: int) -> Sequence[Any]:
     from sppo.policy import load as policies
-    from sppo.sampling import SamplingSettings
-    from sppo.sampling.transformers import TransformersSampler
+    from sppo.sampling.decoding import TransformersSampler
+    from sppo.sampling.transformers import TransformersSampling
 
     model = policies.load(case.policy, dtype=dtype, device="cpu")
-    settings = SamplingSettings(max_new_tokens=case.max_new_tokens, batch_tokens=batch_tokens)
+    settings = TransformersSampling(max_new_tokens=case.max_new_tokens, batch_tokens=batch_tokens)
     keys = [(number,) for number in range(len(case.prompts))]
     drawn = TransformersSampler(model, settings, [case.stop]).sample(case.prompts, keys, K)
     return [response for of_prompt in drawn for response in of_prompt]

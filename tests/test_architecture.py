@@ -36,9 +36,9 @@ HEAVY = {
 ENGINES = {
     "objectives",
     "algorithms",
+    "sampling.decoding",
     "sampling.drawing",
     "sampling.key_values",
-    "sampling.transformers",
     "oracle",
     "training",
     "benchmarks",

@@ -1,17 +1,15 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from sppo import sampling
 from sppo.policy import load as policies
-from sppo.recipe import Sampling
-from sppo.sampling import SamplingSettings, memory
+from sppo.recipe import parse_sampling
+from sppo.sampling import memory
+from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.drawing import choose
 from sppo.sampling.key_values import Cohorts, OneBatch
-from sppo.sampling.stop_strings import kept
-from sppo.sampling.transformers import TransformersSampler
+from sppo.sampling.transformers import TransformersSampling
 from sppo.tinyworld import POLICY
 from sppo.training.log_probs import Tree, log_probs
 
@@ -35,7 +33,7 @@ def tinyworld():
 
 def sampler(model, tokenizer, **settings):
     return TransformersSampler(
-        model, SamplingSettings(**{"max_new_tokens": 60, **settings}), [tokenizer.eos_token_id]
+        model, TransformersSampling(**{"max_new_tokens": 60, **settings}), [tokenizer.eos_token_id]
     )
 
 
@@ -80,7 +78,7 @@ def test_the_same_key_gives_the_same_draw_and_another_key_another(tinyworld):
 @pytest.mark.parametrize("family", ["llama-3", "mistral", "qwen2", "qwen3", "gemma-2", "phi-3"])
 def test_log_probabilities_agree_with_the_trainers(tiny_model, family):
     model = policies.load(tiny_model(family), dtype="float32", device="cpu")
-    engine = TransformersSampler(model, SamplingSettings(max_new_tokens=30), [3])
+    engine = TransformersSampler(model, TransformersSampling(max_new_tokens=30), [3])
     prompts = [[5, 6, 7, 8, 9], [10, 11], list(range(20, 60))]
     drawn = engine.sample(prompts, [(number,) for number in range(3)], 3)
     trees = [Tree(prompt, [r.token_ids for r in responses]) for prompt, responses in zip(prompts, drawn)]
@@ -96,7 +94,8 @@ def test_log_probabilities_agree_with_the_trainers(tiny_model, family):
 def test_the_most_probable_tokens_are_those_of_generate(tiny_model, family):
     model = policies.load(tiny_model(family), dtype="float32", device="cpu")
     # sharper, so that rounding does not decide between near-ties of random weights
-    engine = TransformersSampler(model, SamplingSettings(temperature=1e-4, max_new_tokens=24), [399])
+    settings = TransformersSampling(max_new_tokens=24).model_copy(update={"temperature": 1e-4})
+    engine = TransformersSampler(model, settings, [399])
     prompts = [[5, 6, 7, 8, 9], list(range(20, 50))]
     ours = [responses[0].token_ids for responses in engine.sample(prompts, [(0,), (1,)], 1)]
     for prompt, found in zip(prompts, ours):
@@ -149,9 +148,9 @@ def test_truncated_tokens_are_never_drawn_and_log_probabilities_stay_untruncated
 
 
 def test_load_gives_the_engine_of_the_recipe():
-    engine = sampling.load(Sampling(top_p=0.5), POLICY, stop_ids=[5], decode=str, dtype="float32")
+    engine = sampling.load(TransformersSampling(top_p=0.5), POLICY, stop_ids=[5], decode=str, dtype="float32")
     assert isinstance(engine, TransformersSampler)
-    assert dataclasses.asdict(engine.settings)["max_new_tokens"] == 512
+    assert engine.settings.max_new_tokens == 512
     assert engine.settings.top_p == 0.5
 
 
@@ -191,7 +190,7 @@ def test_every_uniform_number_gives_the_token_of_the_truncated_distribution(cont
     expected = reference(logits[0], **controls)
     count = 20001
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    chosen, log_prob = choose(logits.expand(count, -1), uniform, SamplingSettings(**controls))
+    chosen, log_prob = choose(logits.expand(count, -1), uniform, TransformersSampling(**controls))
     found = torch.bincount(chosen, minlength=500) / count
     assert set(found.nonzero().flatten().tolist()) == {t for t, p in expected.items() if p > 2 / count}
     for token, probability in expected.items():
@@ -202,13 +201,13 @@ def test_every_uniform_number_gives_the_token_of_the_truncated_distribution(cont
 def test_uniform_numbers_at_the_ends_never_draw_an_impossible_token():
     logits = torch.full((2, 50), -torch.inf)
     logits[:, 10], logits[:, 20] = 0.0, 1.0
-    chosen, _ = choose(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), SamplingSettings())
+    chosen, _ = choose(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), TransformersSampling())
     assert chosen.tolist() == [10, 20]
 
 
 def test_a_flat_distribution_has_a_nucleus_beyond_the_first_candidates():
     uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    chosen, _ = choose(torch.zeros(1, 1000).expand(4000, -1), uniform, SamplingSettings(top_p=0.5))
+    chosen, _ = choose(torch.zeros(1, 1000).expand(4000, -1), uniform, TransformersSampling(top_p=0.5))
     assert len(set(chosen.tolist())) in (
         500,
         1000,
@@ -223,7 +222,7 @@ def test_a_stop_string_ends_the_response_whose_ids_keep_its_tokens(tinyworld):
     free = sampler(model, tokenizer).sample([ids(PROMPT)], [("s",)], 6)[0]
     engine = TransformersSampler(
         model,
-        SamplingSettings(max_new_tokens=60, stop=["fox is"]),
+        TransformersSampling(max_new_tokens=60, stop=["fox is"]),
         [tokenizer.eos_token_id],
         tokenizer.decode,
     )
@@ -238,7 +237,7 @@ def test_a_stop_string_ends_the_response_whose_ids_keep_its_tokens(tinyworld):
             assert "fox is" in tokenizer.decode(after.token_ids)
             assert "fox is" not in tokenizer.decode(after.token_ids[:-1])
             assert engine.stop_strings.trim(text) == text.partition("fox is")[0]
-            assert kept(before, engine.stop_strings).token_ids == after.token_ids
+            assert engine.stop_strings.shortened(before).token_ids == after.token_ids
         else:
             assert before.token_ids == after.token_ids
     assert stopped
@@ -250,7 +249,7 @@ def test_a_stop_string_ends_the_response_whose_ids_keep_its_tokens(tinyworld):
 @pytest.mark.parametrize("family", ["llama-3", "mistral", "qwen2", "qwen3", "gemma-2", "phi-3"])
 def test_both_ways_of_keeping_keys_and_values_draw_the_same(tiny_model, family):
     model = policies.load(tiny_model(family), dtype="float32", device="cpu")
-    settings = SamplingSettings(max_new_tokens=40, batch_tokens=400)
+    settings = TransformersSampling(max_new_tokens=40, batch_tokens=400)
     engine = TransformersSampler(model, settings, [3, 4])
     assert engine._key_values is Cohorts
     prompts = [[5, 6, 7, 8, 9], [10, 11], list(range(20, 60)), [9] * 12]
@@ -267,7 +266,7 @@ def test_a_model_with_attention_of_its_own_is_sampled_all_the_same(tiny_model):
     fast, eager = (
         TransformersSampler(
             policies.load(tiny_model("llama-3"), dtype="float32", device="cpu", attn_implementation=kind),
-            SamplingSettings(max_new_tokens=20),
+            TransformersSampling(max_new_tokens=20),
             [3],
         )
         for kind in (None, "eager")
@@ -283,17 +282,19 @@ def test_a_model_with_attention_of_its_own_is_sampled_all_the_same(tiny_model):
 def test_a_policy_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: (1 << 20, "this machine"))
     with pytest.raises(sampling.SamplingError, match=r"weights of .* set sampling.dtype: bfloat16"):
-        sampling.load(Sampling(), POLICY, stop_ids=[5], decode=str, dtype="float32")
+        sampling.load(TransformersSampling(), POLICY, stop_ids=[5], decode=str, dtype="float32")
     monkeypatch.setattr(memory, "free_memory", lambda: (12 << 20, "this machine"))
     with pytest.raises(sampling.SamplingError, match="lower it to") as error:
-        sampling.load(Sampling(), POLICY, stop_ids=[5], decode=str, dtype="float32")
+        sampling.load(TransformersSampling(), POLICY, stop_ids=[5], decode=str, dtype="float32")
     fitting = int(str(error.value).split("lower it to ")[1].split()[0])
-    sampling.load(Sampling(batch_tokens=fitting), POLICY, stop_ids=[5], decode=str, dtype="float32").close()
+    sampling.load(
+        TransformersSampling(batch_tokens=fitting), POLICY, stop_ids=[5], decode=str, dtype="float32"
+    ).close()
 
 
 def test_a_policy_that_vllm_could_not_hold_is_refused_before_it_starts(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: (1 << 20, "this machine"))  # 3.5 are needed
-    of = Sampling.model_validate({"engine": "vllm", "engine_args": {"tensor_parallel_size": 4}})
+    of = parse_sampling({"engine": "vllm", "engine_args": {"tensor_parallel_size": 4}})
     with pytest.raises(sampling.SamplingError, match=r"weights of .* raise sampling.engine_args.tensor_par"):
         sampling.load(of, POLICY, stop_ids=[5], decode=str, dtype="float32")
     monkeypatch.setattr(memory, "free_memory", lambda: (1 << 20, "the GPU"))
@@ -306,4 +307,4 @@ def test_a_policy_that_vllm_could_not_hold_is_refused_before_it_starts(monkeypat
 def test_an_engine_that_is_not_installed_names_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(sampling.SamplingError, match=r"pip install 'sppo\[vllm\]'"):
-        sampling.check(Sampling(engine="vllm"))
+        parse_sampling({"engine": "vllm"}).check()

@@ -8,10 +8,10 @@ from chat_server import Reply, serve
 from sppo import sampling
 from sppo.endpoint.client import EndpointError
 from sppo.policy import load as policies
-from sppo.recipe import RecipeError, Sampling, parse
-from sppo.sampling import SamplingSettings
+from sppo.recipe import RecipeError, parse, parse_sampling
+from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.served import ServedSampler
-from sppo.sampling.transformers import TransformersSampler
+from sppo.sampling.transformers import TransformersSampling
 from sppo.tinyworld import POLICY
 
 PROMPTS = [[1, 20, 30, 40], [1, 50, 60]]
@@ -22,7 +22,7 @@ STOPS = [5]
 @pytest.fixture(scope="module")
 def policy_sampler():
     model = policies.load(POLICY, dtype="float32", device="cpu")
-    return TransformersSampler(model, SamplingSettings(max_new_tokens=12), STOPS)
+    return TransformersSampler(model, TransformersSampling(max_new_tokens=12), STOPS)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def answer(policy_sampler):
 def sampler(tmp_path):
     def make(server, stop=(), **more):
         values = {"url": server.url, "model": "{policy}", "retries": 0, "cache": str(tmp_path / "answers")}
-        of = Sampling.model_validate(
+        of = parse_sampling(
             {"engine": "openai", "endpoint": {**values, **more}, "max_new_tokens": 12, "stop": list(stop)}
         )
         return sampling.load(of, POLICY, stop_ids=STOPS, decode=str, dtype="float32")
@@ -88,28 +88,28 @@ def test_what_was_answered_is_not_asked_again(sampler, answer):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"token_ids": None}, "gives no token ids"),
-        ({"token_ids": ["a"]}, "gives no token ids"),
+        ({"token_ids": None}, "returns no token ids"),
+        ({"token_ids": ["a"]}, "returns no token ids"),
         ({"prompt_token_ids": [1, 2]}, "read another prompt than it was sent"),
-        ({"logprobs": None}, "does not give the log-probability of every token"),
+        ({"logprobs": None}, "does not return the log-probability of every token"),
         ({"logprobs": {"token_logprobs": [-1.0]}, "token_ids": [7, 5]}, "of every token"),
         ({"finish_reason": "content_filter"}, "finish_reason 'content_filter'"),
         (
             {"token_ids": [7] * 13, "logprobs": {"token_logprobs": [-1.0] * 13}, "finish_reason": "length"},
-            "13 tokens where max_tokens = 12",
+            "13 tokens, but max_tokens is 12",
         ),
-        ({"token_ids": [7, 1200]}, "gave the token 1200, but the policy knows 1200"),
-        ({"token_ids": [-1, 5]}, "gave the token -1"),
+        ({"token_ids": [7, 1200]}, "returned the token 1200, but the policy's vocabulary has 1200"),
+        ({"token_ids": [-1, 5]}, "returned the token -1"),
         ({"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, "x"]}}, "of every token"),
         ({"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, float("nan")]}}, "of every token"),
         ({"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, 0.5]}}, "of every token"),
         ({"logprobs": [-1.0]}, "of every token"),
-        ({"prompt_token_ids": 7}, "read another prompt than it was sent: 7 in"),
+        ({"prompt_token_ids": 7}, "read another prompt than it was sent: 7 instead"),
         ({"index": 0}, "does not number its choices"),
         ({"index": "first"}, "does not number its choices"),
         (
             {"token_ids": [7, 9], "logprobs": {"token_logprobs": [-1.0, -1.0]}, "finish_reason": "stop"},
-            "none of the policy's stop tokens",
+            "not one of the policy's stop tokens",
         ),
     ],
 )
@@ -124,7 +124,7 @@ def test_answers_that_cannot_be_trained_on_are_refused(sampler, answer, changes,
 
 def test_an_answer_that_is_refused_is_asked_for_again_when_the_server_is_mended(sampler, answer):
     with serve(lambda path, body: answer(path, body, token_ids=None)) as server:
-        with pytest.raises(EndpointError, match="gives no token ids"):
+        with pytest.raises(EndpointError, match="returns no token ids"):
             sampler(server).sample(PROMPTS, KEYS, 2)
         server.answer = answer
         assert len(sampler(server).sample(PROMPTS, KEYS, 2)[1]) == 2
@@ -169,11 +169,16 @@ def test_a_stop_string_ends_a_response_with_the_token_that_completes_it(sampler,
         ({"engine": "vllm", "engine_args": {"seed": 3}}, "'seed' is set by sppo"),
         (
             {"engine": "vllm", "engine_args": {"tensor_parallel_size": 0}},
-            "tensor_parallel_size: at least 1 (got 0)",
+            "tensor_parallel_size: must be a whole number of at least 1 (got 0)",
         ),
-        ({"engine": "vllm", "engine_args": {"max_model_len": "4k"}}, "max_model_len: at least 1 (got '4k')"),
+        (
+            {"engine": "vllm", "engine_args": {"max_model_len": "4k"}},
+            "max_model_len: must be a whole number of at least 1 (got '4k')",
+        ),
         ({"engine_args": {"tensor_parallel_size": 2}}, "engine_args: is for the engine vllm"),
         ({"stop": [""]}, "sampling.stop: an empty text"),
+        ({"engine": "vlm"}, "sampling.engine: 'vlm' is unknown; did you mean 'vllm'?"),
+        ({"engine": "vllm", "batch_token": 1}, "sampling.batch_token: unknown key"),
     ],
 )
 def test_engines_settings_that_do_not_fit_are_refused(section, said):
@@ -186,3 +191,11 @@ def test_engines_settings_that_do_not_fit_are_refused(section, said):
     with pytest.raises(RecipeError) as error:
         parse(recipe)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_stored_recipe_with_the_keys_of_every_engine_is_still_read(engine):
+    stored = {"engine": engine, "engine_args": {}, "endpoint": None, "batch_tokens": 1000, "k": 3}
+    settings = parse_sampling(stored)
+    assert (settings.engine, settings.k) == (engine, 3)
+    assert getattr(settings, "batch_tokens", None) == (1000 if engine == "transformers" else None)

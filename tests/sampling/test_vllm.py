@@ -19,11 +19,13 @@ import yaml
 
 from sppo import sampling
 from sppo.policy import load as policies
-from sppo.recipe import Sampling
+from sppo.recipe import parse_sampling
 from sppo.rundir.shards import read_shard
-from sppo.sampling import SamplingError, SamplingSettings
+from sppo.sampling import SamplingError
+from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.drawing import warped
-from sppo.sampling.transformers import TransformersSampler
+from sppo.sampling.transformers import TransformersSampling
+from sppo.sampling.vllm import VllmSampling
 from sppo.tinyworld import POLICY
 from sppo.training.log_probs import Tree, log_probs
 
@@ -58,7 +60,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(tokenizer):
-    of = Sampling.model_validate({"engine": "vllm", "max_new_tokens": 60, "engine_args": ENGINE_ARGS})
+    of = parse_sampling({"engine": "vllm", "max_new_tokens": 60, "engine_args": ENGINE_ARGS})
     engine = sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
     yield engine
     process = engine._process
@@ -73,7 +75,7 @@ def sampler(engine):
     """The same engine with other settings."""
 
     def of(**settings):
-        engine.settings = SamplingSettings(**{"max_new_tokens": 60, **settings})
+        engine.settings = VllmSampling(**{"max_new_tokens": 60, **settings})
         engine.stop_strings = dataclasses.replace(engine.stop_strings, strings=tuple(engine.settings.stop))
         return engine
 
@@ -137,7 +139,7 @@ def test_controls_mean_the_same_as_in_the_other_sampler(sampler, prompts, model,
     with torch.no_grad():
         logits = model(torch.tensor([prompts[0]])).logits[:, -1]
     count = 1000
-    weights = warped(logits, SamplingSettings(**controls))[0]
+    weights = warped(logits, TransformersSampling(**controls))[0]
     expected = weights / weights.sum()
     engine = sampler(max_new_tokens=1, **controls)
     drawn = [r for seed in range(4) for r in engine.sample(prompts[:1], [("f", seed)], count // 4)[0]]
@@ -167,7 +169,7 @@ def test_prompts_beyond_one_batch_of_the_engine_are_all_sampled(tokenizer, model
     prompts = [generator.integers(8, len(tokenizer), size=length).tolist() for length in lengths]
     settings = {"engine": "vllm", "max_new_tokens": 24, "engine_args": {**ENGINE_ARGS, "max_model_len": 384}}
     engine = sampling.load(
-        Sampling.model_validate(settings), POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32"
+        parse_sampling(settings), POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32"
     )
     try:
         drawn = engine.sample(prompts, keys(64), 8)
@@ -183,10 +185,10 @@ def test_prompts_beyond_one_batch_of_the_engine_are_all_sampled(tokenizer, model
 
 
 def test_an_engine_that_is_killed_says_so_and_one_that_cannot_start_says_why(tokenizer, prompts):
-    of = Sampling.model_validate({"engine": "vllm", "engine_args": {**ENGINE_ARGS, "no_such": 1}})
+    of = parse_sampling({"engine": "vllm", "engine_args": {**ENGINE_ARGS, "no_such": 1}})
     with pytest.raises(SamplingError, match="no_such"):
         sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
-    of = Sampling.model_validate({"engine": "vllm", "engine_args": ENGINE_ARGS})
+    of = parse_sampling({"engine": "vllm", "engine_args": ENGINE_ARGS})
     engine = sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
     os.kill(engine._process.pid, signal.SIGKILL)
     with pytest.raises(SamplingError, match="vllm has ended with exit code -9"):
@@ -278,7 +280,7 @@ def server(tmp_path_factory):
 def test_a_policy_behind_vllms_own_server(server, tmp_path, tokenizer, prompts, model):
     endpoint = {"url": server, "model": "{policy}", "cache": str(tmp_path / "answers")}
     values = {"engine": "openai", "endpoint": endpoint, "max_new_tokens": 60}
-    of = Sampling.model_validate(values)
+    of = parse_sampling(values)
     served = sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
     drawn = served.sample(prompts, keys(), 4)
     again = served_again(of, tmp_path, tokenizer).sample(prompts, keys(), 4)
@@ -303,7 +305,7 @@ def served_again(of, folder, tokenizer):
 
 def test_both_engines_answer_with_the_same_length_distribution(sampler, prompts, model):
     count = 60
-    ours = TransformersSampler(model, SamplingSettings(max_new_tokens=60), [STOP])
+    ours = TransformersSampler(model, TransformersSampling(max_new_tokens=60), [STOP])
     lengths = [
         np.array([len(response.token_ids) for response in one.sample(prompts[:1], [("l",)], count)[0]])
         for one in (ours, sampler())

@@ -150,7 +150,7 @@ def read_sampling(text: str | None) -> Sampling:
         RecipeError: it is none of these, or a field is wrong.
     """
     if text is None:
-        return Sampling.model_validate({})
+        return recipe.parse_sampling({})
     mapping = _mapping(_value(text, "--sampling"), "--sampling")
     return recipe.parse_sampling(mapping.get("sampling", mapping))
 

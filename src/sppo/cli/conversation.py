@@ -8,7 +8,7 @@ from sppo.policy import load as policies
 from sppo.policy.chat_format import Message
 from sppo.policy.locate import policy_of
 from sppo.progress import Terminal
-from sppo.recipe import Sampling
+from sppo.recipe import parse_sampling
 
 
 def converse(
@@ -20,7 +20,7 @@ def converse(
         str(policies.tokenizer_folder(folder)), config=str(policies.config_folder(folder))
     )
     context = policies.context_length(folder)
-    settings = Sampling.model_validate({"max_new_tokens": min(max_new_tokens, context // 2)})
+    settings = parse_sampling({"max_new_tokens": min(max_new_tokens, context // 2)})
     room = max(context - settings.max_new_tokens, 1)
     sampler = sampling.load(
         settings,

@@ -161,7 +161,7 @@ def computes_with_a_model(recipe: Recipe, kind: Kind) -> bool:
     """Whether a worker of a stage holds a model of its own, as it does not where the model is behind a server."""
     if kind == "annotate":
         return recipe.oracle is not None and recipe.oracle.holds_a_model
-    return kind != "sample" or recipe.sampling.engine != "openai"
+    return kind != "sample" or recipe.sampling.holds_a_model
 
 
 def visible_devices(count: int, each: int) -> list[str | None]:

@@ -27,7 +27,7 @@ from sppo.recipe.oracle import OracleConfig, OracleSection
 from sppo.recipe.oracle_training import OracleTraining
 from sppo.recipe.presets import PRESETS
 from sppo.recipe.renamed import current_key, with_current_keys
-from sppo.recipe.sampling import Sampling
+from sppo.recipe.sampling import Sampling, SamplingConfig
 from sppo.recipe.section import RecipeError, Section
 from sppo.recipe.training import Lora, Training
 from sppo.recipe.workers import Workers
@@ -67,10 +67,9 @@ __all__ = [
 ]
 
 
-def _sppo() -> Any:
-    return {
-        "type": "sppo"
-    }  # checked by its class when a recipe is read: importing this module loads no algorithm
+def _named(**name: str) -> Any:
+    # The class of that name checks the section when a recipe is read: importing this module loads no algorithm or sampler.
+    return lambda: dict(name)
 
 
 class Recipe(Section):
@@ -81,9 +80,9 @@ class Recipe(Section):
     iterations: int = Field(3, ge=1, le=1000, description="T")
     policy: Policy
     prompts: Prompts
-    sampling: Sampling = Sampling.model_validate({})
+    sampling: SamplingConfig = Field(default_factory=_named(engine="transformers"))
     selection: Rule = Field("best_worst", description="which of the K are trained on")
-    algorithm: AlgorithmConfig = Field(default_factory=_sppo)
+    algorithm: AlgorithmConfig = Field(default_factory=_named(type="sppo"))
     oracle: OracleConfig | None = Field(None, description="None: where the algorithm needs no preferences")
     training: Training = Training.model_validate({})
     evaluation: Evaluation = Evaluation.model_validate({})
@@ -273,7 +272,7 @@ def parse_sampling(mapping: Mapping[str, Any]) -> Sampling:
     Raises:
         RecipeError: a field is wrong.
     """
-    sampling: Sampling = _parse_section(Sampling, mapping, "sampling")
+    sampling: Sampling = _parse_section(SamplingConfig, mapping, "sampling")
     return sampling
 
 

@@ -60,9 +60,9 @@ def _wrong(item: Any, place: "_Place", root: Any, value: Any) -> str:
         case "missing":
             return f"{name}: missing; it has no default"
         case "union_tag_not_found":
-            return f"{dotted}type: missing; one of {context['expected_tags']}"
+            return f"{dotted}{context['discriminator']}: missing; one of {context['expected_tags']}"
         case "union_tag_invalid":
-            return f"{dotted}type: {unknown(context['tag'], context['expected_tags'].split(', '))}"
+            return f"{dotted}{context['discriminator']}: {unknown(context['tag'], context['expected_tags'].split(', '))}"
         case "literal_error" if isinstance(got, str) and (near := nearest(got, _literals(place.annotation))):
             return f"{name}: must be {context['expected']}{shown}; did you mean {near!r}?"
         case kind if kind in _NEEDED:

@@ -1,4 +1,4 @@
-"""A part of the recipe whose `type` names a registered class: that class checks the part."""
+"""A section of the recipe in which one key, such as `type`, names a registered class, which checks the section."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,28 +12,30 @@ from sppo.recipe.section import Section
 
 @dataclass(frozen=True)
 class Registered:
-    """Marks a field of the recipe as one of the registered sections of a kind.
+    """Marks a field of the recipe as a section that a registered class describes.
 
-    Only the class that is named is imported, so that a broken plug-in disturbs nobody who does not use it.
+    Only the class that the recipe names is imported, so a broken plug-in disturbs only those who use it.
 
     Attributes:
-        kind: of the registry.
-        default: the name where the recipe gives none; None: a name must be given.
+        kind: the registry's kind of classes.
+        default: the name to use if the recipe gives none; None if a name must be given.
+        key: the key of the section that holds the name.
     """
 
     kind: registry.Kind
     default: str | None = None
+    key: str = "type"
 
     def section(self, value: Any) -> type[Section] | None:
-        """The class that checks a mapping; None where it names none that is known."""
-        name = value.get("type", self.default) if isinstance(value, Mapping) else None
+        """The class that checks a mapping, or None if the mapping names no known class."""
+        name = value.get(self.key, self.default) if isinstance(value, Mapping) else None
         if not isinstance(name, str) or name not in registry.names(self.kind):
             return None
-        found: type[Section] = registry.load(self.kind, name)
-        return found
+        section: type[Section] = registry.load(self.kind, name)
+        return section
 
     def validate(self, value: Any) -> Section:
-        """The section that a mapping describes; a section that has been made before is taken as it is.
+        """Make the section that a mapping describes; a value that is a section already is returned unchanged.
 
         Raises:
             ValueError: pydantic's errors, which name every wrong field of the section.
@@ -45,11 +47,13 @@ class Registered:
         section = self.section(value)
         if section is not None:
             return section.model_validate(dict(value))
-        context = {"discriminator": "'type'", "expected_tags": ", ".join(registry.names(self.kind))}
-        if "type" not in value:
-            raise PydanticCustomError("union_tag_not_found", "type: missing; one of {expected_tags}", context)
-        raise PydanticKnownError("union_tag_invalid", {**context, "tag": str(value["type"])})
+        context = {"discriminator": self.key, "expected_tags": ", ".join(registry.names(self.kind))}
+        if self.key not in value:
+            raise PydanticCustomError(
+                "union_tag_not_found", "{discriminator}: missing; one of {expected_tags}", context
+            )
+        raise PydanticKnownError("union_tag_invalid", {**context, "tag": str(value[self.key])})
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        """Pydantic's hook: validation is this object's, serialisation that of whichever section it is."""
+        """Tell pydantic to validate with :meth:`validate` and to serialise each section by its own class."""
         return core_schema.no_info_plain_validator_function(self.validate)

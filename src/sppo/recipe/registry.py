@@ -43,7 +43,11 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "length_matched": "sppo.oracle.wrappers:LengthMatchedOracle",
         "near_tie": "sppo.oracle.wrappers:NearTieOracle",
     },
-    "samplers": {},
+    "samplers": {
+        "transformers": "sppo.sampling.transformers:TransformersSampling",
+        "vllm": "sppo.sampling.vllm:VllmSampling",
+        "openai": "sppo.sampling.served:ServedSampling",
+    },
     "executors": {
         "local": "sppo.executors.local:Local",
         "ray": "sppo.executors.ray:RayCluster",

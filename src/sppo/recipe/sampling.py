@@ -1,38 +1,107 @@
-"""The recipe's `sampling:`."""
+"""What every sampler is: the recipe's `sampling:` section, and the object that draws responses from a policy."""
 
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
-from sppo.recipe.endpoint import EndpointConfig
+from sppo.recipe.registered import Registered
 from sppo.recipe.section import Section
 
-# What sppo itself tells vLLM.
-_OURS = {
-    "model": "policy.model",
-    "dtype": "sampling.dtype",
-    "trust_remote_code": "policy.trust_remote_code",
-    "tokenizer": "policy.model",
-    "seed": "seed",
-    "logprobs_mode": None,
-    "skip_tokenizer_init": None,
-    "enable_lora": None,
-}
-# Of vLLM's, what sppo reckons with.
-_COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "max_model_len")
+Key = tuple[str | int, ...]
+_KEYS_OF_ENGINES = {"engine_args": "vllm", "endpoint": "openai", "batch_tokens": "transformers"}
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response.
+
+    Attributes:
+        token_ids: the sampled tokens, with the end-of-turn token if it was reached.
+        finish_reason: `stop` if the response ended by itself or with a stop string, `length` if it was truncated.
+        token_log_probs: log pi of each token given the tokens before it, in nats. It is the policy's own, at temperature
+            1 and without nucleus or other truncation, however the response was drawn.
+    """
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    token_log_probs: list[float]
+
+    @property
+    def log_prob(self) -> float:
+        """log pi(y|x) in nats."""
+        return math.fsum(self.token_log_probs)
+
+
+class Sampler(Protocol):
+    """Draws responses from a policy."""
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Key],
+        k: int,
+        on_response: Callable[[int], None] = lambda count: None,
+    ) -> list[list[Response]]:
+        """Draw K responses to each prompt.
+
+        Args:
+            prompts: token ids, with the generation prompt.
+            keys: one key for each prompt. Response number i draws its random numbers from (\\*key, i) alone.
+            k: the number of responses per prompt.
+            on_response: called with the number of responses that have just been finished.
+
+        Returns:
+            For each prompt, in the given order, its K responses.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the weights and all memory; the sampler cannot be used afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class SampledPolicy:
+    """The policy that responses are drawn from.
+
+    Attributes:
+        folder: a transformers folder, or an adapter's.
+        stop_ids: the tokens that end a response. The token belongs to the response.
+        decode: converts token ids to text, to find the stop strings of `sampling.stop`.
+        dtype: the type of the weights.
+        attn_implementation: the implementation of attention, as in transformers.
+        trust_remote_code: run Python code that comes with the model.
+        quantization: how the weights are quantised, as in :func:`sppo.policy.load`.
+    """
+
+    folder: Path
+    stop_ids: Sequence[int]
+    decode: Callable[[Sequence[int]], str]
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    quantization: str | None = None
 
 
 class Sampling(Section):
-    """y_1..K ~ pi_t(. | x)."""
+    """The recipe's `sampling:`, y_1..K ~ pi_t(. | x): the settings that all samplers share.
 
-    engine: Literal["transformers", "vllm", "openai"] = "transformers"
-    engine_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="vllm: of its EngineArgs, e.g. tensor_parallel_size; other engines take none",
-    )
-    endpoint: EndpointConfig | None = Field(
-        None, description="openai: the server; `{policy}` in its model's name stands for the policy's folder"
-    )
+    A subclass is one engine. It sets ``engine: Literal[NAME] = NAME`` to its name in recipes, adds its own settings as
+    fields, and loads a policy. It imports torch inside its methods only: reading a recipe must not load torch.
+
+    Attributes:
+        holds_a_model: whether the weights lie in this process or one that it starts, so that each worker needs a GPU.
+        takes_adapters: whether it can sample from an adapter that has not been merged into its base.
+    """
+
+    holds_a_model: ClassVar[bool] = True
+    takes_adapters: ClassVar[bool] = False
+
+    engine: str
     k: int = Field(5, ge=1, le=1024, description="responses per prompt, the paper's K")
     temperature: float = Field(1.0, ge=0.01)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -41,9 +110,6 @@ class Sampling(Section):
     max_new_tokens: int = Field(512, ge=1)
     stop: list[str] = Field(
         default_factory=list, max_length=16, description="texts that end a response, beside the end of turn"
-    )
-    batch_tokens: int = Field(
-        65536, ge=1, description="transformers: prompt and response tokens decoded side by side"
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(None, description="None: policy.dtype")
 
@@ -54,36 +120,42 @@ class Sampling(Section):
             raise ValueError("an empty text would end every response at once; remove it")
         return value
 
-    @model_validator(mode="after")
-    def _engine_fits(self) -> "Sampling":
-        for name in _OURS.keys() & self.engine_args.keys():
-            way_out = f"use {_OURS[name]}" if _OURS[name] else "remove it"
-            raise ValueError(f"engine_args: {name!r} is set by sppo; {way_out}")
-        if self.engine_args and self.engine != "vllm":
-            raise ValueError("engine_args: is for the engine vllm; remove it ({})")
-        for name in _COUNTS:
-            value = self.engine_args.get(name, 1)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"engine_args: {name}: at least 1 (got {value!r})")
-        if (self.endpoint is None) == (self.engine == "openai"):
-            say = (
-                "missing; the engine openai needs it" if self.endpoint is None else "is for the engine openai"
-            )
-            raise ValueError(f"endpoint: {say}")
-        if self.endpoint is not None and "{policy}" not in self.endpoint.model:
-            raise ValueError(
-                "endpoint.model: must contain {policy}, which stands for the folder of each iteration's policy:"
-                " a name without it would be the same policy in every iteration"
-            )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _without_keys_of_other_engines(cls, value: Mapping[str, Any]) -> dict[str, Any]:
+        # Earlier versions stored the keys of all engines in every recipe.yaml; those of other engines had no effect.
+        others = _KEYS_OF_ENGINES.keys() - cls.model_fields.keys()
+        for key in sorted(others & value.keys()):
+            if value[key] not in ({}, None) and key != "batch_tokens":
+                raise ValueError(f"{key}: is for the engine {_KEYS_OF_ENGINES[key]}; remove it")
+        return {key: item for key, item in value.items() if key not in others}
 
     @property
     def devices(self) -> int:
-        """How many GPUs one engine spans: vLLM's tensor and pipeline parallel sizes; else one."""
-        of = self.engine_args
-        return int(of.get("tensor_parallel_size", 1) * of.get("pipeline_parallel_size", 1))
+        """The number of GPUs that one engine spans."""
+        return 1
 
     @property
     def engine_context(self) -> int | None:
         """The most tokens of prompt and response that the engine is told to hold; None: as many as the policy."""
-        return self.engine_args.get("max_model_len")
+        return None
+
+    def check(self) -> None:
+        """Refuse, before anything is computed, an engine that is not installed.
+
+        Raises:
+            sppo.sampling.SamplingError: the message says how to install it.
+        """
+
+    def load(self, policy: SampledPolicy) -> Sampler:
+        """Load a policy's weights into a sampler.
+
+        Raises:
+            sppo.sampling.SamplingError: the engine is not installed or does not start, or the model does not fit into
+                the memory.
+            sppo.policy.load.PolicyError: the policy does not load.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no load")
+
+
+SamplingConfig = Annotated[Sampling, Registered("samplers", default="transformers", key="engine")]

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sppo.sampling import SamplingSettings
+from sppo.sampling import Sampling
 
 # The number of most probable tokens among which the nucleus is looked for first.
 _NUCLEUS = 256
 
 
 def choose(
-    logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, " rows"], settings: SamplingSettings
+    logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, " rows"], settings: Sampling
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """Draw a token for each row; returns it with its log pi(token) at temperature 1 and without truncation, in nats.
 
@@ -37,11 +37,11 @@ def choose(
     return chosen.squeeze(1), log_prob.squeeze(1)
 
 
-def _draws_from_the_policy(settings: SamplingSettings) -> bool:
+def _draws_from_the_policy(settings: Sampling) -> bool:
     return (settings.temperature, settings.top_k, settings.top_p, settings.min_p) == (1.0, 0, 1.0, 0.0)
 
 
-def warped(scores: Tensor, settings: SamplingSettings) -> Tensor:
+def warped(scores: Tensor, settings: Sampling) -> Tensor:
     """Unnormalised probabilities after temperature, min-p, top-k and top-p, in this order (vLLM's)."""
     scores = scores / settings.temperature
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()

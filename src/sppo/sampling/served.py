@@ -1,61 +1,81 @@
-"""Sampling from an OpenAI-compatible server that a policy is served by elsewhere.
+"""Sampling from an OpenAI-compatible server that serves the policy elsewhere.
 
-What is trained on is token ids, so the server must take prompts as token ids and give the ids of what it drew: vLLM's
-does (`return_token_ids`). A server that answers in text alone is refused: tokenised again, its text need not give the
-tokens that the policy drew. Every answer that can be trained on is kept on disk as it comes.
+The policy is trained on token ids, so the server must take prompts as token ids and return the ids that it sampled:
+vLLM's does (`return_token_ids`). A server that returns only text is refused: tokenising its text again need not give the
+tokens that the policy drew. Every answer that can be trained on is kept on disk as soon as it arrives.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from sppo import randomness
 from sppo.endpoint import client as endpoints
 from sppo.endpoint.client import Answer, Request
 from sppo.policy import load as policies
-from sppo.recipe import EndpointConfig
-from sppo.sampling import Key, Response, SamplingSettings
-from sppo.sampling.stop_strings import StopStrings, kept
+from sppo.recipe.endpoint import EndpointConfig
+from sppo.sampling import Key, Response, SampledPolicy, Sampler, Sampling
+from sppo.sampling.stop_strings import StopStrings
+from sppo.sampling.vllm import request_parameters
 
+# How far above 0 rounding may put a log-probability.
 _ROUNDING = 1e-3
-"""How far above 0 a log-probability may be."""
+
+
+class ServedSampling(Sampling):
+    """The engine `openai`: a server that serves the policy elsewhere."""
+
+    holds_a_model: ClassVar[bool] = False
+
+    engine: Literal["openai"] = "openai"
+    endpoint: EndpointConfig = Field(
+        description="the server; `{policy}` in its model's name stands for the policy's folder"
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _names_the_policy(cls, value: EndpointConfig) -> EndpointConfig:
+        if "{policy}" not in value.model:
+            raise ValueError(
+                "model: must contain {policy}, which stands for the folder of each iteration's policy: a name without"
+                " it would be the same policy in every iteration"
+            )
+        return value
+
+    def load(self, policy: SampledPolicy) -> Sampler:
+        """See :meth:`Sampling.load`.
+
+        Raises:
+            sppo.endpoint.client.EndpointError: the client is not installed, or its key is not set.
+        """
+        return ServedSampler(self, policy)
 
 
 class ServedSampler:
     """Draws responses from a server.
 
     Args:
-        config: the server; `{policy}` in its model's name becomes the policy's folder.
-        policy: the folder of what is to be served, whose content the answers are kept under.
-        settings: temperature, truncation and lengths.
-        stop_ids: tokens that end a response; they belong to it.
-        decode: token ids to text, for `settings.stop`.
-        trust_remote_code: run Python that comes with the model.
+        settings: the section of the recipe.
+        policy: the policy that the server is to serve. Answers are cached by the content of its folder.
 
     Raises:
         sppo.endpoint.client.EndpointError: the client is not installed, or its key is not set.
     """
 
-    def __init__(
-        self,
-        config: EndpointConfig,
-        policy: Path,
-        settings: SamplingSettings,
-        stop_ids: Sequence[int],
-        decode: Callable[[Sequence[int]], str],
-        trust_remote_code: bool = False,
-    ) -> None:
-        revision = f"{config.revision or ''} {policies.digest(policy)}"
-        named = {"model": config.model.replace("{policy}", str(policy)), "revision": revision}
+    def __init__(self, settings: ServedSampling, policy: SampledPolicy) -> None:
+        config = settings.endpoint
+        revision = f"{config.revision or ''} {policies.digest(policy.folder)}"
+        named = {"model": config.model.replace("{policy}", str(policy.folder)), "revision": revision}
         self.endpoint = endpoints.Endpoint(config.model_copy(update=named))
         self.settings = settings
-        self.stop_ids = sorted(stop_ids)
-        self.stop_strings = StopStrings(tuple(settings.stop), decode)
-        self.vocabulary = policies.vocabulary_size(policy, trust_remote_code)
+        self.stop_ids = sorted(policy.stop_ids)
+        self.stop_strings = StopStrings(tuple(settings.stop), policy.decode)
+        self.vocabulary = policies.vocabulary_size(policy.folder, policy.trust_remote_code)
 
     def close(self) -> None:
-        """Nothing is held here."""
+        """Do nothing: the sampler holds no weights."""
 
     def sample(
         self,
@@ -64,79 +84,70 @@ class ServedSampler:
         k: int,
         on_response: Callable[[int], None] = lambda count: None,
     ) -> list[list[Response]]:
-        """As :meth:`sppo.sampling.Sampler.sample`.
+        """See :meth:`sppo.sampling.Sampler.sample`.
 
         Raises:
-            sppo.endpoint.client.EndpointError: the server refuses, stalls, gives fewer than K responses, does not say token
-                ids and log-probabilities, or read another prompt than it was sent.
+            sppo.endpoint.client.EndpointError: the server refuses, stalls, returns fewer than K responses, leaves out
+                token ids or log-probabilities, or read another prompt than it was sent.
         """
+        parameters = request_parameters(self.settings, self.stop_ids) | {
+            # Without these a server may take them from the model's generation_config.json.
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "return_token_ids": True,
+        }
         requests = [
-            endpoints.completion(prompt, n=k, seed=randomness.wide_seed(*key), **self._body())
+            endpoints.completion(prompt, n=k, seed=randomness.wide_seed(*key), **parameters)
             for prompt, key in zip(prompts, keys, strict=True)
         ]
-        answers = self.endpoint.ask(requests, lambda count: on_response(count * k), self._fault)
+        answers = self.endpoint.ask(requests, lambda count: on_response(count * k), self._why_unusable)
         return [
             [self._response(choice) for choice in sorted(answer["choices"], key=_index)] for answer in answers
         ]
 
-    def _body(self) -> dict[str, Any]:
-        of = self.settings
-        return {
-            "max_tokens": of.max_new_tokens,
-            "temperature": of.temperature if of.temperature >= 0.01 else 0.0,
-            "top_p": of.top_p,
-            "top_k": of.top_k,
-            "min_p": of.min_p,
-            # what a server may have taken from the model's generation config
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "stop_token_ids": self.stop_ids,
-            "stop": list(of.stop) or None,
-            "include_stop_str_in_output": bool(of.stop),
-            "logprobs": 0,  # of the token that was drawn alone
-            "return_token_ids": True,
-        }
-
     def _response(self, choice: dict[str, Any]) -> Response:
         log_probs = [float(value) for value in choice["logprobs"]["token_logprobs"]]
-        return kept(Response(choice["token_ids"], choice["finish_reason"], log_probs), self.stop_strings)
+        return self.stop_strings.shortened(Response(choice["token_ids"], choice["finish_reason"], log_probs))
 
-    def _fault(self, request: Request, answer: Answer) -> str | None:
-        """What keeps an answer from being trained on, as :data:`sppo.endpoint.client.Fault`."""
+    def _why_unusable(self, request: Request, answer: Answer) -> str | None:
+        """Why an answer cannot be trained on, as a phrase whose subject is the server; None if it can."""
         choices = answer["choices"]
         numbers = [_index(choice) for choice in choices]
         if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(choices))):
             return "does not number its choices from 0 (`index`)"
-        faults = (self._fault_of(choice, request.body["prompt"]) for choice in choices)
-        return next((fault for fault in faults if fault is not None), None)
+        reasons = (self._why_choice_unusable(choice, request.body["prompt"]) for choice in choices)
+        return next((reason for reason in reasons if reason is not None), None)
 
-    def _fault_of(self, choice: dict[str, Any], prompt: list[int]) -> str | None:
+    def _why_choice_unusable(self, choice: dict[str, Any], prompt: list[int]) -> str | None:
         ids: Any = choice.get("token_ids")
         read, reason = choice.get("prompt_token_ids"), choice.get("finish_reason")
         if not _are_ids(ids):
             return (
-                "gives no token ids (`token_ids` of a choice). Self-play trains on the tokens that were drawn, and"
-                " text tokenised again need not give them; use a server that knows `return_token_ids`, such as"
+                "returns no token ids (`token_ids` of a choice). Self-play trains on the sampled tokens, and tokenising"
+                " the text again need not give the same ones; use a server that supports `return_token_ids`, such as"
                 " vLLM's, or the engine vllm"
             )
         if read is not None and read != prompt:
             return (
-                f"read another prompt than it was sent: {_shown(read)} in the place of {_shown(prompt)}; it must"
-                " take token ids as they are, without a template or special tokens of its own"
+                f"read another prompt than it was sent: {_shown(read)} instead of {_shown(prompt)}; it must take token"
+                " ids unchanged, without a template or special tokens of its own"
             )
-        strange = [token for token in ids if not 0 <= token < self.vocabulary]
-        if strange:
-            return f"gave the token {strange[0]}, but the policy knows {self.vocabulary}; does it serve another model?"
+        unknown = [token for token in ids if not 0 <= token < self.vocabulary]
+        if unknown:
+            return (
+                f"returned the token {unknown[0]}, but the policy's vocabulary has {self.vocabulary}; does it serve"
+                " another model?"
+            )
         if not _are_log_probs(choice.get("logprobs"), len(ids)):
-            return "does not give the log-probability of every token (`logprobs`)"
+            return "does not return the log-probability of every token (`logprobs`)"
         if reason not in ("stop", "length"):
-            return f"ended a response with finish_reason {reason!r}; known are stop and length"
+            return f"ended a response with finish_reason {reason!r}; only stop and length are known"
         if len(ids) > self.settings.max_new_tokens:
-            return f"gave {len(ids)} tokens where max_tokens = {self.settings.max_new_tokens}"
+            return f"returned {len(ids)} tokens, but max_tokens is {self.settings.max_new_tokens}"
         if reason == "stop" and not self.stop_strings.strings and ids[-1] not in self.stop_ids:
             return (
-                f"ended a response with the token {ids[-1]}, which is none of the policy's stop tokens"
+                f"ended a response with the token {ids[-1]}, which is not one of the policy's stop tokens"
                 f" {self.stop_ids}; does it serve another model, or leave out the token that ends a turn?"
             )
         return None

@@ -1,195 +1,32 @@
-"""Sampling with a transformers model in this process.
+"""Sampling with a transformers model in the process itself."""
 
-A prompt goes through the model once for its K responses. A response that has ended makes room for the next one, so
-that the batch stays full until no prompt is waiting. Every response has random numbers of its own, so that what is
-drawn depends on other responses only through rounding in the matrix products.
-"""
+from typing import ClassVar, Literal
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pydantic import Field
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from sppo import randomness
-from sppo.sampling import Key, Response, SamplingSettings
-from sppo.sampling.drawing import choose
-from sppo.sampling.key_values import KeyValues, kind_of_key_values
-from sppo.sampling.stop_strings import StopStrings
-
-# New prompts are admitted when this share of the rows is free: each admission is a pass of the model by itself, and makes
-# a cohort of its own, which attention takes one by one.
-_ADMIT_AT = 1 / 8
+from sppo.sampling import SampledPolicy, Sampler, Sampling
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """Responses of a prompt that have not begun yet: the numbers from `first` up to, but not including, `stop`."""
+class TransformersSampling(Sampling):
+    """The engine `transformers`: this package's decode loop on a transformers model."""
 
-    prompt: int
-    first: int
-    stop: int
+    takes_adapters: ClassVar[bool] = True
 
+    engine: Literal["transformers"] = "transformers"
+    batch_tokens: int = Field(65536, ge=1, description="prompt and response tokens decoded side by side")
 
-class TransformersSampler:
-    """Samples responses from a causal language model of transformers.
+    def load(self, policy: SampledPolicy) -> Sampler:
+        """See :meth:`Sampling.load`."""
+        from sppo.policy import load as policies
+        from sppo.sampling.decoding import TransformersSampler
+        from sppo.sampling.memory import check_room
 
-    Args:
-        model: on its device, in evaluation mode.
-        settings: temperature, truncation and lengths.
-        stop_ids: tokens that end a response; they belong to it.
-        decode: token ids to text, for `settings.stop`.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        settings: SamplingSettings,
-        stop_ids: Sequence[int],
-        decode: Callable[[Sequence[int]], str] | None = None,
-    ) -> None:
-        assert decode is not None or not settings.stop
-        self.model = model
-        self.settings = settings
-        self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
-        self.stop_strings = StopStrings(tuple(settings.stop), decode or (lambda ids: ""))
-        self._key_values = kind_of_key_values(model)
-
-    def close(self) -> None:
-        """Let go of the model."""
-        del self.model
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        keys: Sequence[Key],
-        k: int,
-        on_response: Callable[[int], None] = lambda count: None,
-    ) -> list[list[Response]]:
-        """See :meth:`sppo.sampling.Sampler.sample`."""
-        results: list[list[Response | None]] = [[None] * k for _ in prompts]
-        # Longest prompts first, so that those that are padded to a common width are of like length.
-        order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-        waiting = deque(_Waiting(index, 0, k) for index in order)
-        rows, running = (
-            self._key_values(self.model),
-            _Running(self.settings.max_new_tokens, self.model.device),
+        check_room(policy.folder, policy.dtype, self.batch_tokens, policy.quantization)
+        model = policies.load(
+            policy.folder,
+            dtype=policy.dtype,
+            attn_implementation=policy.attn_implementation,
+            trust_remote_code=policy.trust_remote_code,
+            quantization=policy.quantization,
         )
-        logits: Tensor | None = None
-        while waiting or rows.rows:
-            begun = self._next(waiting, prompts, rows)
-            if begun:
-                # The prompts' pass gives the logits of their responses' first tokens; these join the running rows'.
-                new = rows.admit(
-                    [prompts[part.prompt] for part in begun],
-                    [part.stop - part.first for part in begun],
-                    max(len(prompts[part.prompt]) for part in begun) + self.settings.max_new_tokens,
-                )
-                logits = new if logits is None else torch.cat([logits, new])
-                running.begin(
-                    [(part.prompt, n) for part in begun for n in range(part.first, part.stop)], keys
-                )
-            assert logits is not None
-            chosen, log_prob = choose(logits, running.uniform(), self.settings)
-            ended = running.write(chosen, log_prob, self.stop_ids, self.stop_strings)
-            if bool(ended.any()):
-                for prompt, number, response in running.responses(ended):
-                    results[prompt][number] = response
-                on_response(int(ended.sum()))
-                # The last token of a response is never put through the model: nothing is predicted from it. The
-                # remaining rows may be in another order, which everything that is kept by row follows.
-                order_kept = rows.keep(~ended)
-                running.keep(order_kept)
-                chosen = chosen[order_kept]
-            logits = rows.step(chosen) if rows.rows else None
-        return [[response for response in of_prompt if response is not None] for of_prompt in results]
-
-    def _next(
-        self, waiting: deque[_Waiting], prompts: Sequence[Sequence[int]], rows: KeyValues
-    ) -> list[_Waiting]:
-        """The responses that begin now: all of a prompt's, or a part of them if not even an empty batch holds all."""
-        if not waiting:
-            return []
-        columns = len(prompts[waiting[0].prompt]) + self.settings.max_new_tokens
-        room = rows.room(columns, self.settings.batch_tokens)
-        if rows.rows and room < _ADMIT_AT * (rows.rows + room):
-            return []
-        begun: list[_Waiting] = []
-        while waiting and room > 0:
-            part = waiting[0]
-            count = part.stop - part.first
-            # A prompt is split only where nothing else runs: otherwise it waits, since its keys and values would be
-            # computed once for each of its parts.
-            if count > room and (begun or rows.rows):
-                break
-            waiting.popleft()
-            taken = min(count, room)
-            begun.append(_Waiting(part.prompt, part.first, part.first + taken))
-            if taken < count:
-                waiting.appendleft(_Waiting(part.prompt, part.first + taken, part.stop))
-            room -= taken
-        return begun
-
-
-class _Running:
-    """The tokens of the running responses, a row for each response."""
-
-    def __init__(self, steps: int, device: Any) -> None:
-        self.steps = steps
-        self.device = device
-        self.owners: list[tuple[int, int]] = []
-        self.uniforms = torch.zeros((0, steps), dtype=torch.float64, device=device)
-        self.tokens = torch.zeros((0, steps), dtype=torch.long, device=device)
-        self.log_probs = torch.zeros((0, steps), dtype=torch.float32, device=device)
-        self.written = torch.zeros(0, dtype=torch.long, device=device)
-
-    def begin(self, owners: list[tuple[int, int]], keys: Sequence[Key]) -> None:
-        """Add a row for each new response; `owners` are (prompt, number) pairs."""
-        # All random numbers of a response are drawn here, from its own key: they do not depend on when it begins, on its
-        # row, or on what runs beside it.
-        drawn = [randomness.generator(*keys[prompt], number).random(self.steps) for prompt, number in owners]
-        self.owners += owners
-        count = len(owners)
-        self.uniforms = torch.cat([self.uniforms, torch.from_numpy(np.stack(drawn)).to(self.device)])
-        self.tokens = torch.cat([self.tokens, self.tokens.new_zeros((count, self.steps))])
-        self.log_probs = torch.cat([self.log_probs, self.log_probs.new_zeros((count, self.steps))])
-        self.written = torch.cat([self.written, self.written.new_zeros(count)])
-
-    def uniform(self) -> Tensor:
-        """The uniform random number of each row's next token."""
-        return self.uniforms.gather(1, self.written[:, None]).squeeze(1)
-
-    def write(self, chosen: Tensor, log_prob: Tensor, stop_ids: Tensor, stop_strings: StopStrings) -> Tensor:
-        """Add a token to every row; returns True where it ends the response."""
-        place = self.written[:, None]
-        self.tokens.scatter_(1, place, chosen[:, None])
-        self.log_probs.scatter_(1, place, log_prob[:, None].float())
-        self.written = self.written + 1
-        self.stopped = torch.isin(chosen, stop_ids)
-        if stop_strings.strings:
-            tokens, written = self.tokens.tolist(), self.written.tolist()
-            ends = [stop_strings.end(ids[:count]) for ids, count in zip(tokens, written, strict=True)]
-            self.stopped |= torch.tensor(ends, device=self.device)
-        return self.stopped | (self.written == self.steps)
-
-    def responses(self, ended: Tensor) -> list[tuple[int, int, Response]]:
-        """The responses of the rows that have ended, as (prompt, number, response)."""
-        responses = []
-        for row in ended.nonzero().squeeze(1).tolist():
-            count = int(self.written[row])
-            response = Response(
-                self.tokens[row, :count].tolist(),
-                "stop" if bool(self.stopped[row]) else "length",
-                self.log_probs[row, :count].tolist(),
-            )
-            responses.append((*self.owners[row], response))
-        return responses
-
-    def keep(self, order: Tensor) -> None:
-        """Keep only these rows, in this order."""
-        self.owners = [self.owners[row] for row in order.tolist()]
-        self.uniforms, self.tokens = self.uniforms[order], self.tokens[order]
-        self.log_probs, self.written = self.log_probs[order], self.written[order]
+        return TransformersSampler(model, self, policy.stop_ids, policy.decode)

@@ -1,8 +1,8 @@
 """Sampling with vLLM, in a process of its own.
 
 A policy's K responses to a prompt are one request, so that the prompt's keys and values are computed once. The process
-is started with the policy and ended by :meth:`VllmSampler.close`; with it goes all memory that it had, of the
-accelerator too. Random numbers: each request has a seed of its own, and vLLM gives response i the seed + i
+is started with the policy and ended by :meth:`VllmSampler.close`, which frees all the memory that it held, on the
+accelerator too. Each request has a seed of its own, and vLLM gives response i the seed + i
 (`vllm.v1.engine.parallel_sampling`), so that draws depend on what shares the batch only through rounding.
 """
 
@@ -14,56 +14,101 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
 
 from sppo import randomness
 from sppo.policy import adapter as adapters
-from sppo.sampling import Key, Response, SamplingError, SamplingSettings
-from sppo.sampling.stop_strings import StopStrings, kept
+from sppo.sampling import Key, Response, SampledPolicy, Sampler, Sampling, SamplingError
+from sppo.sampling.memory import check_weights
+from sppo.sampling.stop_strings import StopStrings
 
-# How long the process may take to let go of everything before it is killed.
+# How long the process may take to end by itself before it is killed.
 _GRACE_SECONDS = 20.0
+# The engine's arguments that sppo sets itself, and the recipe's key to use in their place.
+_SET_BY_SPPO = {
+    "model": "policy.model",
+    "dtype": "sampling.dtype",
+    "trust_remote_code": "policy.trust_remote_code",
+    "tokenizer": "policy.model",
+    "seed": "seed",
+    "logprobs_mode": None,
+    "skip_tokenizer_init": None,
+    "enable_lora": None,
+}
+
+
+class VllmSampling(Sampling):
+    """The engine `vllm`: vLLM in a process of its own."""
+
+    engine: Literal["vllm"] = "vllm"
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of vllm.EngineArgs, e.g. tensor_parallel_size"
+    )
+
+    @field_validator("engine_args")
+    @classmethod
+    def _can_be_set(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in _SET_BY_SPPO.keys() & value.keys():
+            way_out = f"use {_SET_BY_SPPO[name]}" if _SET_BY_SPPO[name] else "remove it"
+            raise ValueError(f"{name!r} is set by sppo; {way_out}")
+        for name in ("tensor_parallel_size", "pipeline_parallel_size", "max_model_len"):
+            number = value.get(name, 1)
+            if type(number) is not int or number < 1:
+                raise ValueError(f"{name}: must be a whole number of at least 1 (got {number!r})")
+        return value
+
+    @property
+    def devices(self) -> int:
+        """The number of GPUs that one engine spans: its tensor and pipeline parallel sizes, multiplied."""
+        return int(
+            self.engine_args.get("tensor_parallel_size", 1)
+            * self.engine_args.get("pipeline_parallel_size", 1)
+        )
+
+    @property
+    def engine_context(self) -> int | None:
+        """`max_model_len`, if it is given."""
+        return self.engine_args.get("max_model_len")
+
+    def check(self) -> None:
+        """See :meth:`Sampling.check`."""
+        if importlib.util.find_spec("vllm") is None:
+            raise SamplingError(
+                "sampling.engine: vllm is not installed here; pip install 'sppo[vllm]', or use the engine transformers"
+            )
+
+    def load(self, policy: SampledPolicy) -> Sampler:
+        """See :meth:`Sampling.load`."""
+        check_weights(policy.folder, policy.dtype, self.engine_args, self.devices)
+        self.check()
+        return VllmSampler(self, policy)
 
 
 class VllmSampler:
-    """Draws responses with vLLM.
+    """Draws responses with vLLM, which decides by itself how many it decodes side by side.
 
     Args:
-        policy: a transformers folder; an adapter's is merged into its base first.
-        settings: temperature, truncation and lengths; vLLM decides by itself how much it decodes side by side.
-        stop_ids: tokens that end a response; they belong to it.
-        dtype: of the weights.
-        engine_args: of `vllm.EngineArgs`, e.g. `tensor_parallel_size`.
-        trust_remote_code: run Python that comes with the model.
-        decode: token ids to text, for `settings.stop`.
+        settings: the section of the recipe.
+        policy: the policy; an adapter is merged into its base first.
 
     Raises:
-        SamplingError: vLLM is not installed, or does not start.
+        SamplingError: vLLM does not start.
     """
 
-    def __init__(
-        self,
-        policy: Path,
-        settings: SamplingSettings,
-        stop_ids: Sequence[int],
-        *,
-        dtype: str,
-        engine_args: Mapping[str, Any] | None = None,
-        trust_remote_code: bool = False,
-        decode: Callable[[Sequence[int]], str] | None = None,
-    ) -> None:
-        check_installed()
+    def __init__(self, settings: VllmSampling, policy: SampledPolicy) -> None:
         self.settings = settings
-        self.stop_ids = sorted(stop_ids)
-        self.stop_strings = StopStrings(tuple(settings.stop), decode or (lambda ids: ""))
-        self._merged = _merged(policy, dtype, trust_remote_code)
+        self.stop_ids = sorted(policy.stop_ids)
+        self.stop_strings = StopStrings(tuple(settings.stop), policy.decode)
+        self._merged = _merged(policy)
         self._log = tempfile.NamedTemporaryFile(prefix="sppo-vllm-", suffix=".log")  # noqa: SIM115
         ours, theirs = socket.socketpair()
         environment = {
-            # one process, and with it all memory, is what close() ends
+            # vLLM stays in the one process that close() ends, and all its memory with it.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_NO_USAGE_STATS": "1",
             **os.environ,
@@ -75,42 +120,26 @@ class VllmSampler:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C is this process's affair; it closes
+            start_new_session=True,  # a Ctrl-C reaches only this process, which then calls close()
         )
         theirs.close()
         self._connection = Connection(ours.detach())
         arguments = {
             "enable_prefix_caching": True,
             "disable_log_stats": True,
-            **(engine_args or {}),
-            "model": self._merged.name if self._merged else str(policy),
-            "dtype": dtype,
-            "trust_remote_code": trust_remote_code,
-            # log pi at temperature 1 and without truncation, as all samplers give it
+            **settings.engine_args,
+            "model": self._merged.name if self._merged else str(policy.folder),
+            "dtype": policy.dtype,
+            "trust_remote_code": policy.trust_remote_code,
+            # All samplers report log pi at temperature 1 and without truncation.
             "logprobs_mode": "raw_logprobs",
         }
         try:
             self._connection.send(arguments)
-            self._receive()  # it has started
+            self._receive()  # the engine has started
         except BaseException:
             self.close()
             raise
-
-    def _request_settings(self) -> dict[str, Any]:
-        of = self.settings
-        return {
-            # vLLM raises other temperatures below 0.01 to it
-            "temperature": of.temperature if of.temperature >= 0.01 else 0.0,
-            "top_p": of.top_p,
-            "top_k": of.top_k,
-            "min_p": of.min_p,
-            "max_tokens": of.max_new_tokens,
-            "stop_token_ids": self.stop_ids,
-            "stop": list(of.stop) or None,
-            "include_stop_str_in_output": bool(of.stop),
-            "detokenize": bool(of.stop),
-            "logprobs": 0,  # of the token that was drawn alone
-        }
 
     def sample(
         self,
@@ -119,25 +148,26 @@ class VllmSampler:
         k: int,
         on_response: Callable[[int], None] = lambda count: None,
     ) -> list[list[Response]]:
-        """As :meth:`sppo.sampling.Sampler.sample`."""
+        """See :meth:`sppo.sampling.Sampler.sample`."""
         seeds = [randomness.wide_seed(*key) for key in keys]
         ids = [list(map(int, prompt)) for prompt in prompts]
-        with contextlib.suppress(OSError):  # if it has ended, receiving says what it said last
-            self._connection.send((self._request_settings(), ids, seeds, k))
-        found: list[list[Response]] = [[] for _ in prompts]
+        request = request_parameters(self.settings, self.stop_ids) | {"detokenize": bool(self.settings.stop)}
+        with contextlib.suppress(OSError):  # the process has ended: receiving reports its last output
+            self._connection.send((request, ids, seeds, k))
+        responses: list[list[Response]] = [[] for _ in prompts]
         for _ in prompts:
             index, drawn = self._receive()
-            found[index] = [kept(Response(*parts), self.stop_strings) for parts in drawn]
+            responses[index] = [self.stop_strings.shortened(Response(*fields)) for fields in drawn]
             on_response(k)
-        return found
+        return responses
 
     def close(self) -> None:
         """End the process; all its memory is free when this returns."""
         with contextlib.suppress(OSError):
-            self._connection.close()  # it ends when it sees this
+            self._connection.close()  # the process ends when it notices this
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_SECONDS)
-        # with tensor parallelism it has processes of its own, which may outlive it
+        # With tensor parallelism vLLM starts further processes, which may outlive the first.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -151,42 +181,47 @@ class VllmSampler:
         except (EOFError, OSError):
             code = self._process.wait()
             raise SamplingError(
-                f"sampling.engine: vllm has ended with exit code {code}; the last that it said:\n{self._said()}"
+                f"sampling.engine: vllm has ended with exit code {code}; its last output:\n{self._last_output()}"
             ) from None
         if kind == "failed":
-            raise SamplingError(f"sampling.engine: vllm: {value}\nThe last that it said:\n{self._said()}")
+            raise SamplingError(f"sampling.engine: vllm: {value}\nIts last output:\n{self._last_output()}")
         return value
 
-    def _said(self) -> str:
+    def _last_output(self) -> str:
         lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(line[:300] for line in lines[-30:])
 
 
-def _merged(policy: Path, dtype: str, trust_remote_code: bool) -> "tempfile.TemporaryDirectory[str] | None":
-    """An adapter's policy as an ordinary folder: vLLM's own adapters are limited in rank and in what they adapt."""
+def request_parameters(settings: Sampling, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """The parameters of a request by vLLM's names, which its server takes as well."""
+    return {
+        "max_tokens": settings.max_new_tokens,
+        # vLLM would raise other temperatures below 0.01 to 0.01.
+        "temperature": settings.temperature if settings.temperature >= 0.01 else 0.0,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "min_p": settings.min_p,
+        "stop_token_ids": list(stop_ids),
+        "stop": list(settings.stop) or None,
+        "include_stop_str_in_output": bool(settings.stop),
+        "logprobs": 0,  # log-probabilities of the sampled tokens, and of no alternatives
+    }
+
+
+def _merged(policy: SampledPolicy) -> "tempfile.TemporaryDirectory[str] | None":
+    """Merge an adapter into an ordinary folder; None if the policy is no adapter."""
+    # vLLM could load adapters itself, but it limits their rank and which layers they may adapt.
     from sppo.policy import load as policies
 
-    if not adapters.is_adapter(policy):
+    if not adapters.is_adapter(policy.folder):
         return None
     from transformers import AutoTokenizer
 
+    remote_code = {"trust_remote_code": policy.trust_remote_code}
     folder = tempfile.TemporaryDirectory(prefix="sppo-merged-")
     with policies.quiet():
-        policies.load_merged(policy, dtype=dtype, trust_remote_code=trust_remote_code).save_pretrained(
-            folder.name
-        )
-    tokenizer = policies.tokenizer_folder(policy, trust_remote_code=trust_remote_code)
-    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code).save_pretrained(folder.name)
+        model = policies.load_merged(policy.folder, dtype=policy.dtype, **remote_code)
+        model.save_pretrained(folder.name)
+    tokenizer = policies.tokenizer_folder(policy.folder, **remote_code)
+    AutoTokenizer.from_pretrained(tokenizer, **remote_code).save_pretrained(folder.name)
     return folder
-
-
-def check_installed() -> None:
-    """Refuse where vLLM is missing.
-
-    Raises:
-        SamplingError: it is.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise SamplingError(
-            "sampling.engine: vllm is not installed here; pip install 'sppo[vllm]', or use the engine transformers"
-        )

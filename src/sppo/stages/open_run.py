@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sppo import sampling, training
+from sppo import training
 from sppo.executors.local import Executor, Local
 from sppo.policy import adapter as adapters
 from sppo.progress import Terminal
@@ -65,14 +65,14 @@ def check(run: Run) -> None:
     """
     recipe = run.recipe
     training.check(recipe.training, recipe.report_to, recipe.policy.quantization)
-    sampling.check(recipe.sampling)
+    recipe.sampling.check()
     if recipe.training.adapter is not None or adapters.is_adapter(run.base.folder):
         from sppo.training import lora
 
         lora.check(
             recipe.training.adapter,
             run.base.folder,
-            engine=recipe.sampling.engine,
+            sampling=recipe.sampling,
             quantization=recipe.policy.quantization,
             trust_remote_code=recipe.policy.trust_remote_code,
         )

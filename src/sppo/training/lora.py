@@ -14,18 +14,23 @@ from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
 from sppo.policy.adapter import BasePolicy
 from sppo.policy.chat_format import model_path
-from sppo.recipe import Lora, RecipeError
+from sppo.recipe import Lora, RecipeError, Sampling
 
 
 def check(
-    settings: Lora | None, policy: Path, *, engine: str, quantization: str | None, trust_remote_code: bool
+    settings: Lora | None,
+    policy: Path,
+    *,
+    sampling: Sampling,
+    quantization: str | None,
+    trust_remote_code: bool,
 ) -> None:
     """Refuse an adapter that the base policy cannot take, before anything is computed.
 
     Args:
         settings: the recipe's `training.adapter`.
         policy: folder of the base policy; it can be an adapter's.
-        engine: the recipe's `sampling.engine`.
+        sampling: the recipe's `sampling`, whose engine has to take adapters unless they are merged.
         quantization: the recipe's `policy.quantization`.
         trust_remote_code: as in :func:`sppo.policy.load`.
 
@@ -41,9 +46,9 @@ def check(
                 " to its settings, or merge it first: sppo export"
             )
         return
-    if engine != "transformers" and (given or not settings.merge):
+    if not sampling.takes_adapters and (given or not settings.merge):
         raise RecipeError(
-            f"sampling.engine: {engine} samples only from whole policies during a run; set training.adapter.merge: true"
+            f"sampling.engine: {sampling.engine} samples only from whole policies during a run; set training.adapter.merge: true"
             f"{', and merge policy.model first: sppo export' if given else ''}, or engine: transformers"
         )
     base = policies.base_folder(policy, trust_remote_code=trust_remote_code)
