@@ -147,7 +147,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
         ),
         (
             SMALLEST + "training: {keep_epochs: 2}\n",
-            "training.keep_epochs: 2 of a schedule of 1 epochs; raise epochs",
+            "training.keep_epochs: 2 is beyond the schedule of 1 epochs; raise epochs",
         ),
         (
             SMALLEST + "training: {gradient_checkpointing: 'yes'}\n",
@@ -211,7 +211,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
         ),
         (
             SMALLEST.replace("model: m", "model: 7"),
-            "policy.model: must be a text, in quotes if it looks like",
+            "policy.model: must be a string, in quotes if it looks like",
         ),
         (SMALLEST.replace("model: m", 'model: "\\ud800"'), "policy.model: must be a valid string"),
     ],
@@ -243,8 +243,8 @@ def test_every_wrong_field_is_named_at_once(tmp_path):
         ("# nothing\n", "the recipe is empty"),
         (SMALLEST + "seed: 1\nseed: 2\n", "the key 'seed' is given twice (line 5)"),
         (SMALLEST + "sampling: {k: 3, k: 4}\n", "the key 'k' is given twice (line 4)"),
-        (SMALLEST + "sampling: {on: 4}\n", "the key True (line 4) is not a text; put it in quotes"),
-        (SMALLEST + "? [a, b]\n: c\n", "the key ['a', 'b'] (line 4) is not a text; put it in quotes"),
+        (SMALLEST + "sampling: {on: 4}\n", "the key True (line 4) is not a string; put it in quotes"),
+        (SMALLEST + "? [a, b]\n: c\n", "the key ['a', 'b'] (line 4) is not a string; put it in quotes"),
         (SMALLEST + "\tseed: 1\n", "line 4, column 1"),
         (SMALLEST + "---\n" + SMALLEST, "expected a single document"),
         (SMALLEST + "seed: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
@@ -330,17 +330,17 @@ def test_adapters_are_checked_with_what_they_are_combined_with():
             r"training.adapter.lora_alhpa: unknown key; .*`lora_alpha`",
         ),
         ({"training.adapter": {"r": 0}}, r"training.adapter.r: must be greater than or equal to 1"),
-        ({"training.adapter": {"target_modules": []}}, r"target_modules.*name at least one layer"),
+        ({"training.adapter": {"target_modules": []}}, r"target_modules.*must name at least one layer"),
         ({"policy.quantization": "nf4"}, r"policy.quantization: nf4 weights cannot be trained"),
         ({"policy.quantization": "int8"}, r"policy.quantization: must be 'nf4'"),
         (
             lora | {"policy.quantization": "nf4", "training.adapter.merge": True},
-            r"training.adapter.merge: .* round the merged weights to nf4 again",
+            r"training.adapter.merge: .* round the merged weights to nf4 and lose",
         ),
         (lora | {"training.save_dtype": "bfloat16"}, r"training.save_dtype: bfloat16, but a kept adapter"),
         (
             lora | {"training.sharding": "fsdp2", "training.devices": 2},
-            r"training.sharding: fsdp2, but an adapter is trained beside a whole copy",
+            r"training.sharding: fsdp2, but an adapter is trained with a whole copy",
         ),
     ):
         with pytest.raises(RecipeError, match=message):

@@ -69,7 +69,7 @@ def test_sharding_composes_with_mixed_precision_and_checkpointed_activations(job
 
 
 def test_sharding_over_one_device_is_refused():
-    with pytest.raises(ValueError, match="sharding: fsdp2 over one device; set devices"):
+    with pytest.raises(ValueError, match="sharding: fsdp2 needs several devices; set devices"):
         Training(sharding="fsdp2")
     assert Training(sharding="zero3", devices="auto").sharding == "zero3"
 

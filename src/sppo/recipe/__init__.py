@@ -1,6 +1,6 @@
-"""One YAML file is one Recipe: everything a run is made from, checked before anything is computed.
+"""A recipe is one YAML file that describes a whole run and is checked before anything is computed.
 
-An unknown key is an error that names the nearest right one. Loading a recipe imports neither torch nor
+An unknown key is an error that names the nearest known one. Loading a recipe imports neither torch nor
 transformers.
 """
 
@@ -67,49 +67,50 @@ __all__ = [
 ]
 
 
-def _named(**name: str) -> Any:
-    # The class of that name checks the section when a recipe is read: importing this module loads no algorithm or sampler.
-    return lambda: dict(name)
+# The class of the name checks each mapping when a recipe is read, so that importing this module loads no engine.
+_DEFAULT_SAMPLING: Any = {"engine": "transformers"}
+_DEFAULT_ALGORITHM: Any = {"type": "sppo"}
 
 
 class Recipe(Section):
-    """A whole run. See recipes/ for examples and docs/recipes.md for every field."""
+    """A whole run; recipes/ has examples, and docs/recipes.md explains the fields."""
 
     preset: Literal["paper", "official-code"] | None = None
     seed: int = Field(0, ge=0)
-    iterations: int = Field(3, ge=1, le=1000, description="T")
+    iterations: int = Field(3, ge=1, le=1000)
+    """The number of iterations, T."""
     policy: Policy
     prompts: Prompts
-    sampling: SamplingConfig = Field(default_factory=_named(engine="transformers"))
-    selection: Rule = Field("best_worst", description="which of the K are trained on")
-    algorithm: AlgorithmConfig = Field(default_factory=_named(type="sppo"))
-    oracle: OracleConfig | None = Field(None, description="None: where the algorithm needs no preferences")
+    sampling: SamplingConfig = _DEFAULT_SAMPLING
+    selection: Rule = "best_worst"
+    """The rule that chooses which of the K responses are trained on."""
+    algorithm: AlgorithmConfig = _DEFAULT_ALGORITHM
+    oracle: OracleConfig | None = None
+    """May be left out if the algorithm needs no preferences."""
     training: Training = Training.model_validate({})
     evaluation: Evaluation = Evaluation.model_validate({})
     guard: Guard = Guard.model_validate({})
     workers: Workers = Workers.model_validate({})
-    shard_prompts: int = Field(256, ge=1, description="prompts in one shard: what an interruption can lose")
-    cpu_threads: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="of torch on a CPU; None: its own choice. Small models are fastest with 1",
-    )
-    report_to: list[str] = Field(default_factory=list, description="transformers' trackers, e.g. [wandb]")
+    shard_prompts: int = Field(256, ge=1)
+    """Prompts in one shard, the most that an interruption can lose."""
+    cpu_threads: int | None = Field(None, ge=1, le=1024)
+    """Threads that torch uses on a CPU; None leaves the choice to torch. Small models are fastest with 1."""
+    report_to: list[str] = Field(default_factory=list)
+    """Transformers' experiment trackers, e.g. [wandb]."""
 
     @field_validator("oracle")
     @classmethod
-    def _asked_where_needed(cls, value: Any, info: ValidationInfo) -> Any:
+    def _present_if_needed(cls, value: Any, info: ValidationInfo) -> Any:
         algorithm = info.data.get("algorithm")
         if value is None and algorithm is not None and algorithm.preferences:
             raise ValueError(
-                f"missing, but algorithm.type: {algorithm.type} learns from preferences; say who judges, e.g. {{type:"
-                " pairrm, model: llm-blender/PairRM}"
+                f"missing, but algorithm.type: {algorithm.type} learns from preferences; name an oracle, e.g."
+                " {type: pairrm, model: llm-blender/PairRM}"
             )
         return value
 
     @model_validator(mode="after")
-    def _one_source_each(self) -> "Recipe":
+    def _one_source_for_each_iteration(self) -> "Recipe":
         train = self.prompts.train
         if isinstance(train, list) and len(train) != self.iterations:
             raise ValueError(
@@ -120,21 +121,21 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _algorithm_has_what_it_needs(self) -> "Recipe":
-        of, name = self.algorithm, f"algorithm.type: {self.algorithm.type}"
-        if of.preferences and self.sampling.k < 2:
+        algorithm, name = self.algorithm, f"algorithm.type: {self.algorithm.type}"
+        if algorithm.preferences and self.sampling.k < 2:
             raise ValueError(
                 f"sampling.k: {self.sampling.k}, but {name} compares responses; set it to 2 or more"
             )
-        if of.all_responses and self.selection != "all":
+        if algorithm.all_responses and self.selection != "all":
             raise ValueError(f"selection: {self.selection}, but {name} needs all K responses; set it to all")
         opponents = None if self.oracle is None else self.oracle.compared_opponents()
-        if of.all_responses and opponents is not None:
+        if algorithm.all_responses and opponents is not None:
             raise ValueError(
                 f"oracle.opponents: {opponents}, but {name} needs the comparisons of all pairs; leave it out"
             )
         train = self.prompts.train
         for number, source in enumerate([train] if isinstance(train, PromptSource) else train):
-            if of.demonstrations and source.demonstration is None:
+            if algorithm.demonstrations and source.demonstration is None:
                 place = "prompts.train" if isinstance(train, PromptSource) else f"prompts.train.{number}"
                 raise ValueError(
                     f"{place}.demonstration: missing, but {name} learns from demonstrations; name the column that"
@@ -143,36 +144,35 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _quantised_weights_stay(self) -> "Recipe":
+    def _quantised_weights_are_not_trained(self) -> "Recipe":
         quantization, adapter = self.policy.quantization, self.training.adapter
         if quantization is not None and adapter is None:
             raise ValueError(
-                f"policy.quantization: {quantization} weights cannot be trained; train an adapter beside them:"
-                " training.adapter: {type: lora}"
+                f"policy.quantization: {quantization} weights cannot be trained; train an adapter on top of them"
+                " with training.adapter: {type: lora}"
             )
         if quantization is not None and adapter is not None and adapter.merge:
             raise ValueError(
-                f"training.adapter.merge: the next iteration would round the merged weights to {quantization}"
-                " again, and the update with them; keep the adapter (merge: false) and merge the last one with"
-                " `sppo export`"
+                f"training.adapter.merge: true, but the next iteration would round the merged weights to {quantization}"
+                " and lose part of the update; set merge: false, and merge the last adapter with `sppo export`"
             )
         return self
 
     def needed_oracle(self, purpose: str) -> OracleSection:
-        """The oracle, for what cannot be done without one.
+        """The oracle, for a purpose that requires one.
 
         Raises:
-            RecipeError: there is none.
+            RecipeError: the recipe has no oracle.
         """
         if self.oracle is None:
             raise RecipeError(f"oracle: missing; {purpose} needs one")
         return self.oracle
 
     def needed_held_out_oracle(self, purpose: str) -> OracleSection:
-        """The oracle that policies are compared by: `evaluation.oracle`, or else the one that they learn from.
+        """The oracle that policies are compared by: the held-out oracle, or else the one that they learn from.
 
         Raises:
-            RecipeError: there is neither.
+            RecipeError: the recipe has neither.
         """
         return self.evaluation.oracle or self.needed_oracle(purpose)
 
@@ -187,24 +187,21 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
     Raises:
         RecipeError: the file cannot be read, is not a mapping, or a field is wrong.
     """
-    mapping = _read_mapping(Path(path))
-    return parse(mapping, overrides, name=str(path))
+    return parse(_read_mapping(Path(path)), overrides, name=str(path))
 
 
 def load_oracle_training(
     path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None
 ) -> OracleTraining:
-    """Read the settings of `sppo train-oracle`, as :func:`load` reads a recipe.
+    """Read the settings file of `sppo train-oracle` in the way that :func:`load` reads a recipe.
 
     Raises:
         RecipeError: as for :func:`load`.
     """
-    merged = _overridden(_read_mapping(Path(path)), overrides)
-    try:
-        return OracleTraining.model_validate(merged)
-    except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in describe(error, OracleTraining, merged))
-        raise RecipeError(f"{path} cannot be used:\n{lines}") from None
+    settings: OracleTraining = _validated(
+        OracleTraining, _overridden(_read_mapping(Path(path)), overrides), str(path)
+    )
+    return settings
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -230,80 +227,79 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def parse(
     mapping: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, name: str = "recipe"
 ) -> Recipe:
-    """A Recipe from a mapping: the preset's values, the mapping's over them, the overrides over both.
+    """Make a Recipe from a mapping, whose values replace its preset's, and from overrides, which replace both.
 
     Raises:
-        RecipeError: a field is wrong; every wrong field is named.
+        RecipeError: a field is wrong; the message names every wrong field.
     """
     merged = _overridden(mapping, overrides)
     preset = merged.get("preset")
     if isinstance(preset, str) and preset in PRESETS:
         merged = _merge(PRESETS[preset], merged)
-    try:
-        return Recipe.model_validate(merged)
-    except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in describe(error, Recipe, merged))
-        raise RecipeError(f"{name} cannot be used:\n{lines}") from None
+    recipe: Recipe = _validated(Recipe, merged, name)
+    return recipe
 
 
 def parse_oracle(mapping: Mapping[str, Any]) -> OracleSection:
-    """The `oracle:` section alone, with the same checks.
+    """Make an `oracle:` section from a mapping, with the checks of a recipe.
 
     Raises:
         RecipeError: a field is wrong.
     """
-    oracle: OracleSection = _parse_section(OracleConfig, mapping, "oracle")
+    oracle: OracleSection = _validated(OracleConfig, mapping, "the oracle")
     return oracle
 
 
 def parse_endpoint(mapping: Mapping[str, Any]) -> EndpointConfig:
-    """An `endpoint:` section alone, with the same checks.
+    """Make an `endpoint:` section from a mapping, with the checks of a recipe.
 
     Raises:
         RecipeError: a field is wrong.
     """
-    endpoint: EndpointConfig = _parse_section(EndpointConfig, mapping, "endpoint")
+    endpoint: EndpointConfig = _validated(EndpointConfig, mapping, "the endpoint")
     return endpoint
 
 
 def parse_sampling(mapping: Mapping[str, Any]) -> Sampling:
-    """The `sampling:` section alone, with the same checks.
+    """Make a `sampling:` section from a mapping, with the checks of a recipe.
 
     Raises:
         RecipeError: a field is wrong.
     """
-    sampling: Sampling = _parse_section(SamplingConfig, mapping, "sampling")
+    sampling: Sampling = _validated(SamplingConfig, mapping, "the sampling")
     return sampling
 
 
 def parse_algorithm(mapping: Mapping[str, Any]) -> Algorithm:
-    """The `algorithm:` section alone, with the same checks.
+    """Make an `algorithm:` section from a mapping, with the checks of a recipe.
 
     Raises:
         RecipeError: a field is wrong.
     """
-    algorithm: Algorithm = _parse_section(AlgorithmConfig, mapping, "algorithm")
+    algorithm: Algorithm = _validated(AlgorithmConfig, mapping, "the algorithm")
     return algorithm
 
 
-def _parse_section(annotation: Any, mapping: Mapping[str, Any], name: str) -> Any:
+def _validated(annotation: Any, mapping: Mapping[str, Any], name: str) -> Any:
+    """The section that an annotation makes of a mapping; the error lists everything that is wrong."""
     try:
         return TypeAdapter(annotation).validate_python(dict(mapping))
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in describe(error, annotation, mapping))
-        raise RecipeError(f"the {name} cannot be used:\n{lines}") from None
+        raise RecipeError(f"{name} cannot be used:\n{lines}") from None
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as resolved, as YAML that :func:`load` reads back to an equal Recipe."""
+    """Write the resolved recipe as YAML that :func:`load` reads back to an equal Recipe."""
     return write_value(recipe.model_dump(mode="json"))
 
 
 def _overridden(mapping: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     merged = with_current_keys(mapping)
     for dotted, value in (overrides or {}).items():
-        nested = with_current_keys(_nested(current_key(dotted), value))
-        merged = _merge(merged, nested)
+        for key in reversed(current_key(dotted).split(".")):
+            value = {key: value}
+        merged = _merge(merged, with_current_keys(value))
     return merged
 
 
@@ -311,16 +307,9 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            # another type of oracle or algorithm has other keys: nothing of the one below is kept
+            # an oracle or algorithm of another type has other keys: it replaces the whole section
             same_type = "type" not in value or value["type"] == merged[key].get("type", value["type"])
             merged[key] = _merge(merged[key], value) if same_type else dict(value)
         else:
             merged[key] = value
     return merged
-
-
-def _nested(dotted: str, value: Any) -> dict[str, Any]:
-    for key in reversed(dotted.split(".")):
-        value = {key: value}
-    assert isinstance(value, dict)
-    return value

@@ -1,4 +1,4 @@
-"""What every algorithm is: a section of the recipe, what it needs of the rest of it, and a loss."""
+"""The base class of algorithms: a recipe section, what the algorithm needs, and its loss."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Algorithm(Section):
     """An update pi_t -> pi_{t+1}.
 
     A subclass adds its settings as fields, with ``type: Literal[NAME] = NAME`` for its name in recipes, and a loss. It
-    imports torch inside its methods only: reading a recipe must not load it.
+    may import torch only inside its methods, so that reading a recipe does not load torch.
 
     Attributes:
-        samples: whether it learns from responses of pi_t.
-        preferences: whether it learns from the oracle's preferences between them.
-        demonstrations: whether it learns from responses that the prompts bring with them.
+        samples: whether the algorithm learns from responses of pi_t.
+        preferences: whether it learns from the oracle's preferences between those responses.
+        demonstrations: whether it learns from responses that the data set holds beside its prompts.
         all_responses: whether it needs all K responses and the comparisons of all their pairs.
     """
 
@@ -36,30 +36,30 @@ class Algorithm(Section):
     type: str
 
     def reference_policies(self, t: int) -> tuple[int, ...]:
-        """Which of pi_1 (the base) to pi_t stand in the loss of iteration t, besides the opponent pi_t.
+        """The policies among pi_1 (the base) to pi_t that the loss of iteration t contains, besides the opponent pi_t.
 
         Args:
-            t: the number of policies that the run has accepted so far, the base included.
+            t: the number of policies that the run has accepted so far, including the base.
         """
         return ()
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """One loss per prompt, not reduced over prompts."""
+        """Compute one loss per prompt, not reduced over prompts."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def targets(self, responses: Responses) -> Float[Tensor, " responses"] | None:
-        """The log-ratio of each response at which the loss is least, nats; None where only differences matter."""
+        """The log-ratio of each response that minimises the loss, in nats; None if only differences matter."""
         return None
 
     def compute_log_partition(self, win_rates: Array) -> float:
-        """log Z of a prompt in nats, from the win rates of its K responses; 0 where it cancels or there is none."""
+        """Compute a prompt's log Z in nats from the win rates of its K responses; 0 if the loss does not contain Z."""
         return 0.0
 
     def rewards(self, matrix: Array, references: Array) -> Array | None:
-        """A number for each response that the loss takes in place of P^; None where P^ is all that it takes.
+        """Compute the number that the loss uses for each response instead of P^; None if it uses P^ itself.
 
         Args:
-            matrix: [m, m] P(y_i > y_j | x) of the responses that are trained on.
+            matrix: [m, m] P(y_i > y_j | x) between the responses that are trained on.
             references: [policies, m] log pi_s(y|x) - log pi_t(y|x), nats.
         """
         return None

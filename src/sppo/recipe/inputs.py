@@ -1,4 +1,4 @@
-"""What a run starts from: the base policy pi_1 and the prompts x."""
+"""The recipe sections of a run's inputs: the base policy pi_1 and the prompts x."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -11,18 +11,21 @@ from sppo.recipe.section import Section
 class Policy(Section):
     """The base policy pi_1: a causal language model that transformers can load."""
 
-    model: str = Field(min_length=1, description="a folder, a hub name, or `tinyworld`")
+    model: str = Field(min_length=1)
+    """A folder, a hub name, or `tinyworld`."""
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights while training")
-    attn_implementation: str | None = Field(None, description="as in transformers; None = its default")
-    quantization: Literal["nf4"] | None = Field(
-        None, description="round the weights to 4 bits (QLoRA), in every stage; needs training.adapter"
-    )
-    chat_template: str | None = Field(None, description="a jinja file used instead of the tokenizer's own")
-    trust_remote_code: bool = Field(False, description="run Python that comes with the model")
-    parameters: float | None = Field(
-        None, gt=0, description="how many, for --dry-run where the model is not on this disk yet"
-    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the weights during training."""
+    attn_implementation: str | None = None
+    """Attention implementation of transformers; None takes its default."""
+    quantization: Literal["nf4"] | None = None
+    """Round the weights to 4 bits in every stage (QLoRA); needs training.adapter."""
+    chat_template: str | None = None
+    """A jinja file that replaces the tokenizer's own template."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model."""
+    parameters: float | None = Field(None, gt=0)
+    """Number of parameters, for --dry-run before the model is downloaded."""
 
 
 class PromptSource(Section):
@@ -30,15 +33,15 @@ class PromptSource(Section):
 
     source: str = Field(min_length=1)
     split: str = "train"
-    column: str | None = Field(None, description="None: `prompt`, `messages`, `instruction` or `text`")
-    demonstration: str | None = Field(
-        None,
-        min_length=1,
-        description="column with a response to learn from, e.g. `completion`, `chosen` or `messages`; None: none is read",
-    )
+    column: str | None = None
+    """None: `prompt`, `messages`, `instruction` or `text`."""
+    demonstration: str | None = Field(None, min_length=1)
+    """Column with a response to learn from, e.g. `completion`, `chosen` or `messages`; None: none is read."""
     revision: str | None = None
-    limit: int | None = Field(None, ge=1, description="no more than the first so many")
-    rows: int | None = Field(None, ge=1, description="how many, for --dry-run before the download")
+    limit: int | None = Field(None, ge=1)
+    """Read at most this many prompts, from the beginning."""
+    rows: int | None = Field(None, ge=1)
+    """Number of prompts, for --dry-run before the data set is downloaded."""
 
 
 def _as_source(value: Any) -> Any:
@@ -52,20 +55,18 @@ def _as_source(value: Any) -> Any:
 class Prompts(Section):
     """Prompts to train on and held-out prompts to evaluate on."""
 
-    train: PromptSource | list[PromptSource] = Field(description="one source, or one for each iteration")
-    held_out: PromptSource | int = Field(
-        200, description="a source, or how many to set aside from the training prompts"
-    )
-    per_iteration: int | None = Field(None, ge=1, description="None: all, split evenly")
-    max_tokens: int | None = Field(
-        None, ge=1, description="of the rendered prompt; None: what the model holds"
-    )
-    invalid: Literal["error", "skip"] = Field(
-        "error", description="what to do with empty, duplicate, over-long, non-UTF-8 or malformed prompts"
-    )
-    system: Literal["template", "merge"] = Field(
-        "template", description="merge: system messages become the head of the first user message"
-    )
+    train: PromptSource | list[PromptSource]
+    """One source, or one for each iteration."""
+    held_out: PromptSource | int = 200
+    """A source, or the number of prompts to set aside from the training prompts."""
+    per_iteration: int | None = Field(None, ge=1)
+    """Number of prompts in each iteration; None divides all prompts evenly."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longest rendered prompt, in tokens; None allows what the model's context holds."""
+    invalid: Literal["error", "skip"] = "error"
+    """Whether empty, duplicate, over-long, non-UTF-8 and malformed prompts stop the run or are left out."""
+    system: Literal["template", "merge"] = "template"
+    """Template renders system messages with the chat template; merge puts them before the first user message."""
 
     @field_validator("train", mode="before")
     @classmethod

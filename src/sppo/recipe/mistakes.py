@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: the field, the value and the way out."""
+"""Turns the validation errors of a recipe into sentences that name the field, its value and the way out."""
 
 import types
 import typing
@@ -11,12 +11,12 @@ from sppo.recipe.registered import Registered
 from sppo.recipe.registry import nearest, unknown
 
 _MAPPING = "a mapping of keys to values"
-_NEEDED = {
+_EXPECTED = {
     "model_type": _MAPPING,
     "model_attributes_type": _MAPPING,
     "dict_type": _MAPPING,
     "list_type": "a list",
-    "string_type": "a text, in quotes if it looks like something else",
+    "string_type": "a string, in quotes if it looks like something else",
     "int_type": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
@@ -24,15 +24,16 @@ _NEEDED = {
 
 
 def describe(error: ValidationError, root: Any, value: Any) -> Iterator[str]:
-    """Yield a line for each wrong field: its dotted name, what is wrong, its value and the way out.
+    """Yield a line for each wrong field, with its dotted name, what is wrong with it, its value and the way out.
 
     Args:
-        error: pydantic's errors.
-        root: the annotation that was validated.
-        value: the mapping that was validated; its `type` keys say which registered sections were meant.
+        error: the errors that pydantic found.
+        root: the annotation by which the mapping was validated.
+        value: the validated mapping, whose `type` keys tell which registered sections were meant.
     """
     mistakes = [(item, _place(item["loc"], root, value)) for item in error.errors(include_url=False)]
-    # Where a union was tried, the member that the value got into was meant; where it got into none, all are named.
+    # Pydantic reports an error for every member of a union. If the value matched one member in part, that member was
+    # meant, and the errors of the others are left out; otherwise the line names all members as alternatives.
     entered = {
         place.path[: place.union] for _, place in mistakes if place.union not in (None, len(place.path))
     }
@@ -41,18 +42,18 @@ def describe(error: ValidationError, root: Any, value: Any) -> Iterator[str]:
     for number, (item, place) in enumerate(mistakes):
         at_union = place.union == len(place.path)
         if not (at_union and place.path in entered):
-            lines.setdefault(place.path if at_union else number, []).append(_wrong(item, place, top, value))
+            lines.setdefault(place.path if at_union else number, []).append(_line(item, place, top, value))
     for first, *others in lines.values():
         name, shown = first.partition(": ")[0], first[first.rfind(" (got ") :] if others else ""
         alternatives = [other.removeprefix(f"{name}: must be ") for other in others]
         yield " or ".join([first.removesuffix(shown), *alternatives])
 
 
-def _wrong(item: Any, place: "_Place", root: Any, value: Any) -> str:
+def _line(item: Any, place: "_Place", root: Any, value: Any) -> str:
     name, context = ".".join(place.path), item.get("ctx", {})
     dotted = f"{name}." if name else ""
     got = item["input"]
-    hidden = isinstance(got, dict | BaseModel) or item["type"] == "hidden"  # a value that may be a secret
+    hidden = isinstance(got, dict | BaseModel) or item["type"] == "hidden"  # the value may be a secret
     shown = "" if hidden else f" (got {_shorten(got)})"
     match item["type"]:
         case "extra_forbidden":
@@ -65,22 +66,22 @@ def _wrong(item: Any, place: "_Place", root: Any, value: Any) -> str:
             return f"{dotted}{context['discriminator']}: {unknown(context['tag'], context['expected_tags'].split(', '))}"
         case "literal_error" if isinstance(got, str) and (near := nearest(got, _literals(place.annotation))):
             return f"{name}: must be {context['expected']}{shown}; did you mean {near!r}?"
-        case kind if kind in _NEEDED:
-            return f"{name or 'recipe'}: must be {_NEEDED[kind]}{shown}"
+        case kind if kind in _EXPECTED:
+            return f"{name or 'recipe'}: must be {_EXPECTED[kind]}{shown}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if item["type"] == "value_error" and message.partition(":")[0].split(".")[0] in _fields(place.annotation):
-        return f"{dotted}{message}"  # a check of several fields, which names the one to change
+        return f"{dotted}{message}"  # a check of several fields names the field to change itself
     return f"{name or 'recipe'}: {message}{shown}"
 
 
 class _Place(typing.NamedTuple):
-    """Where in a recipe an error lies.
+    """The place of an error in a recipe.
 
     Attributes:
-        path: its keys and indices.
-        holder: annotation of the section that the last of them belongs to.
-        annotation: of the value there.
-        union: how long the path is down to the innermost union of unlike types that leads to it.
+        path: the keys and indices that lead to it.
+        holder: the annotation of the section that the last key belongs to.
+        annotation: the annotation of the value at this place.
+        union: the length of the path to the innermost union of different types above it; None if there is no union.
     """
 
     path: tuple[str, ...]
@@ -94,7 +95,7 @@ def _place(location: tuple[int | str, ...], root: Any, value: Any) -> _Place:
     holder, annotation, union = None, _resolved(root, value), None
     for part in location:
         members = _members(annotation)
-        if len(members) > 1:  # pydantic says here which member it tried
+        if len(members) > 1:  # this part of pydantic's location names the member that it tried
             union = len(path)
             annotation = next((member for member in members if part in _labels(member)), None)
             continue
@@ -110,21 +111,21 @@ def _place(location: tuple[int | str, ...], root: Any, value: Any) -> _Place:
 
 
 def _inside(value: Any, part: int | str) -> Any:
-    """The value under a key or an index; None where there is none."""
+    """The value under a key or an index; None if it is missing."""
     if isinstance(value, Mapping):
         return value.get(part)
     return value[part] if isinstance(value, list) and isinstance(part, int) else None
 
 
 def _resolved(annotation: Any, value: Any) -> Any:
-    """The annotation, or in place of a registered section the class that the value's `type` names."""
+    """The annotation; for a registered section, the class that the value's `type` names."""
     members = _members(annotation)
     marks = [mark for mark in getattr(members[0], "__metadata__", ()) if isinstance(mark, Registered)]
     return (marks[0].section(value) or annotation) if len(members) == 1 and marks else annotation
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation, without None."""
+    """The members of a union, without None; of any other annotation, the annotation itself."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         registered = any(isinstance(mark, Registered) for mark in annotation.__metadata__)
@@ -140,7 +141,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _labels(member: Any) -> set[str]:
-    """What pydantic may call a member of a union in an error's location."""
+    """The names that pydantic may give a member of a union in the location of an error."""
     labels = {str(getattr(member, "__name__", ""))}
     if typing.get_origin(member) is Literal:
         labels.add(f"literal[{','.join(map(repr, typing.get_args(member)))}]")

@@ -1,4 +1,4 @@
-"""The paper's settings and the released code's, by name. A recipe's own values stand over a preset's.
+"""The settings of the paper and of its released code, as named presets. A recipe's own values replace a preset's.
 
 The two disagree (docs/presets.md holds the table). The released code's slips are not reproduced: BOS and
 end-of-sequence tokens written twice, and a test set drawn from the training set.
@@ -7,8 +7,8 @@ end-of-sequence tokens written twice, and a test set drawn from the training set
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The schedule is drawn over 18 epochs and left after the first: its warm-up of 1.8 epochs is never
-    # finished, and the highest learning rate that is ever used is 5e-7 / 1.8.
+    # The schedule spans 18 epochs but training stops after the first, within the warm-up of 1.8 epochs,
+    # so the highest learning rate that is ever used is 5e-7 / 1.8.
     "paper": {
         "iterations": 3,
         "sampling": {"k": 5, "temperature": 1.0, "top_p": 1.0},

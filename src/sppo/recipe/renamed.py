@@ -1,4 +1,4 @@
-"""Keys of recipes that were renamed: the old ones are still read, so that older recipes keep working."""
+"""Recipe keys that were renamed. Their old names are still read, so that older recipes keep working."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,11 @@ RENAMED = {
     "guard.max_cut_rise": "guard.max_truncated_rise",
     "training.cut_responses": "training.truncated_responses",
 }
-"""Dotted keys as they were, and as they are."""
+"""The earlier dotted keys, each with its present name."""
 
 
 def current_key(dotted: str) -> str:
-    """The present name of a dotted key; keys below a renamed one follow it."""
+    """Translate a dotted key to its present name; keys below a renamed section are translated with it."""
     for old, new in RENAMED.items():
         if dotted == old or dotted.startswith(f"{old}."):
             return new + dotted[len(old) :]
@@ -22,10 +22,10 @@ def current_key(dotted: str) -> str:
 
 
 def with_current_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's mapping with every old key replaced by its present name.
+    """Replace every earlier key of a recipe's mapping by its present name.
 
     Raises:
-        RecipeError: a key is given under both names.
+        RecipeError: the mapping holds a key under both names.
     """
     renamed = dict(mapping)
     for old, new in RENAMED.items():

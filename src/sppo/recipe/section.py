@@ -1,14 +1,14 @@
-"""What every part of a recipe shares: strict fields, and the error that says which is wrong."""
+"""The base class of all recipe sections, with strict fields, and the error that recipes raise."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used; the message names each field, its value and the way out."""
+    """Raised for a recipe that cannot be used; the message names each wrong field, its value and the way out."""
 
 
 class Section(BaseModel):
-    """A part of the recipe: unknown keys, non-finite numbers and values of another type are errors."""
+    """A section of a recipe, in which unknown keys, non-finite numbers and values of a wrong type are errors."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -17,5 +17,4 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
         validate_default=True,
-        populate_by_name=True,
     )

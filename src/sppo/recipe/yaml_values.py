@@ -1,4 +1,4 @@
-"""YAML as people write it: numbers like 1e3 are numbers, and a key given twice is an error."""
+"""YAML in which 1e3 is a number and a key given twice is an error."""
 
 import re
 from typing import Any
@@ -9,25 +9,25 @@ from sppo.recipe.section import RecipeError
 
 
 def read_value(text: str, *, name: str) -> Any:
-    """A YAML value as recipes write it.
+    """Read a YAML value.
 
     Raises:
-        RecipeError: it is not valid YAML; `name` says where it stands.
+        RecipeError: the text is not valid YAML; `name` is the place that the message names.
     """
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # PyYAML lets through what Python says of 2024-13-01, of numbers of 5,000 digits and of deep nests
+        # dates like 2024-13-01, numbers of 5,000 digits and deep nesting raise Python's own errors
         raise RecipeError(f"{name}: not valid YAML: {error}") from error
 
 
 def write_value(value: Any) -> str:
-    """YAML that :func:`read_value` reads back to the same value."""
+    """Write YAML that :func:`read_value` reads back to the same value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML, with a key given twice refused and numbers like 1e3 read as numbers."""
+    """A YAML loader that refuses a key given twice and reads 1e3 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -37,7 +37,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise yaml.YAMLError(f"the key {key!r} (line {line}) is not a text; put it in quotes")
+                raise yaml.YAMLError(f"the key {key!r} (line {line}) is not a string; put it in quotes")
             if key in seen:
                 raise yaml.YAMLError(f"the key {key!r} is given twice (line {line})")
             seen.add(key)
@@ -45,17 +45,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that :class:`_UniqueKeyLoader` reads back to the same values."""
+    """A YAML dumper whose output :class:`_UniqueKeyLoader` reads back to the same values."""
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float | int:
     value: float = loader.construct_yaml_float(node)
-    return (
-        int(value) if "." not in node.value and value.is_integer() else value
-    )  # 1e4 prompts: a whole number
+    # somebody who writes 1e4 prompts means a whole number
+    return int(value) if "." not in node.value and value.is_integer() else value
 
 
-# YAML 1.1 reads 1e3 and 5e-7 as strings: a dot and a signed exponent are demanded. People write them plainly.
+# YAML 1.1 reads 1e3 and 5e-7 as strings, because it requires a dot and a signed exponent in a number.
 for _yaml in (_UniqueKeyLoader, _Dumper):
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float",
