@@ -1,4 +1,4 @@
-"""Run folders made by hand, of known figures, as a run leaves them behind."""
+"""Writes run folders with known figures, in the form in which a run leaves them behind."""
 
 import json
 
@@ -8,7 +8,7 @@ from sppo.recipe import dump, parse
 from sppo.rundir import summary
 from sppo.rundir.folder import write_json
 from sppo.rundir.shards import table, write_shard
-from sppo.rundir.tables import PREFERENCES, PROMPTS, RESPONSES
+from sppo.rundir.tables import PREFERENCES, PROMPTS, RESPONSES, EvaluationRow, WinRate, to_table
 
 RECIPE = {
     "iterations": 2,
@@ -37,87 +37,87 @@ def write_run(
     measures=None,
     recipe=None,
 ):
-    """A run of so many finished iterations of the recipe's two.
+    """A run in which some iterations of the recipe's two are finished.
 
-    Training prompts alternate between a cycle and an order; a panel of two agrees about the orders alone.
+    Training prompts alternate between a cycle and an order; a panel of two agrees about the orders alone. The win
+    rate on held-out prompt n of 4 is (n + 1) / 5.
     """
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(
-        (versions or summary.versions())
-        + (dump(parse(RECIPE)) if recipe is None else yaml.safe_dump(recipe)),
-        encoding="utf-8",
-    )
-    rows = []
+    recipe_text = dump(parse(RECIPE)) if recipe is None else yaml.safe_dump(recipe)
+    (folder / "recipe.yaml").write_text((versions or summary.versions()) + recipe_text, encoding="utf-8")
     for number in range(iterations + 1):
         home = folder / f"iter-{number}"
-        asked = [_prompt(f"held-{n}") for n in range(held_out)]
-        _stage(
-            home,
-            "evaluate",
-            "evaluation",
-            [_answered(row, number, n, 2, text) for n, row in enumerate(asked)],
-            RESPONSES,
-            _measures(number, (measures or {}).get(number)),
-        )
+        _write_evaluation(home, number, held_out, text, (measures or {}).get(number))
         if number == 0:
-            _stage(home, "prompts", "prompts", asked, PROMPTS, {"prompts": held_out})
-            continue
-        asked = [_prompt(f"train-{number}-{n}") for n in range(prompts)]
-        answered = [_answered(row, number, n, 3, text) for n, row in enumerate(asked)]
-        compared = [
-            {
-                "prompt_id": row["prompt_id"],
-                "matrix": matrix,
-                "components": [{"oracle": "anna", "matrix": matrix}, {"oracle": "ben", "matrix": LINE}],
-            }
-            for n, row in enumerate(asked)
-            for matrix in [LINE if n % 2 else CYCLE]
-        ]
-        _stage(home, "prompts", "prompts", asked, PROMPTS, {"prompts": prompts})
-        _stage(
-            home,
-            "sample",
-            "responses",
-            answered,
-            RESPONSES,
-            {"responses_drawn": 3 * prompts, "response_tokens": 5.0},
-        )
-        _stage(home, "annotate", "preferences", compared, PREFERENCES, {"cyclic_triples": 0.5})
-        _stage(home, "select", "training", [], PROMPTS, {"trained_responses": 2 * prompts})
-        _stage(home, "train", "policy", [], PROMPTS, {})
-        lines = [{"stage": stage, "seconds": 10.0 * number, "finished": True} for stage in summary.STAGES]
-        lines += [
-            {
-                "stage": "train",
-                "step": step,
-                "loss": 9.0 / step,
-                "kl": 0.1 * step,
-                "peak_memory_gb": 1.25,
-                "log_ratio_winners": 0.5 * step,
-                "target_winners": 4.0,
-                "log_ratio_losers": -0.5 * step,
-                "target_losers": -4.0,
-                "log_prob_winners": -8.0,
-                "log_prob_losers": -20.0,
-                "response_tokens_per_second": 321.0,
-            }
-            for step in (1, 2, 3)
-        ]
-        (home / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        rows.append({"iteration": number})
-    example = {
-        "prompt_id": "held-0",
-        "prompt": "prompt held-0",
-        "before": text(0, 0, 0),
-        "after": text(iterations, 0, 0),
-    }
+            asked = [_prompt(f"held-{n}") for n in range(held_out)]
+            _write_stage(home, "prompts", "prompts", asked, PROMPTS, {"prompts": held_out})
+        else:
+            _write_training_stages(home, number, prompts, text)
+            _write_metrics(home / "metrics.jsonl", number)
     if iterations:
-        policy = str(folder / f"iter-{iterations}" / "policy")
-        write_json(
-            folder / "summary.json",
-            {"iterations": rows, "policy": policy, "base": {"policy": "tinyworld"}, "examples": [example]},
-        )
+        content = {
+            "iterations": [{"iteration": number} for number in range(1, iterations + 1)],
+            "policy": str(folder / f"iter-{iterations}" / "policy"),
+            "base": {"policy": "tinyworld"},
+        }
+        write_json(folder / "summary.json", content)
     return folder
+
+
+def _write_evaluation(home, number, held_out, text, measures):
+    asked = [_prompt(f"held-{n}") for n in range(held_out)]
+    answered = [_answered(row, number, n, 2, text) for n, row in enumerate(asked)]
+    _write_stage(home, "evaluate", "evaluation", answered, RESPONSES, _measures(number, measures))
+    if number:
+        rows = [
+            EvaluationRow(
+                row["prompt_id"], [-1.0, -1.0], [WinRate("base", "oracle", (n + 1) / (held_out + 1))]
+            )
+            for n, row in enumerate(asked)
+        ]
+        write_shard(home / "comparisons" / "part-00000.parquet", to_table(rows, EvaluationRow), {})
+
+
+def _write_training_stages(home, number, prompts, text):
+    asked = [_prompt(f"train-{number}-{n}") for n in range(prompts)]
+    answered = [_answered(row, number, n, 3, text) for n, row in enumerate(asked)]
+    compared = [
+        {
+            "prompt_id": row["prompt_id"],
+            "matrix": matrix,
+            "components": [{"oracle": "anna", "matrix": matrix}, {"oracle": "ben", "matrix": LINE}],
+        }
+        for n, row in enumerate(asked)
+        for matrix in [LINE if n % 2 else CYCLE]
+    ]
+    sampled = {"responses_drawn": 3 * prompts, "response_tokens": 5.0}
+    _write_stage(home, "prompts", "prompts", asked, PROMPTS, {"prompts": prompts})
+    _write_stage(home, "sample", "responses", answered, RESPONSES, sampled)
+    _write_stage(home, "annotate", "preferences", compared, PREFERENCES, {"cyclic_triples": 0.5})
+    _write_stage(home, "select", "training", [], PROMPTS, {"trained_responses": 2 * prompts})
+    _write_stage(home, "train", "policy", [], PROMPTS, {})
+
+
+def _write_metrics(path, number):
+    lines = [{"stage": stage, "seconds": 10.0 * number, "finished": True} for stage in summary.STAGES]
+    lines += [
+        {
+            "stage": "train",
+            "step": step,
+            "loss": 9.0 / step,
+            "kl": 0.1 * step,
+            "peak_memory_gb": 1.25,
+            "log_ratio_winners": 0.5 * step,
+            "target_winners": 4.0,
+            "log_ratio_losers": -0.5 * step,
+            "target_losers": -4.0,
+            "log_prob_winners": -8.0,
+            "log_prob_losers": -20.0,
+            "response_tokens_per_second": 321.0,
+        }
+        for step in (1, 2, 3)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _prompt(name):
@@ -156,7 +156,7 @@ def _measures(number, more):
     return found | (more or {})
 
 
-def _stage(home, name, folder, rows, schema, more):
+def _write_stage(home, name, folder, rows, schema, more):
     write_shard(home / folder / "part-00000.parquet", table(rows, schema), {})
     described = {"name": "part-00000.parquet", "bytes": 1, "sha256": "0" * 64}
     record = {

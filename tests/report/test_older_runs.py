@@ -23,16 +23,16 @@ def as_an_older_version_wrote_it(run):
 def test_a_run_of_an_older_version_is_shown_with_a_note(tmp_path):
     recipe = {**RECIPE, "evaluation": {"judge": {"type": "panel"}}}
     run = write_run(tmp_path / "run", recipe=recipe)
-    now, parts = run_figures.read(run), samples.compared(run, 1, []).parts
+    now, parts = run_figures.read(run), samples.compared(run, 1, []).components
     as_an_older_version_wrote_it(run)
     older = run_figures.read(run)
     note = "The run was made by an older version of sppo: figures may be missing."
     assert note in older.notes and note not in now.notes
-    assert [one.measured["truncated_share"] for one in older.iterations] == [
-        one.measured["truncated_share"] for one in now.iterations
+    assert [one.measures["truncated_share"] for one in older.iterations] == [
+        one.measures["truncated_share"] for one in now.iterations
     ]
     assert older.recipe is not None and older.recipe.evaluation.oracle.type == "panel"
-    assert samples.compared(run, 1, []).parts.keys() == parts.keys() == {"anna", "ben"}
+    assert samples.compared(run, 1, []).components.keys() == parts.keys() == {"anna", "ben"}
     page.write([run], tmp_path / "report.html")
     assert note in (tmp_path / "report.html").read_text()
     assert yaml.safe_load((run / "recipe.yaml").read_text())["evaluation"]["judge"]

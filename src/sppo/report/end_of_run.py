@@ -1,4 +1,4 @@
-"""The page that a run leaves behind when it ends, well or by its guard."""
+"""The page that a run leaves behind when it ends, or when its guard stops it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from sppo.rundir.reader import RunReader
 
 @contextlib.contextmanager
 def reported(run: Path, terminal: Terminal, stopped: type[Exception]) -> Iterator[None]:
-    """Write RUN/report.html when the run has ended or was stopped.
+    """Writes RUN/report.html when the run has ended or was stopped.
 
     Args:
-        run: its folder.
-        terminal: told where the page is, or why there is none: a page that fails is no reason for a run to fail.
-        stopped: what is raised when the guard stops it.
+        run: the run folder.
+        terminal: shows where the page is, or why there is none: a page that fails must not fail the run.
+        stopped: the exception that the guard raises to stop the run.
     """
     try:
         yield

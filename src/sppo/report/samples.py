@@ -1,6 +1,7 @@
-"""A sample of a run's responses: what distributions, agreement and cycles are read from, and what is shown in full.
+"""A sample of a run's responses, for distributions, agreement, cycles, and the texts that the page shows in full.
 
-Prompts are dealt to iterations and shards in a random order, so whole shards, drawn by name, are a random sample.
+Prompts are assigned to iterations and shards in random order, so whole shards chosen by a hash of their names are a
+random sample of the prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,39 +35,41 @@ class Responses:
     """K responses of one policy to each of N prompts.
 
     Attributes:
-        prompt_ids: N.
-        prompts: as text.
-        texts: [N][K].
-        tokens: [N][K] how many, the end of the turn included.
-        cut: [N][K] whether it ended at the limit.
-        total: prompts that there are, read or not.
+        prompt_ids: N identifiers.
+        prompts: N prompts as text.
+        texts: [N][K] the responses as text.
+        tokens: [N][K] the number of tokens of each response, the end of the turn included.
+        truncated: [N][K] whether the response reached its length limit.
+        total: how many prompts there are, read or not.
+        win_rates: for some prompts, by identifier, the win rate of the responses against the base policy's.
     """
 
     prompt_ids: Sequence[str] = ()
     prompts: Sequence[str] = ()
     texts: Sequence[Sequence[str]] = ()
     tokens: Sequence[Sequence[int]] = ()
-    cut: Sequence[Sequence[bool]] = ()
+    truncated: Sequence[Sequence[bool]] = ()
     total: int = 0
+    win_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Responses of an iteration with the oracle's preferences.
+class ComparedResponses:
+    """The responses of an iteration with the oracle's preferences among them.
 
     Attributes:
-        responses: to N prompts, K each.
-        matrix: [N, K, K]; NaN where a pair was not compared.
-        parts: the same of each part of the oracle, by name.
+        responses: K responses to each of N prompts.
+        matrix: [N, K, K] the oracle's preferences; NaN where a pair was not compared.
+        components: the same for each component of the oracle, by its name.
     """
 
     responses: Responses
     matrix: Float[Array, "N K K"]
-    parts: Mapping[str, Float[Array, "N K K"]] = field(default_factory=dict)
+    components: Mapping[str, Float[Array, "N K K"]] = field(default_factory=dict)
 
     @cached_property
     def win_rates(self) -> Float[Array, "N K"]:
-        """P^ of each response."""
+        """The win rate of each response among the K."""
         return winrates.win_rates(self.matrix)
 
     @property
@@ -76,27 +79,28 @@ class Compared:
 
     @cached_property
     def cycles(self) -> Float[Array, " N"]:
-        """Share of triples that go round; NaN where pairs were not compared."""
+        """The share of cyclic triples of each prompt; NaN where pairs were not compared."""
         return game.cyclic_triples(self.matrix) if self.is_whole else np.full(len(self.matrix), np.nan)
 
     @cached_property
     def disagreement(self) -> Float[Array, " N"]:
-        """Share of pairs about whose winner the oracle's parts are not of one mind; NaN with fewer than two."""
-        if len(self.parts) < 2:
+        """The share of pairs on which the oracle's components prefer different responses; NaN for fewer than two."""
+        if len(self.components) < 2:
             return np.full(len(self.matrix), np.nan)
-        sides = np.stack([np.sign(part - 0.5) for part in self.parts.values()])
+        sides = np.stack([np.sign(component - 0.5) for component in self.components.values()])
         split = np.where(np.isnan(sides).any(axis=0), np.nan, (sides != sides[0]).any(axis=0))
         return np.asarray(_over_pairs(split))
 
     def agreement(self) -> dict[str, float]:
-        """For each part, the share of pairs of which it prefers the one that the whole oracle prefers; a tie is half."""
+        """For each component, the share of pairs on which it prefers what the whole oracle prefers; a tie counts half."""
         whole = np.sign(self.matrix - 0.5)
-        found = {}
-        for name, part in self.parts.items():
-            agreed = _over_pairs(1 - np.abs(np.sign(part - 0.5) - whole) / 2)
-            if not np.isnan(agreed).all():
-                found[name] = float(np.nanmean(agreed))
-        return found
+        shares = {
+            name: _over_pairs(1 - np.abs(np.sign(component - 0.5) - whole) / 2)
+            for name, component in self.components.items()
+        }
+        return {
+            name: float(np.nanmean(agreed)) for name, agreed in shares.items() if not np.isnan(agreed).all()
+        }
 
     def margins(self) -> Array:
         """|P - 1/2| of every pair that was compared."""
@@ -106,115 +110,122 @@ class Compared:
 
 
 def held_out(run: Path, iteration: int, notes: list[str]) -> Responses | None:
-    """A policy's responses to held-out prompts; None before they are there.
+    """Reads a policy's responses to held-out prompts; None where there are none yet.
 
     Args:
-        run: its folder.
-        iteration: of the policy.
-        notes: is told which shards cannot be read; the others are.
-    """
-    return _gathered(_drawn(RunReader(run).shards(iteration, "evaluation"), notes), notes)
-
-
-def compared(run: Path, iteration: int, notes: list[str]) -> Compared | None:
-    """An iteration's responses with their preferences; None before there are any, or where K is not the same for all.
-
-    Args:
-        run: its folder.
-        iteration: t.
-        notes: is told which shards cannot be read; the others are.
+        run: the run folder.
+        iteration: the iteration that trained the policy; 0 for the base policy.
+        notes: receives a note about each shard that cannot be read; the others are read.
     """
     reader = RunReader(run)
-    shards = _drawn(reader.shards(iteration, "preferences"), notes)
-    if shards is None:
-        return None
-    preferences: dict[str, _Judged] = {}
-    for shard in shards.files:
-        preferences |= (
-            _read(shard, ["prompt_id", "matrix", "components", OLD_COMPONENTS], _preferences, notes) or {}
-        )
-    compared_shards = {shard.name for shard in shards.files}
-    answered = [path for path in reader.shards(iteration, "responses") if path.name in compared_shards]
-    answered.sort(key=lambda path: randomness.digest("report", path.name))
-    responses = _gathered(_Drawn(answered, shards.total), notes)
+    responses = _responses(_sampled_shards(reader.shards(iteration, "evaluation"), notes), notes)
     if responses is None:
         return None
-    judged = [preferences.get(name) for name in responses.prompt_ids]
-    keep = [
-        index
-        for index, of in enumerate(judged)
-        if of is not None and len(of.matrix) == len(responses.texts[index]) == len(responses.texts[0])
-    ]
-    if not keep:
+    rates: dict[str, float] = {}
+    for shard in reader.shards(iteration, "comparisons"):
+        rates |= _read(shard, ["prompt_id", "win_rates"], _win_rates, notes) or {}
+    return Responses(**{**vars(responses), "win_rates": rates})
+
+
+def compared(run: Path, iteration: int, notes: list[str]) -> ComparedResponses | None:
+    """Reads an iteration's responses with the oracle's preferences; None where there are none of equal K yet.
+
+    Args:
+        run: the run folder.
+        iteration: t.
+        notes: receives a note about each shard that cannot be read; the others are read.
+    """
+    reader = RunReader(run)
+    shards = _sampled_shards(reader.shards(iteration, "preferences"), notes)
+    if shards is None:
         return None
-    found = [of for of in (judged[index] for index in keep) if of is not None]
-    names = list(dict.fromkeys(name for of in found for name in of.parts))
-    parts = {
-        name: np.array([of.parts[name] for of in found])
-        for name in names
-        if all(name in of.parts for of in found)
+    preferences: dict[str, _Preferences] = {}
+    columns = ["prompt_id", "matrix", "components", OLD_COMPONENTS]
+    for shard in shards.files:
+        preferences |= _read(shard, columns, _preferences, notes) or {}
+    names = [shard.name for shard in shards.files]
+    by_name = {shard.name: shard for shard in reader.shards(iteration, "responses")}
+    responses = _responses(_Shards([by_name[name] for name in names if name in by_name], shards.total), notes)
+    if responses is None:
+        return None
+    kept = {
+        index: preferences[name]
+        for index, name in enumerate(responses.prompt_ids)
+        if name in preferences
+        and len(preferences[name].matrix) == len(responses.texts[index]) == len(responses.texts[0])
     }
-    return Compared(_only(responses, keep), np.array([of.matrix for of in found]), parts)
+    if not kept:
+        return None
+    in_all = set.intersection(*(set(found.components) for found in kept.values()))
+    components = {
+        name: np.array([found.components[name] for found in kept.values()])
+        for name in next(iter(kept.values())).components
+        if name in in_all
+    }
+    lists = ("prompt_ids", "prompts", "texts", "tokens", "truncated")
+    chosen: dict[str, Any] = {name: [getattr(responses, name)[index] for index in kept] for name in lists}
+    matrices = np.array([found.matrix for found in kept.values()])
+    return ComparedResponses(Responses(**chosen, total=responses.total), matrices, components)
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Shards:
+    """The shards to read, and the number of prompts that all shards have together."""
+
     files: Sequence[Path]
     total: int
 
 
-def _drawn(shards: Sequence[Path], notes: list[str]) -> _Drawn | None:
-    """Shards enough for the sample, whole ones; None where there are none."""
+def _sampled_shards(shards: Sequence[Path], notes: list[str]) -> _Shards | None:
+    """Enough whole shards for the sample; None where there are none."""
     files = sorted(shards, key=lambda path: randomness.digest("report", path.name))
-    counts = [_rows(path, notes) for path in files]
+    counts = [_prompt_count(path, notes) for path in files]
     taken: list[Path] = []
     rows = 0
     for path, count in zip(files, counts, strict=True):
         if count and rows < PROMPTS:
             taken.append(path)
             rows += count
-    return _Drawn(taken, sum(counts)) if taken else None
+    return _Shards(taken, sum(counts)) if taken else None
 
 
-def _rows(path: Path, notes: list[str]) -> int:
+def _prompt_count(path: Path, notes: list[str]) -> int:
     try:
         return int(pq.read_metadata(path).num_rows)
-    except (OSError, pa.ArrowException) as error:  # damaged, or taken away meanwhile
-        notes.append(f"It is left out: {path}: not a whole shard: {error}")
+    except (OSError, pa.ArrowException) as error:  # the file is damaged, or a running process has replaced it
+        notes.append(f"This file is left out: {path}: not a whole shard: {error}")
         return 0
 
 
 def _read(path: Path, columns: Sequence[str], parse: Callable[[pa.Table], T], notes: list[str]) -> T | None:
-    """What a shard says; None, and a note, where it cannot be read or has not the form that this version writes."""
+    """What is parsed of a shard; None, with a note, where the shard is damaged or of another format."""
     try:
         return parse(read_shard(path, columns=list(columns)))
     except DamagedShard as error:
-        notes.append(f"It is left out: {error}")
+        notes.append(f"This file is left out: {error}")
     except (TypeError, ValueError, LookupError, AttributeError, pa.ArrowException) as error:
-        notes.append(f"It is left out, as of another version: {path}: {error}")
+        notes.append(f"This file is left out, because another version wrote it: {path}: {error}")
     return None
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Preferences:
     matrix: Float[Array, "K K"]
-    parts: Mapping[str, Float[Array, "K K"]]
+    components: Mapping[str, Float[Array, "K K"]]
 
 
-def _preferences(table: pa.Table) -> dict[str, _Judged]:
-    """By prompt; :class:`ValueError` or its like where an entry is none."""
-    _needs(table, "prompt_id", "matrix")
-    found = {}
+def _preferences(table: pa.Table) -> dict[str, _Preferences]:
+    """The preferences of a shard by prompt; raises ValueError or a similar error for an invalid entry."""
+    _require_columns(table, "prompt_id", "matrix")
+    by_prompt = {}
     for row in table.to_pylist():
         matrix = _matrix(row["matrix"])
-        parts = {
-            _text(part["oracle"]): _matrix(part["matrix"])
-            for part in row.get("components") or row.get(OLD_COMPONENTS) or []
-        }
-        if any(part.shape != matrix.shape for part in parts.values()):
-            raise ValueError("a part of the oracle has compared other responses than the whole")
-        found[_text(row["prompt_id"])] = _Judged(matrix, parts)
-    return found
+        listed = row.get("components") or row.get(OLD_COMPONENTS) or []
+        components = {_text(component["oracle"]): _matrix(component["matrix"]) for component in listed}
+        if any(component.shape != matrix.shape for component in components.values()):
+            raise ValueError("a component of the oracle has compared other responses than the whole oracle")
+        by_prompt[_text(row["prompt_id"])] = _Preferences(matrix, components)
+    return by_prompt
 
 
 def _matrix(rows: Any) -> Float[Array, "K K"]:
@@ -230,68 +241,69 @@ def _text(value: Any) -> str:
     return value
 
 
-def _needs(table: pa.Table, *columns: str) -> None:
-    lacking = [name for name in columns if name not in table.column_names]
-    if lacking:
-        raise ValueError(f"it has no {', '.join(lacking)}")
+def _require_columns(table: pa.Table, *columns: str) -> None:
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
 
 
-def _gathered(drawn: _Drawn | None, notes: list[str]) -> Responses | None:
-    if drawn is None:
+def _win_rates(table: pa.Table) -> dict[str, float]:
+    """The win rates against the base by prompt: the held-out oracle's where there are any, otherwise the oracle's."""
+    by_prompt = {}
+    for row in table.to_pylist():
+        rates = {
+            rate["oracle"]: float(rate["win_rate"]) for rate in row["win_rates"] if rate["opponent"] == "base"
+        }
+        if rates:
+            by_prompt[_text(row["prompt_id"])] = rates.get("held_out", rates.get("oracle", float("nan")))
+    return by_prompt
+
+
+def _responses(shards: _Shards | None, notes: list[str]) -> Responses | None:
+    if shards is None:
         return None
-    columns: dict[str, list[Any]] = {name: [] for name in ("prompt_ids", "prompts", "texts", "tokens", "cut")}
-    for path in drawn.files:
-        part = _read(path, ["prompt_id", "messages", "responses"], _answers, notes)
-        for name, values in (part or {}).items():
-            columns[name] += values[: PROMPTS - len(columns[name])]
-    if not columns["prompt_ids"]:
-        return None
-    return Responses(**columns, total=drawn.total)
+    columns: dict[str, Any] = {}
+    for path in shards.files:
+        read = _read(path, ["prompt_id", "messages", "responses"], _response_columns, notes)
+        for name, values in (read or {}).items():
+            column = columns.setdefault(name, [])
+            column += values[: PROMPTS - len(column)]
+    return Responses(**columns, total=shards.total) if columns else None
 
 
-def _answers(table: pa.Table) -> dict[str, list[Any]]:
-    """Columns of :class:`Responses`; token ids are counted where they lie.
+def _response_columns(table: pa.Table) -> dict[str, list[Any]]:
+    """The columns of :class:`Responses`; raises ValueError or a similar error for an invalid entry.
 
-    :class:`ValueError` or its like where an entry is none.
+    Token ids are counted inside Arrow's arrays, since they are most of a shard and only their number is needed.
     """
-    _needs(table, "prompt_id", "messages", "responses")
+    _require_columns(table, "prompt_id", "messages", "responses")
     lists = table["responses"].combine_chunks()
-    flat = lists.flatten()
+    responses = lists.flatten()
     bounds = np.cumsum([0, *pc.list_value_length(lists).to_pylist()])
     if not np.diff(bounds).all():
         raise ValueError("a prompt has no responses")
-    by_response = {
-        "texts": pc.struct_field(flat, "text"),
-        "tokens": pc.list_value_length(pc.struct_field(flat, "token_ids")),
-        "cut": pc.equal(pc.struct_field(flat, "finish_reason"), "length"),
+    arrays = {
+        "texts": pc.struct_field(responses, "text"),
+        "tokens": pc.list_value_length(pc.struct_field(responses, "token_ids")),
+        "truncated": pc.equal(pc.struct_field(responses, "finish_reason"), "length"),
     }
-    if any(values.null_count for values in by_response.values()):
+    if any(values.null_count for values in arrays.values()):
         raise ValueError("a response has no text, tokens or finish_reason")
-    listed = {name: values.to_pylist() for name, values in by_response.items()}
+    flat = {name: values.to_pylist() for name, values in arrays.items()}
     return {
         "prompt_ids": [_text(name) for name in table["prompt_id"].to_pylist()],
         "prompts": [_text(plain_text(messages)) for messages in table["messages"].to_pylist()],
         **{
             name: [values[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
-            for name, values in listed.items()
+            for name, values in flat.items()
         },
     }
 
 
-def _only(of: Responses, keep: Sequence[int]) -> Responses:
-    columns = {
-        name: [values[index] for index in keep] for name, values in vars(of).items() if name != "total"
-    }
-    return Responses(**columns, total=of.total)
-
-
 def _over_pairs(values: Float[Array, "N K K"]) -> Float[Array, " N"]:
-    """Mean over the unordered pairs; NaN with a single response."""
-    k = values.shape[-1]
-    if k < 2:
-        return np.full(len(values), np.nan)
-    upper = values[:, *np.triu_indices(k, 1)]
+    """The mean over the unordered pairs of each prompt that have a value; NaN with a single response."""
+    upper = values[:, *np.triu_indices(values.shape[-1], 1)]
     counted = ~np.isnan(upper)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # no pair to count gives 0 / 0, which is the NaN that is wanted
         mean: Array = np.where(counted, upper, 0).sum(-1) / counted.sum(-1)
     return mean

@@ -1,4 +1,4 @@
-"""`sppo report --watch`: the page of runs that are still under way."""
+"""`sppo report --watch`: a page that follows runs while they are under way."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,26 +18,26 @@ def watch(
     wait: Callable[[float], None] = time.sleep,
     **options: Any,
 ) -> None:
-    """Write the page whenever a run has got further, until all have ended.
+    """Writes the page whenever a run has made progress, until all runs have ended.
 
     Args:
-        runs: run folders.
+        runs: the run folders.
         output: the HTML file.
-        terminal: told where each run stands.
-        seconds: between two looks; the page reads itself anew as often.
-        wait: lets them pass.
-        options: of :func:`page.write`.
+        terminal: shows how far each run has got.
+        seconds: the time between two looks at the runs; the page reloads itself as often.
+        wait: waits for so many seconds.
+        options: further arguments of :func:`page.write`.
     """
-    before: list[float] = []
+    last_written: list[float] = []
     while True:
-        found = [run_figures.read(path) for path in runs]
-        ended = all(run.has_ended for run in found)
-        written = [run.written for run in found]
-        if written != before or ended:
+        figures = [run_figures.read(path) for path in runs]
+        ended = all(run.has_ended for run in figures)
+        written = [run.written for run in figures]
+        if written != last_written or ended:
             page.write(runs, output, reload=None if ended else seconds, **options)
-            for run in found:
+            for run in figures:
                 terminal.say(f"{run.name}: {run.status}")
         if ended:
             return
-        before = written
+        last_written = written
         wait(seconds)

@@ -1,0 +1,108 @@
+"""The sections about what the evaluations measured: win rates, lengths, and the distance to the base policy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sppo.report import charts
+from sppo.report.charts import Chart, Line, Table
+from sppo.report.run_figures import RunFigures
+from sppo.report.samples import Responses
+from sppo.report.sections import Section, measured_line, measuring_oracle, number, share, signed
+
+
+def win_rates(run: RunFigures, prefix: str) -> Section | None:
+    """Win rates by iteration; where a held-out oracle gives them, the training oracle's beside them."""
+    against_base = measured_line(run.evaluated, "win_rate_vs_base", "against the base policy")
+    against_previous = measured_line(run.evaluated, "win_rate_vs_previous", "against the previous policy")
+    lines = [line for line in (against_base, against_previous) if line is not None]
+    if not lines:
+        return None
+    by = measuring_oracle(run)
+    caption = f"Win rates by {by} on held-out prompts; at one half, neither policy is preferred."
+    if against_previous is not None:
+        caption += f" {_progress(run.evaluated[-1].measures.get('win_rate_vs_previous'))}"
+    axes: dict[str, Any] = {"x": "iteration", "y": "win rate", "level": 0.5}
+    figures = [charts.lines(f"{prefix}-win-rates", "Win rate by iteration", caption, lines, **axes)]
+    trained_on = measured_line(run.evaluated, "win_rate_vs_base", "the oracle trained on", "by_oracle")
+    if trained_on is not None and against_base is not None:
+        held_out = Line(
+            "the held-out oracle", *(vars(against_base)[key] for key in ("x", "y", "low", "high"))
+        )
+        title, caption = "The oracle trained on and the held-out oracle", _oracle_gap(trained_on, held_out)
+        both = [held_out, trained_on]
+        figures.append(charts.lines(f"{prefix}-second-oracle", title, caption, both, **axes))
+    lead = f"A win rate says how probably a policy's response is preferred, by {by}, on prompts that are never trained on."
+    return Section(f"{prefix}-wins", "Win rates", lead, figures)
+
+
+def lengths(run: RunFigures, prefix: str, held_out: Mapping[int, Responses]) -> Section | None:
+    """The lengths of responses by iteration, the KL to the base, and what else shows a collapse."""
+    figures = [_length_chart(prefix, held_out)] if held_out else []
+    kl = measured_line(run.evaluated, "kl_to_base", "KL to the base")
+    if kl is not None:
+        per_token = run.evaluated[-1].measures.get("response_tokens") or np.nan
+        caption = (
+            f"The KL divergence grows with the distance from the base policy. At iteration {kl.x[-1]:g} it is"
+            f" {kl.last:.2f} nats per response, about {kl.last / per_token:.3f} nats per token."
+        )
+        figures.append(
+            charts.lines(
+                f"{prefix}-kl", "KL to the base", caption, [kl], x="iteration", y="nats per response"
+            )
+        )
+    measured = [policy for policy in run.policies if policy.measures]
+    if not figures and not measured:
+        return None
+    heads = ["policy", "tokens", "truncated", "other missing ends", "repeated 4-grams", "KL to the base"]
+    rows = [
+        [
+            policy.label,
+            number(policy.measures.get("response_tokens"), 1),
+            share(policy.measures.get("truncated_share")),
+            number(policy.measures.get("missing_end_of_turn"), 0),
+            share(policy.measures.get("repetition")),
+            number(policy.measures.get("kl_to_base")) if policy.number else "-",
+        ]
+        for policy in measured
+    ]
+    lead = "How long the responses to held-out prompts are, and how far each policy has moved from the base policy."
+    tables = [("Means over all held-out responses", Table(heads, rows))]
+    return Section(f"{prefix}-shape", "Lengths and distance", lead, figures, tables)
+
+
+def _progress(against_previous: Any) -> str:
+    """What the last iteration's win rate against its predecessor says."""
+    if not isinstance(against_previous, Mapping):
+        return ""
+    if against_previous["low"] > 0.5:
+        return "The last iteration still improved on its predecessor."
+    if against_previous["high"] < 0.5:
+        return "The last iteration was worse than its predecessor."
+    return "The last iteration cannot be told from its predecessor: the interval includes one half."
+
+
+def _oracle_gap(trained_on: Line, held_out: Line) -> str:
+    gap = trained_on.last - held_out.last
+    meaning = (
+        f"At iteration {trained_on.x[-1]:g} the oracle trained on gives {trained_on.last:.3f} and the held-out oracle"
+        f" {held_out.last:.3f}, a difference of {signed(gap, 3)}."
+    )
+    return f"{meaning} Where the first rises while the second falls, the policy exploits the oracle it is trained on."
+
+
+def _length_chart(prefix: str, held_out: Mapping[int, Responses]) -> Chart:
+    groups = [
+        ("base" if policy == 0 else str(policy), [count for counts in responses.tokens for count in counts])
+        for policy, responses in held_out.items()
+    ]
+    first, last = (float(np.median(values)) for _, values in (groups[0], groups[-1]))
+    change = f" ({signed(100 * (last - first) / first, 0)}%)" if first and len(groups) > 1 else ""
+    prompts = sum(len(responses.prompts) for responses in held_out.values())
+    total = sum(responses.total for responses in held_out.values())
+    caption = (
+        f"Boxes span the middle half of the responses, whiskers the 5th to the 95th percentile. The median goes from"
+        f" {first:.0f} to {last:.0f} tokens{change}. {prompts:,} of {total:,} prompts with their responses were read."
+    )
+    return charts.boxes(f"{prefix}-lengths", "Tokens per response", caption, groups, x="policy", y="tokens")

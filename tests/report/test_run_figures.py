@@ -1,0 +1,96 @@
+"""What is read of a run folder, and what only several iterations show."""
+
+import shutil
+
+from run_folders import RECIPE, interval, write_run
+from typer.testing import CliRunner
+
+from sppo.cli.main import app
+from sppo.report import page, run_figures
+from sppo.rundir import guard
+
+
+def test_figures_are_the_runs_own(run):
+    found = run_figures.read(run)
+    assert found.is_finished and found.has_ended
+    assert found.status.startswith("Finished: all 2 iterations")
+    assert not found.notes and not found.warnings
+    assert [one.measures["win_rate_vs_base"]["mean"] for one in found.evaluated] == [0.6, 0.7]
+    assert found.started[1].seconds == dict.fromkeys(
+        ("sample", "annotate", "select", "train", "evaluate"), 20.0
+    )
+    assert found.previous == {1: 0, 2: 1}
+
+
+def test_who_was_the_predecessor_after_a_fall_back(tmp_path):
+    run = write_run(
+        tmp_path / "run",
+        measures={1: {"win_rate_vs_previous": interval(0.4)}},
+        recipe={**RECIPE, "guard": {"on_failure": "fall_back"}},
+    )
+    found = run_figures.read(run)
+    assert found.previous == {1: 0, 2: 0}
+    assert "loses to its predecessor" in found.warnings[0]
+
+
+def test_a_predecessor_is_not_guessed_over_a_gap(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "iter-1" / "evaluation.json").unlink()
+    found = run_figures.read(run)
+    assert found.previous == {}
+    page.write([run], tmp_path / "report.html")
+    assert "0.700<small>0.680 to 0.720</small>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_over_optimisation_is_seen_beyond_the_intervals_only():
+    def measured(trained, held_out):
+        return {"by_oracle": {"win_rate_vs_base": interval(trained)}, "win_rate_vs_base": interval(held_out)}
+
+    assert not guard.trends([measured(0.6, 0.6), measured(0.7, 0.65)], {})
+    assert not guard.trends([measured(0.6, 0.6), measured(0.7, 0.59)], {})
+    (found,) = guard.trends([measured(0.6, 0.6), measured(0.7, 0.55)], {})
+    assert "over-optimisation" in found and "0.600 to 0.550" in found
+    (found,) = guard.trends([{"response_tokens": 31.0}], {"response_tokens": 20.0})
+    assert "length growth" in found and "1.55 times" in found
+
+
+def test_an_unfinished_run_says_how_far_it_is(tmp_path):
+    run = write_run(tmp_path / "run", iterations=1)
+    other = write_run(tmp_path / "other")
+    shutil.copytree(other / "iter-2", run / "iter-2")
+    for name in ("annotate", "select", "train", "evaluation"):
+        (run / "iter-2" / f"{name}.json").unlink()
+    found = run_figures.read(run)
+    assert "Not finished: 1 of 2 iterations are finished" in found.status
+    assert "at iteration 2: annotate, 1 of 1 shards" in found.status
+    assert not found.has_ended
+    page.write([run], tmp_path / "report.html")
+    assert "Not finished" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    run = tmp_path / "run"
+    write_run(run, iterations=0)
+    (run / "iter-0" / "evaluation.json").unlink()
+    shutil.rmtree(run / "iter-0" / "evaluation")
+    page.write([run], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "0 of 2 iterations are finished; the run is at iteration 0: evaluate" in text
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "recipe.yaml").write_text("")
+    page.write([tmp_path / "empty"], tmp_path / "report.html")
+
+
+def test_a_stop_by_the_guard_is_said(tmp_path):
+    run = write_run(tmp_path / "run", iterations=1, measures={1: {"win_rate_vs_previous": interval(0.3)}})
+    found = run_figures.read(run)
+    assert found.status.startswith("Stopped by the guard after iteration 1") and found.has_ended
+    page.write([run], tmp_path / "report.html")
+    assert "it loses to its predecessor: win rate 0.300" in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 1 and "is not a run folder" in done.output
+    run = write_run(tmp_path / "run")
+    assert "named twice" in CliRunner().invoke(app, ["report", str(run), str(run)]).output
