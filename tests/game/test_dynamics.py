@@ -408,14 +408,14 @@ def test_dpo_has_no_minimiser_where_some_win_everything() -> None:
         (lambda: COMAL(0.1, 0.1, inner=0), "inner = 0"),
         (lambda: MNPO(0.1, 0.1, opponents=0), "opponents = 0"),
         (lambda: RSPO(0.1, reverse_kl=-1.0), "reverse_kl = -1.0"),
-        (lambda: play(RSPO(0.1), RPS, 1, initial=[1.0, 0.0, 0.0]), "zero probability"),
+        (lambda: play(RSPO(0.1), RPS, 1, initial=[1.0, 0.0, 0.0]), "gives a response the probability 0"),
         (lambda: MagneticMirrorDescent(0.1, 0.1, magnet_rate=2.0), "magnet_rate = 2.0"),
         (lambda: SampledMultiplicativeWeights(0.1, samples=0), "samples = 0"),
         (lambda: SampledMultiplicativeWeights(0.1, responses="some"), "responses"),  # type: ignore[arg-type]
         (lambda: IPOSelfPlay(1.0, reference="other"), "reference"),  # type: ignore[arg-type]
         (lambda: DPOSelfPlay(0.0), "beta"),
-        (lambda: play(MultiplicativeWeights(1.0), RPS, 0), "record steps \\[0\\]"),
-        (lambda: play(MultiplicativeWeights(1.0), RPS, 5, record=[6]), "record steps \\[6\\]"),
+        (lambda: play(MultiplicativeWeights(1.0), RPS, 0), "record = \\[0\\]"),
+        (lambda: play(MultiplicativeWeights(1.0), RPS, 5, record=[6]), "record = \\[6\\]"),
         (lambda: play(MultiplicativeWeights(1.0), RPS, 5, initial=[0.5, 0.5, 0.5]), "initial sum to 1.5"),
         (lambda: play(MultiplicativeWeights(1.0), RPS, 5, reference=[1.0]), "reference has shape"),
         (lambda: play(MultiplicativeWeights(1.0), [[0.5, 0.9], [0.9, 0.5]], 5), "P\\[0, 1\\]"),

@@ -164,10 +164,10 @@ def test_the_usual_shapes_of_csv(tmp_path, text: str, names: tuple[str, ...]) ->
     [
         ("game.csv", "", "empty"),
         ("game.csv", "0.5,x\n0.1,0.5\n", "line 1: 'x' is not a number"),
-        ("game.csv", "0.5,0.9\n0.1,0.5,0.3\n", "line 2: 3 numbers in a matrix of 2"),
+        ("game.csv", "0.5,0.9\n0.1,0.5,0.3\n", "line 2: 3 numbers, but the matrix has 2 rows"),
         ("game.csv", ",a,b\na,0.5,0.9\nc,0.1,0.5\n", "rows are named"),
         ("game.csv", "0.5,0.9\n0.2,0.5\n", "game.csv: P\\[0, 1\\] \\+ P\\[1, 0\\] = 1.1"),
-        ("game.txt", "", "read from .csv or .npy, not '.txt'"),
+        ("game.txt", "", "read from a .csv or .npy file, not from '.txt'"),
         ("game.npy", "not an array", "game.npy"),
     ],
 )

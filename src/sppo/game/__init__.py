@@ -1,4 +1,4 @@
-"""The two-player game that SPPO plays, in tables: exact solutions, measures and learning dynamics."""
+"""The two-player game that SPPO plays, as tables: exact solutions, measures and learning dynamics."""
 
 from sppo.game.bradley_terry import bradley_terry, bradley_terry_divergence, nearest_bradley_terry
 from sppo.game.empirical_game import EmpiricalGame, empirical_game

@@ -1,4 +1,4 @@
-r"""Theorem 4.1 of SPPO with its constant, and figures of who converges.
+r"""Theorem 4.1 of SPPO with its constant, and figures that show which dynamics converge.
 
 SPPO (arXiv:2405.00675), Theorem 4.1, says that the average :math:`\bar\pi_T = \frac1T\sum_{t=1}^T \pi_t` of
 multiplicative weights with a step of the order of :math:`1/\sqrt T` has a duality gap of the order of
@@ -7,7 +7,7 @@ Schapire, 1999): for every response y
 
 .. math:: \sum_{t=1}^T P(y \succ \pi_t) - \tfrac T2 \le \frac{-\ln \pi_1(y)}{\eta} + \frac{\eta T}{8}
 
-since :math:`P(\pi_t \succ \pi_t) = \tfrac12`; and the left side over T is what y gains over the average
+since :math:`P(\pi_t \succ \pi_t) = \tfrac12`; and the left side divided by T is what y gains over the average
 policy. From the uniform policy with :math:`\eta = \sqrt{8 \ln n / T}` this is :math:`\sqrt{\ln n/(2T)}`.
 """
 
@@ -40,38 +40,26 @@ from sppo.game.preference_games import Array, GameError, policy_weights, prefere
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "AverageRates",
-    "Curve",
-    "average_rates",
-    "draw",
-    "draw_simplex",
-    "last_iterates",
-    "regret_bound",
-    "theorem_bound",
-    "theorem_step_size",
-]
-
 
 def theorem_step_size(n: int, iterations: int) -> float:
-    r"""The step size :math:`\eta = \sqrt{8 \ln n / T}` that gives the bound its constant."""
+    r"""The step size :math:`\eta = \sqrt{8 \ln n / T}`, at which the bound is smallest."""
     _require_game_length(n, iterations)
     return float(np.sqrt(8 * np.log(n) / iterations))
 
 
 def theorem_bound(n: int, iterations: int) -> float:
-    r"""Exploitability of the average policy, at most :math:`\sqrt{\ln n / (2T)}` from the uniform policy.
+    r"""Bound on the exploitability of the average policy from the uniform policy: :math:`\sqrt{\ln n / (2T)}`.
 
-    The duality gap of Theorem 4.1 is at most twice that.
+    The duality gap of Theorem 4.1 is at most twice as large.
     """
     _require_game_length(n, iterations)
     return float(np.sqrt(np.log(n) / (2 * iterations)))
 
 
 def regret_bound(initial: npt.ArrayLike, eta: float, iterations: int) -> float:
-    r"""The bound from any first policy and step: :math:`\max_y \frac{-\ln\pi_1(y)}{\eta T} + \frac\eta8`.
+    r"""The bound for any first policy and step size: :math:`\max_y \frac{-\ln\pi_1(y)}{\eta T} + \frac\eta8`.
 
-    Infinite if the first policy never plays some response: then nobody learns about it.
+    It is infinite if the first policy never plays some response, because self-play then never finds it.
     """
     first = policy_weights(initial, name="initial")
     _require_game_length(first.shape[-1], iterations)
@@ -81,14 +69,14 @@ def regret_bound(initial: npt.ArrayLike, eta: float, iterations: int) -> float:
 
 @dataclass(frozen=True)
 class AverageRates:
-    """Exploitability after T steps of multiplicative weights, with the step size of the theorem for each T.
+    """Exploitability after T steps of multiplicative weights, for several T with the theorem's step size for each.
 
     Attributes:
         times: [runs] the T of each run.
-        eta: [runs] its step size.
-        average: [runs, ...] exploitability of its average policy.
-        last: [runs, ...] and of its last one.
-        bound: [runs] what the average cannot exceed.
+        eta: [runs] the step size of each run.
+        average: [runs, ...] exploitability of the average policy.
+        last: [runs, ...] exploitability of the last policy.
+        bound: [runs] upper bound on `average`.
     """
 
     times: npt.NDArray[np.int_]
@@ -101,12 +89,12 @@ class AverageRates:
 def average_rates(
     payoff: npt.ArrayLike, times: Sequence[int], *, initial: npt.ArrayLike | None = None
 ) -> AverageRates:
-    """Run multiplicative weights once per T, each with its own step size.
+    """Run multiplicative weights once for each T, with the theorem's step size for that T.
 
     Args:
         payoff: [..., n, n] preference matrices.
         times: the T of each run.
-        initial: [n] the first policy; uniform where not given.
+        initial: [n] the first policy; uniform if not given.
     """
     game = preference_game(payoff)
     n = game.shape[-1]
@@ -123,13 +111,13 @@ def average_rates(
 
 @dataclass(frozen=True)
 class Curve:
-    """One dynamic's exploitability against the number of steps.
+    """The exploitability of one dynamic by the number of steps.
 
     Attributes:
-        name: of the dynamic.
-        times: [records].
+        name: name of the dynamic.
+        times: [records] the number of steps before each record.
         last: [records, ...] exploitability of the last policy.
-        average: [records, ...] and of the average of all.
+        average: [records, ...] exploitability of the average policy.
         policies: [records, ..., n] the last policies themselves.
     """
 
@@ -153,40 +141,26 @@ def last_iterates(
 
     Args:
         payoff: [..., n, n] preference matrices.
-        iterations: steps of each.
-        initial: [..., n] the first policy; uniform where not given.
-        reference: [..., n] what the regularised methods are pulled to; uniform where not given.
-        dynamics: which; a standard selection where not given.
-        record: at which steps; about 60, evenly in the logarithm, where not given.
+        iterations: number of steps of each dynamic.
+        initial: [..., n] the first policy; uniform if not given.
+        reference: [..., n] the policy that regularised methods are pulled to; uniform if not given.
+        dynamics: the dynamics to run; those of `standard_dynamics` if not given.
+        record: the steps to record; if not given, about 60 of them, evenly spaced in their logarithm.
     """
     game = preference_game(payoff)
     n = game.shape[-1]
-    chosen = standard_dynamics(n, iterations) if dynamics is None else dynamics
     anchor = np.full(n, 1 / n) if reference is None else reference
+    times = record or log_spaced(iterations)
     curves = []
-    for dynamic in chosen:
-        run = play(
-            dynamic,
-            game,
-            iterations,
-            initial=initial,
-            reference=anchor,
-            record=record or log_spaced(iterations),
-        )
-        curves.append(
-            Curve(
-                run.name,
-                run.times,
-                exploitability(game, run.last),
-                exploitability(game, run.average),
-                run.last,
-            )
-        )
+    for dynamic in standard_dynamics(n, iterations) if dynamics is None else dynamics:
+        run = play(dynamic, game, iterations, initial=initial, reference=anchor, record=times)
+        last, average = exploitability(game, run.last), exploitability(game, run.average)
+        curves.append(Curve(run.name, run.times, last, average, run.last))
     return curves
 
 
 def standard_dynamics(n: int, iterations: int) -> list[Dynamic]:
-    """The dynamics that `sppo game converge` compares, with steps that suit games of moderate size."""
+    """The dynamics that `sppo game converge` compares, with step sizes that suit games of moderate size."""
     return [
         MultiplicativeWeights(theorem_step_size(n, iterations)),
         SPPO(theorem_step_size(n, iterations)),
@@ -200,9 +174,9 @@ def standard_dynamics(n: int, iterations: int) -> list[Dynamic]:
 
 
 def draw(rates: AverageRates, curves: Sequence[Curve]) -> Figure:
-    """Both halves of the story: the average's guarantee, and who converges in the last iterate.
+    """Draw the guarantee of the average policy on the left, and the dynamics' last policies on the right.
 
-    Several games are drawn as their median, the average's also as its worst.
+    Several games are drawn as their median; for the average policy the worst game is drawn as well.
     """
     figure = _figure(9.0, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -213,12 +187,12 @@ def draw(rates: AverageRates, curves: Sequence[Curve]) -> Figure:
         left.plot(rates.times, average.max(-1), color="C0", linestyle=":", label="average policy, worst game")
     left.plot(rates.times, np.median(average, -1), color="C0", marker=".", label="average policy")
     left.plot(rates.times, np.median(last, -1), color="C3", marker=".", label="last policy")
-    left.set(title="multiplicative weights, a run per T", xlabel="T", ylabel="exploitability")
+    left.set(title="multiplicative weights, one run for each T", xlabel="T", ylabel="exploitability")
     left.legend(fontsize="small")
-    for which, curve in enumerate(curves):
+    for number, curve in enumerate(curves):
         values = np.median(curve.last.reshape(len(curve.times), -1), -1)
-        # curves that coincide, such as multiplicative weights and SPPO, must both be seen
-        style = ("-", "--", "-.")[which % 3]
+        # different dashes keep curves that coincide, such as multiplicative weights and SPPO, both visible
+        style = ("-", "--", "-.")[number % 3]
         right.plot(curve.times, np.maximum(values, 1e-12), linestyle=style, label=curve.name)
     right.set(title="last policy", xlabel="step")
     right.legend(fontsize="x-small")
@@ -232,13 +206,13 @@ def draw(rates: AverageRates, curves: Sequence[Curve]) -> Figure:
 
 
 def draw_simplex(curves: Sequence[Curve], *, names: Sequence[str], winner: Array) -> Figure:
-    """Paths of the last policies of one game with three responses, in the triangle of policies.
+    """Draw the paths of the last policies of one game with three responses in the triangle of policies.
 
     Raises:
         ValueError: the curves are not of one game with three responses.
     """
     if any(curve.policies.ndim != 2 or curve.policies.shape[-1] != 3 for curve in curves):
-        raise GameError("paths in the triangle need one game with exactly 3 responses.")
+        raise GameError("only one game with exactly 3 responses has paths in the triangle of policies.")
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)
@@ -261,14 +235,14 @@ def draw_simplex(curves: Sequence[Curve], *, names: Sequence[str], winner: Array
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure, the same bytes for the same data.
+    """Write a figure; the same data give the same bytes.
 
     Raises:
-        ValueError: an ending other than .svg, .png or .pdf.
+        ValueError: the path does not end in .svg, .png or .pdf.
     """
     path = Path(path)
     if path.suffix not in (".svg", ".png", ".pdf"):
-        raise GameError(f"{path}: figures are written as .svg, .png or .pdf.")
+        raise GameError(f"{path}: a figure is written as .svg, .png or .pdf; choose one of these endings.")
     import matplotlib
 
     metadata: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix, {})
@@ -277,7 +251,7 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    # matplotlib.figure and not pyplot: no window system, no global state
+    # matplotlib.figure, unlike pyplot, needs no window system and has no global state
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
@@ -285,4 +259,4 @@ def _figure(width: float, height: float) -> Figure:
 
 def _require_game_length(n: int, iterations: int) -> None:
     if n < 2 or iterations < 1:
-        raise GameError(f"n = {n}, T = {iterations}: at least 2 responses and 1 iteration.")
+        raise GameError(f"n = {n}, T = {iterations}: a game needs at least 2 responses and 1 iteration.")

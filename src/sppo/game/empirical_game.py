@@ -1,8 +1,8 @@
-"""Policies as strategies: the game between the checkpoints of a run, or of several.
+"""The game in which policies are the strategies: the checkpoints of one run, or of several.
 
-Each policy is one strategy; the payoff is its win rate against another, measured on prompts. Best responses
-are then sought among strategies that exist (all policies, and any challengers such as best-of-n samplers),
-so the gap is a lower bound on the true one: a better response than all of them may be out there.
+The payoff is the win rate of one policy against another, measured on prompts. Best responses are sought among
+the strategies that were given (the policies, and challengers such as best-of-n samplers), so the gap is a lower
+bound on the true one: there may be a better response than any of them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import numpy.typing as npt
 from sppo.game.nash import solve
 from sppo.game.preference_games import Array, GameError, policy_weights, preference_game
 
-__all__ = ["EmpiricalGame", "Standing", "empirical_game"]
-
 
 @dataclass(frozen=True)
 class Standing:
-    """How one mixture of policies fares.
+    """The standing of one mixture of policies in the game.
 
     Attributes:
         weights: [m] the mixture.
-        exploitability: best win rate against it less 1/2, never below zero.
+        exploitability: the best win rate against the mixture minus 1/2, at least zero.
         gap: duality gap, twice the exploitability.
-        best_response: name of the policy or challenger that wins most often against it.
-        win_rate: how often that one wins.
+        best_response: name of the policy or challenger that wins most often against the mixture.
+        win_rate: win rate of the best response.
         interval: (low, high) of the exploitability over resampled prompts; None without prompts.
     """
 
@@ -42,15 +40,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class EmpiricalGame:
-    """The game between policies, its solution, and how two choices of a run compare with it.
+    """The game between policies, its solution, and the two policies that a run could keep.
 
     Attributes:
-        names: m policies.
+        names: names of the m policies.
         payoff: [m, m] win rates.
-        nash: the Nash mixture of the policies (greatest entropy where there are several), and its standing:
-            zero against the policies themselves, positive only where a challenger beats it.
+        nash: the Nash mixture of the policies (the one of greatest entropy if there are several). Its
+            exploitability is zero, or positive if a challenger beats it.
         last: the last policy.
-        averaged: the mixture that draws one of the averaged policies at random per prompt.
+        averaged: the mixture that draws one of the averaged policies at random for each prompt.
     """
 
     names: tuple[str, ...]
@@ -75,20 +73,21 @@ def empirical_game(
     """Solve the game between policies.
 
     Args:
-        win_rates: [m, m] the row policy's win rate against the column policy, the last row the last policy;
-            or [prompts, m, m] one matrix per prompt, which gives intervals over prompts.
-        names: m names; policy 1, 2, ... where not given.
-        averaged: [m] weights of the averaged policy; all policies alike where not given (Theorem 4.1).
-        challengers: [c, m] or [prompts, c, m] win rates of further strategies, such as best-of-n of a
-            policy, against the m policies; they may answer but are not in the mixtures.
-        challenger_names: c names.
-        resamples: bootstrap resamples of the prompts.
-        confidence: of the intervals.
-        seed: of the resampling.
-        tolerance: of preference_game.
+        win_rates: [m, m] the row policy's win rate against the column policy, where the last row is the last
+            policy; or [prompts, m, m], one matrix for each prompt, which gives intervals over prompts.
+        names: m names; policy 1, 2, ... if not given.
+        averaged: [m] weights of the averaged policy; equal weights if not given (Theorem 4.1).
+        challengers: [c, m] or [prompts, c, m] win rates of further strategies, such as best-of-n of a policy,
+            against the m policies; they can be best responses but have no part in the mixtures.
+        challenger_names: c names; challenger 1, 2, ... if not given.
+        resamples: number of bootstrap resamples of the prompts.
+        confidence: confidence level of the intervals.
+        seed: random seed of the resampling.
+        tolerance: see preference_game.
 
     Raises:
-        ValueError: not a preference game, challengers of another shape or out of [0, 1], or wrong names.
+        ValueError: the win rates are not a preference game, the challengers have another shape or lie outside of
+            [0, 1], or names are missing or repeated.
     """
     game = preference_game(win_rates, tolerance=tolerance)
     if game.ndim > 3:
@@ -101,7 +100,7 @@ def empirical_game(
     mean_answers = answers.mean(0) if game.ndim == 3 else answers
     payoff = mean_answers[:m]
     if not 0 < confidence < 1:
-        raise GameError(f"confidence = {confidence} must be in (0, 1).")
+        raise GameError(f"confidence = {confidence} must be in (0, 1), e.g. 0.95.")
     mixtures = {
         "nash": solve(payoff).policy,
         "last": np.eye(m)[-1],
@@ -120,7 +119,7 @@ def _standing(
 ) -> Standing:
     rates = answers @ weights
     best = int(rates.argmax())
-    # the mixture ties with itself, so nothing below 1/2 is ever the best answer to it
+    # the mixture ties with itself, so its best response never wins less than 1/2
     exploit = max(float(rates[best]) - 0.5, 0.0)
     interval = None
     if resampled is not None:
@@ -146,7 +145,7 @@ def _challengers(challengers: npt.ArrayLike | None, game: Array) -> Array:
     if rates.ndim != game.ndim or rates.shape[-1] != m or rates.shape[:-2] != game.shape[:-2]:
         raise GameError(
             f"challengers have shape {rates.shape}; expected {[*game.shape[:-2], 'c', m]}, "
-            "a row of win rates against the policies per challenger."
+            "one row of win rates against the policies for each challenger."
         )
     if not np.all((rates >= 0) & (rates <= 1)):
         bad = np.argwhere(~((rates >= 0) & (rates <= 1)))[0].tolist()

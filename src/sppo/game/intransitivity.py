@@ -1,8 +1,8 @@
-r"""How intransitive preferences are, and what a scalar reward loses on them.
+r"""Measures of how intransitive preferences are, and of what a scalar reward loses on them.
 
-Three views of one matrix: cycles of the majority relation (only who wins matters), the cyclic part of the
-log-odds (how much matters, and additive), and the distance to the nearest Bradley-Terry model (in nats, what
-a reward model's loss cannot go below).
+There are three views of a matrix: the cycles of the majority relation, which depend only on who wins; the cyclic
+part of the log-odds, which also depends on the margins; and the distance in nats to the nearest Bradley-Terry
+model, by which a reward model's loss exceeds the entropy of the preferences.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from sppo.game.nash import solve
 from sppo.game.preference_games import Array, GameError, preference_game
 from sppo.game.social_choice import borda_winners, condorcet_winner
 
-__all__ = ["Hodge", "Intransitivity", "cyclic_triples", "hodge", "intransitivity"]
-
 
 def cyclic_triples(payoff: npt.ArrayLike, *, tolerance: float = 1e-9) -> Array:
     """Share of triples {i, j, k} in which each response beats one of the others and loses to one.
 
-    A tie makes no cycle. Of a uniformly random tournament it is 1/4 on average, of any it is at most
+    Ties make no cycles. The share is 1/4 on average for a uniformly random tournament, and at most
     (n + 1)/(4(n - 2)) for odd n (Kendall and Babington Smith, 1940), which is 1 at n = 3.
 
     Returns:
@@ -34,20 +32,20 @@ def cyclic_triples(payoff: npt.ArrayLike, *, tolerance: float = 1e-9) -> Array:
     if n < 3:
         return np.zeros(game.shape[:-2])
     beats = (game > 0.5 + tolerance).astype(np.float64)
-    # the trace of the cube counts every directed triangle three times
+    # this sum is the trace of the cube of `beats`, which counts every directed triangle three times
     cycles = (np.matmul(beats, beats) * beats.swapaxes(-1, -2)).sum((-1, -2)) / 3
     return np.asarray(cycles / (n * (n - 1) * (n - 2) / 6))
 
 
 @dataclass(frozen=True)
 class Hodge:
-    r"""Log-odds split into what a scalar reward explains and what it cannot.
+    r"""The log-odds as a sum of what a scalar reward explains and what it cannot explain.
 
     Attributes:
-        reward: [..., n] the potential r in nats, mean zero.
+        reward: [..., n] the potential r in nats, with mean zero.
         transitive: [..., n, n] :math:`r_i - r_j`.
-        cyclic: [..., n, n] the rest; its rows sum to zero.
-        cyclic_share: [...] squared norm of the cyclic part over that of the log-odds, in [0, 1].
+        cyclic: [..., n, n] the remainder, whose rows sum to zero.
+        cyclic_share: [...] squared norm of the cyclic part divided by that of the log-odds, in [0, 1].
     """
 
     reward: Array
@@ -57,18 +55,18 @@ class Hodge:
 
 
 def hodge(payoff: npt.ArrayLike, *, clip: float | None = None) -> Hodge:
-    r"""Hodge decomposition of the log-odds (Jiang, Lim, Yao and Ye, 2011, with every pair weighted alike).
+    r"""Hodge decomposition of the log-odds (Jiang, Lim, Yao and Ye, 2011, with equal weights for all pairs).
 
-    :math:`L_{ij} = \log(P_{ij}/P_{ji}) = (r_i - r_j) + C_{ij}` with :math:`r_i = \frac1n \sum_j L_{ij}`, the
-    least-squares reward; the two parts are orthogonal. All pairs are compared, so what is not a gradient is
-    made of 3-cycles only.
+    :math:`L_{ij} = \log(P_{ij}/P_{ji}) = (r_i - r_j) + C_{ij}`, where :math:`r_i = \frac1n \sum_j L_{ij}` is the
+    least-squares reward and the two parts are orthogonal. Since all pairs are compared, the part that is not a
+    gradient is a sum of 3-cycles.
 
     Args:
         payoff: [..., n, n].
-        clip: bring probabilities into [clip, 1 - clip] first; the choice bounds the log-odds, so report it.
+        clip: bring probabilities into [clip, 1 - clip] first; it bounds the log-odds, so report it with the result.
 
     Raises:
-        ValueError: a probability of 0 or 1 has infinite log-odds, and no clip was given.
+        ValueError: a probability is 0 or 1, so that its log-odds are infinite, and clip is not given.
     """
     game = preference_game(payoff)
     if clip is not None:
@@ -78,8 +76,8 @@ def hodge(payoff: npt.ArrayLike, *, clip: float | None = None) -> Hodge:
     if game.max() >= 1:
         certain = int((game >= 1).sum())
         raise GameError(
-            f"{certain} of the pairs have probability 1 and so infinite log-odds; "
-            "give clip, e.g. clip=0.01 for an oracle whose certainty is worth 99 to 1."
+            f"{certain} of the pairs have probability 1 and therefore infinite log-odds; "
+            "give clip, e.g. clip=0.01 to count certainty as 99 to 1."
         )
     log_odds = np.log(game) - np.log(game.swapaxes(-1, -2))
     reward = log_odds.mean(-1)
@@ -92,18 +90,18 @@ def hodge(payoff: npt.ArrayLike, *, clip: float | None = None) -> Hodge:
 
 @dataclass(frozen=True)
 class Intransitivity:
-    """Measures of each game; an oracle's on a data set is one game per prompt.
+    """The measures of each game; for an oracle on a data set, each prompt is a game.
 
     Attributes:
         cyclic_triples: [...] share of triples that are cycles.
         cyclic_share: [...] share of the squared log-odds that no reward explains (Hodge).
-        bradley_terry_divergence: [...] nats per comparison to the nearest Bradley-Terry model.
+        bradley_terry_divergence: [...] distance to the nearest Bradley-Terry model, nats per comparison.
         bradley_terry_error: [...] largest error of a probability under that model.
         condorcet: [...] whether a response beats all others.
-        scalar_exploitability: [...] how far above 1/2 the best answer to a scalar reward's choice wins:
-            the exploitability of the Borda winner (its mean, where several tie).
-        winner_support: [...] number of responses that the von Neumann winner plays (above 1e-6).
-        winner_entropy: [...] its entropy in nats.
+        scalar_exploitability: [...] exploitability of a scalar reward's choice, the Borda winner (the mean over
+            Borda winners if several tie).
+        winner_support: [...] number of responses that the von Neumann winner plays with more than 1e-6.
+        winner_entropy: [...] entropy of the von Neumann winner in nats.
     """
 
     cyclic_triples: Array
@@ -116,16 +114,16 @@ class Intransitivity:
     winner_entropy: Array
 
     def means(self) -> dict[str, float]:
-        """Mean of each measure over the games."""
+        """The mean of each measure over the games."""
         return {name: float(np.mean(values)) for name, values in vars(self).items()}
 
 
 def intransitivity(payoff: npt.ArrayLike, *, clip: float = 0.01) -> Intransitivity:
-    """All measures of a game, or of one game per prompt.
+    """Compute all measures of each game.
 
     Args:
         payoff: [..., n, n].
-        clip: for the log-odds only, see hodge.
+        clip: applies to the log-odds only; see hodge.
     """
     game = preference_game(payoff)
     model = nearest_bradley_terry(game)

@@ -1,12 +1,12 @@
 r"""The von Neumann winner: the policy that no other policy beats.
 
-:math:`\pi^* = \arg\max_\pi \min_{\pi'} P(\pi \succ \pi')` (Dudik et al., 2015), the
-symmetric Nash equilibrium of the preference game. It always exists, and wins at least half of the time
-against everything, however intransitive the preferences are.
+It is :math:`\pi^* = \arg\max_\pi \min_{\pi'} P(\pi \succ \pi')` (Dudik et al., 2015), the symmetric Nash
+equilibrium of the preference game. It always exists, and wins at least half of the time against every policy,
+however intransitive the preferences are.
 
-Two solvers of the same linear programme: `interior` (the default) uses the antisymmetry and takes whole
-batches; `highs` is SciPy's HiGHS, which knows nothing of the structure, as an independent check and as the
-way out if the first should ever miss the tolerance. Either result is then made exact on its support.
+Two solvers solve the same linear programme: `interior` (the default) exploits the antisymmetry and solves whole
+batches; `highs` is SciPy's HiGHS, which does not use the structure and serves as an independent check and as the
+fallback if `interior` misses the tolerance. The result of either is then made exact on its support.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from sppo.game.interior_point import self_dual_winner
 from sppo.game.maximum_entropy import maximum_entropy_winner
 from sppo.game.preference_games import Array, GameError, preference_game
 
-__all__ = ["Solution", "nash", "solve"]
-
 Solver = Literal["interior", "highs"]
 
 _GAP = 1e-9
@@ -31,12 +29,12 @@ _SINGULAR = 1e-13
 
 @dataclass(frozen=True)
 class Solution:
-    """Von Neumann winners of one or many games.
+    """The von Neumann winners of one or many games.
 
     Attributes:
-        policy: [..., n] the winner; where there are several, the one of greatest entropy.
-        gap: [...] its duality gap, at most 1e-9.
-        unique: [...] whether it is the only one.
+        policy: [..., n] the winner; if there are several, the one of greatest entropy.
+        gap: [...] duality gap of the policy, at most 1e-9.
+        unique: [...] whether it is the only winner.
     """
 
     policy: Array
@@ -45,34 +43,34 @@ class Solution:
 
 
 def nash(payoff: npt.ArrayLike, *, solver: Solver = "interior") -> Array:
-    """Von Neumann winner of a preference game.
+    """Find the von Neumann winner of each preference game.
 
     Args:
         payoff: [..., n, n] preference matrices, n up to about 5,000.
         solver: `interior` or `highs`; the result is the same.
 
     Returns:
-        [..., n] policies with a duality gap of at most 1e-9; where several exist, the one of
-        greatest entropy.
+        [..., n] policies with a duality gap of at most 1e-9; if a game has several winners, the one of greatest
+        entropy.
 
     Raises:
-        ValueError: not a preference game (see preference_game).
-        ArithmeticError: the gap could not be brought below 1e-9.
+        ValueError: the payoff is not a preference game (see preference_game).
+        ArithmeticError: the solver did not reach a duality gap of 1e-9.
     """
     return solve(payoff, solver=solver).policy
 
 
 def solve(payoff: npt.ArrayLike, *, solver: Solver = "interior") -> Solution:
-    """Von Neumann winner with its certificate; see nash.
+    """Find the von Neumann winner of each game like `nash`, and certify it.
 
-    The gap is recomputed from the policy and the matrix, whatever the solver said.
+    The duality gap is computed from the policy and the matrix and does not rely on the solver.
     """
     if solver not in ("interior", "highs"):
         raise GameError(f"solver = {solver!r}; choose 'interior' or 'highs'.")
     game = preference_game(payoff)
     n = game.shape[-1]
     margins = game.reshape(-1, n, n) - 0.5
-    # The winner does not depend on the scale of the margins, the solvers' tolerances do.
+    # The winner does not depend on the scale of the margins, but the solvers' tolerances do.
     scale = np.abs(margins).max((-1, -2))
     scaled = margins / np.where(scale > 0, scale, 1.0)[:, None, None]
     policies = np.empty((len(margins), n))
@@ -96,12 +94,12 @@ def solve(payoff: npt.ArrayLike, *, solver: Solver = "interior") -> Solution:
 
 
 def _exact(margins: Array, policy: Array, slack: Array) -> tuple[Array, bool]:
-    """The winner on the support that the solver found, to rounding, and whether it is the only one.
+    """Return the winner on the solver's support, exact up to rounding, and whether it is the only winner.
 
-    A winner x of support S solves A_SS x = 0, sum x = 1. The bordered matrix [[A_SS, 1], [-1, 0]] is
-    singular exactly when these equations have a second solution, so one factorisation answers both.
+    A winner x with the support S solves A_SS x = 0, sum x = 1. The bordered matrix [[A_SS, 1], [-1, 0]] is singular
+    exactly if these equations have a second solution, so one factorisation answers both questions.
     """
-    # SciPy takes longer to import than all the rest, and a command line that only asks for help pays too
+    # imported here because SciPy takes longer to import than the rest of the package, also for --help
     from scipy.linalg import lapack
 
     played = policy > slack
@@ -135,11 +133,11 @@ def _gap(margins: Array, policy: Array) -> float:
 
 
 def _highs(margins: Array) -> tuple[Array, Array]:
-    """A strictly complementary winner by HiGHS.
+    """Find a strictly complementary winner with HiGHS.
 
-    The plain programme ends in a corner of the set of winners. Where that leaves a response neither played
-    nor worse than even there may be other winners, and a second programme, max sum t with t <= x + w,
-    0 <= t <= 1 and x not normalised, finds a winner in the middle: by Tucker's theorem every t reaches one.
+    The plain programme ends in a corner of the set of winners. If the corner neither plays some response nor beats
+    it, there may be other winners. A second programme, max sum t with t <= x + w, 0 <= t <= 1 and x not normalised,
+    then finds a winner in the interior of the set: by Tucker's theorem every t reaches one.
     """
     n = len(margins)
     policy = _linear_programme(np.zeros(n), margins, np.ones((1, n)), None)
@@ -159,17 +157,17 @@ def _linear_programme(
 ) -> Array:
     from scipy.optimize import linprog
 
-    found = linprog(
+    result = linprog(
         cost,
         A_ub=at_most_zero,
         b_ub=np.zeros(len(at_most_zero)),
         A_eq=sums_to_one,
         b_eq=None if sums_to_one is None else [1.0],
         bounds=bounds or (0, None),
-        # of HiGHS's methods the quickest here by far: its simplex needs minutes at n = 2,000
+        # by far the fastest method of HiGHS on these programmes: its simplex needs minutes at n = 2,000
         method="highs-ipm",
         options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
     )
-    if found.x is None:
-        raise ArithmeticError(f"HiGHS found no von Neumann winner: {found.message}")
-    return np.asarray(found.x)
+    if result.x is None:
+        raise ArithmeticError(f"HiGHS found no von Neumann winner: {result.message}")
+    return np.asarray(result.x)

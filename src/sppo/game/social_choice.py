@@ -1,7 +1,7 @@
-"""Winners that social choice names, for contrast with the von Neumann winner.
+"""The winners of social choice theory, to compare with the von Neumann winner.
 
 Every function takes [..., n, n] games and returns a [..., n] mask or score, so that ties and the absence of
-a winner need no special value. Two responses tie where their probability is within `tolerance` of 1/2.
+a winner need no special value. Two responses tie if their probability is within `tolerance` of 1/2.
 """
 
 from __future__ import annotations
@@ -11,50 +11,38 @@ import numpy.typing as npt
 
 from sppo.game.preference_games import Array, preference_game
 
-__all__ = [
-    "borda_scores",
-    "borda_winners",
-    "condorcet_winner",
-    "copeland_scores",
-    "copeland_winners",
-    "dominating_prefixes",
-    "smith_set",
-]
-
 Mask = npt.NDArray[np.bool_]
 
 _TIE = 1e-9
 
 
 def condorcet_winner(payoff: npt.ArrayLike, *, tolerance: float = _TIE) -> Mask:
-    """The response that beats every other one; where it exists it is the von Neumann winner too.
+    """Find the response that beats every other one; if it exists, it is also the von Neumann winner.
 
     Returns:
-        [..., n] mask with at most one true per game, none on a cycle or a tie at the top.
+        [..., n] mask with at most one true entry per game, and none if there is a cycle or a tie at the top.
     """
     game = preference_game(payoff)
     return np.asarray(_beats(game, tolerance).sum(-1) == game.shape[-1] - 1)
 
 
 def copeland_scores(payoff: npt.ArrayLike, *, tolerance: float = _TIE) -> Array:
-    """Number of responses beaten, a tie counting half.
+    """Count the responses that each response beats, where a tie counts half.
 
     Returns:
         [..., n] in [0, n - 1].
     """
-    game = preference_game(payoff)
-    beats = _beats(game, tolerance)
-    return _copeland(beats)
+    return _copeland(_beats(preference_game(payoff), tolerance))
 
 
 def copeland_winners(payoff: npt.ArrayLike, *, tolerance: float = _TIE) -> Mask:
-    """Responses with the highest Copeland score; [..., n] mask."""
+    """Find the responses with the highest Copeland score; [..., n] mask."""
     scores = copeland_scores(payoff, tolerance=tolerance)
     return np.asarray(scores == scores.max(-1, keepdims=True))
 
 
 def borda_scores(payoff: npt.ArrayLike) -> Array:
-    """Mean win rate against the other responses: what a uniform opponent loses.
+    """Compute the mean win rate of each response against the others.
 
     Returns:
         [..., n] in [0, 1], mean 1/2.
@@ -64,39 +52,37 @@ def borda_scores(payoff: npt.ArrayLike) -> Array:
 
 
 def borda_winners(payoff: npt.ArrayLike, *, tolerance: float = _TIE) -> Mask:
-    """Responses with the highest Borda score; [..., n] mask.
+    """Find the responses with the highest Borda score; [..., n] mask.
 
-    They are also the best responses by a Bradley-Terry reward fitted to all pairs alike, since that fit
-    orders the responses by their scores; so they are what a scalar reward would choose.
+    A Bradley-Terry reward fitted to all pairs with equal weights orders the responses by their Borda scores, so
+    these are the responses that a scalar reward would choose.
     """
     scores = borda_scores(payoff)
     return np.asarray(scores >= scores.max(-1, keepdims=True) - tolerance)
 
 
 def smith_set(payoff: npt.ArrayLike, *, tolerance: float = _TIE) -> Mask:
-    """Smallest set whose every member beats every response outside it; [..., n] mask.
+    """Find the smallest set whose members all beat every response outside it; [..., n] mask.
 
-    A single response where there is a Condorcet winner, everything on a full cycle.
+    It is the Condorcet winner alone if there is one, and all responses on a full cycle.
     """
-    game = preference_game(payoff)
-    beats = _beats(game, tolerance)
-    order, dominates = dominating_prefixes(beats)
+    order, dominates = dominating_prefixes(_beats(preference_game(payoff), tolerance))
     size = 1 + dominates.argmax(-1)
     rank = np.argsort(order, -1)
     return np.asarray(rank < size[..., None])
 
 
 def dominating_prefixes(beats: Mask) -> tuple[npt.NDArray[np.intp], Mask]:
-    """Which sets of responses beat everything outside them, for any antisymmetric relation.
+    """Find the sets of responses that beat everything outside them, for any antisymmetric relation.
 
-    Such sets are nested, and each consists of the first few by Copeland score: a member of one with k
-    members beats the n - k outside, an outsider beats at most n - k - 1 and ties with none inside.
+    Such sets are nested, and each consists of the first responses by Copeland score: each of k members beats the
+    n - k responses outside, while a response outside beats at most n - k - 1 and ties with no member.
 
     Args:
         beats: [..., n, n], never true in both directions.
 
     Returns:
-        order [..., n], the responses by falling Copeland score; and [..., n], whether the first k + 1 of
+        The order [..., n] of the responses by decreasing Copeland score; and [..., n], whether the first k + 1 of
         them are such a set (always true for all n).
     """
     n = beats.shape[-1]
@@ -104,7 +90,8 @@ def dominating_prefixes(beats: Mask) -> tuple[npt.NDArray[np.intp], Mask]:
     sorted_beats = np.take_along_axis(
         np.take_along_axis(beats, order[..., :, None], -2), order[..., None, :], -1
     )
-    # wins of the first k over the rest = all their wins less those among themselves
+    # The first k beat the rest k (n - k) times exactly if they all beat everything outside. Their wins over the rest
+    # are all their wins minus those among themselves, which are the pairs of the lower triangle that do not tie.
     wins = sorted_beats.sum(-1).cumsum(-1)
     lower = np.tril(sorted_beats | sorted_beats.swapaxes(-1, -2), -1)
     among = lower.sum(-1).cumsum(-1)

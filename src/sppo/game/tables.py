@@ -1,4 +1,4 @@
-"""Preference matrices in files: CSV with or without names, and NumPy's .npy."""
+"""Preference matrices in files: CSV with or without names, and NumPy's .npy format."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 
 from sppo.game.preference_games import Array, GameError, preference_game
 
-__all__ = ["Table", "read_table", "write_table"]
-
 
 @dataclass(frozen=True)
 class Table:
@@ -19,7 +17,7 @@ class Table:
 
     Attributes:
         payoff: [n, n], or [games, n, n] from an .npy file.
-        names: n names; 0, 1, ... where the file has none.
+        names: n names; 0, 1, ... if the file has none.
     """
 
     payoff: Array
@@ -29,28 +27,29 @@ class Table:
 def read_table(path: str | Path, *, tolerance: float = 1e-6) -> Table:
     """Read and check a preference matrix.
 
-    A CSV holds one matrix: numbers only, or with a header row of names, or with names in the first column
-    too (the corner is ignored). An .npy file holds [n, n] or [games, n, n].
+    A CSV file holds one matrix of numbers, optionally with a header row of names and with the same names in the
+    first column (the corner cell is ignored). An .npy file holds [n, n] or [games, n, n].
 
     Args:
         path: a file whose name ends in .csv or .npy.
-        tolerance: of preference_game; widen it for rounded files.
+        tolerance: see preference_game; widen it for rounded files.
 
     Raises:
-        ValueError: another ending, a cell that is not a number, ragged rows, or not a preference game.
+        ValueError: the file has another ending, a cell that is not a number or rows of different lengths, or it is
+            not a preference game.
     """
     path = Path(path)
     if path.suffix == ".npy":
         try:
             payoff = np.load(path, allow_pickle=False)
         except ValueError as error:
-            raise GameError(f"{path}: not an array of numbers: {error}") from error
+            raise GameError(f"{path} is not an array of numbers: {error}") from error
         names = tuple(map(str, range(payoff.shape[-1] if payoff.ndim else 0)))
     elif path.suffix == ".csv":
         payoff, names = _read_csv(path)
     else:
         raise GameError(
-            f"{path}: a preference matrix is read from .csv or .npy, not {path.suffix or 'no ending'!r}."
+            f"{path}: a preference matrix is read from a .csv or .npy file, not from {path.suffix or 'no ending'!r}."
         )
     try:
         return Table(preference_game(payoff, tolerance=tolerance), names)
@@ -59,15 +58,17 @@ def read_table(path: str | Path, *, tolerance: float = 1e-6) -> Table:
 
 
 def write_table(path: str | Path, payoff: Array, names: tuple[str, ...] | None = None) -> None:
-    """Write a game: to .npy as it is, to .csv (one matrix) with its names as header row and 12 digits."""
+    """Write a game: to .npy as it is, or one matrix to .csv with 12 digits and its names as the header row."""
     path = Path(path)
     if path.suffix == ".npy":
         np.save(path, payoff)
         return
     if path.suffix != ".csv":
-        raise GameError(f"{path}: a preference matrix is written to .csv or .npy.")
+        raise GameError(
+            f"{path}: a preference matrix is written to .csv or .npy; choose one of these endings."
+        )
     if payoff.ndim != 2:
-        raise GameError(f"{path}: a CSV holds one matrix; write {payoff.shape} to .npy.")
+        raise GameError(f"{path}: a CSV file holds one matrix; write the shape {payoff.shape} to .npy.")
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if names is not None:
@@ -80,8 +81,8 @@ def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:
         lines = [[cell.strip() for cell in row] for row in csv.reader(file)]
     rows = [(number, row) for number, row in enumerate(lines, 1) if any(row)]
     if not rows:
-        raise GameError(f"{path}: empty; expected n rows of n probabilities.")
-    # an empty corner, or a word where the last row begins: the first column holds names
+        raise GameError(f"{path} is empty; expected n rows of n probabilities.")
+    # the first column holds names if the corner is empty or the last row begins with a word
     named = rows[0][1][0] == "" or not _is_number(rows[-1][1][0])
     n = len(rows[-1][1]) - named
     header: list[str] = []
@@ -91,13 +92,15 @@ def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:
     if header and first != header:
         raise GameError(
             f"{path}: the rows are named {first}, the columns {header}; "
-            "both must be the same responses in the same order."
+            "rows and columns must be the same responses in the same order."
         )
     payoff = []
     for number, row in rows:
         cells = row[named:]
         if len(cells) != len(rows):
-            raise GameError(f"{path}, line {number}: {len(cells)} numbers in a matrix of {len(rows)} rows.")
+            raise GameError(
+                f"{path}, line {number}: {len(cells)} numbers, but the matrix has {len(rows)} rows."
+            )
         for cell in cells:
             if not _is_number(cell):
                 raise GameError(f"{path}, line {number}: {cell!r} is not a number.")

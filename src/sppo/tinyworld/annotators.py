@@ -1,20 +1,20 @@
-r"""Three annotators with different priorities, whose soft majority is cyclic.
+r"""Three annotators with different priorities, whose mean preference is cyclic.
 
-Each annotator a reads prompt x and response y as text, counts what the grammar's tables say about its
-sentences, and prefers by the difference of its own utilities, in nats:
+Each annotator a reads the prompt x and a response y as text, counts the sorts of sentences by the grammar's tables,
+and prefers by the difference of its own utilities, in nats:
 
 .. math::
     P_a(y_i \succ y_j \mid x) = \sigma(u_a(x, y_i) - u_a(x, y_j)), \qquad
     u_a(x, y) = q(x, y) + v_a(x, y).
 
-The quality q is shared. A response slips by every sentence that spoils it, by not ending, and by saying
-nothing true about its topic; with the counts of :class:`Reading`,
+All annotators share the quality q. Every sentence that spoils a response is a slip, and so are a missing end and
+the lack of any true fact about the topic; with the counts of :class:`Reading`,
 
 .. math::
     \text{slips} = \text{false} + \text{astray} + \text{filler} + \text{repeated} + \text{garbled}
         + [\text{unfinished}] + [\text{facts} = 0],
 
-and the first slip costs the reader's trust, every further one little more, an empty response most:
+and the first slip costs most, further slips cost little more, and an empty response costs most of all:
 
 .. math::
     q = -9\,[\text{slips} \ge 1] - \tfrac12 \max(\text{slips} - 1, 0) - 9\,[\text{empty}].
@@ -29,28 +29,28 @@ The priorities v differ:
 The panel is the equal-weight mean of the three probabilities,
 :math:`\bar P = \tfrac13 (P_\text{scholar} + P_\text{editor} + P_\text{host})`.
 
-**The panel is cyclic, so no reward stands for it.** Take responses A, B, C on which the scholar ranks
-A > B > C, the editor B > C > A and the host C > A > B: A has many facts and some warmth, B two dry facts,
-C one fact and much warmth. Around the cycle A > B > C > A, two annotators agree with every step and one
-does not. If each of the two agrees by a margin over ln 3 nats, each says more than
-:math:`\sigma(\ln 3) = \tfrac34`, and the third says more than 0, so
+**The panel is cyclic, so no scalar reward represents it.** Take responses A, B, C that the scholar ranks
+A > B > C, the editor B > C > A and the host C > A > B: A has many facts and some warmth, B has two dry facts,
+and C has one fact and much warmth. Two annotators agree with every step of the cycle A > B > C > A, and one does
+not. If each of the two agrees by a margin above ln 3 nats, each probability exceeds
+:math:`\sigma(\ln 3) = \tfrac34`, and the third exceeds 0, so
 
 .. math::
     \bar P(A \succ B),\ \bar P(B \succ C),\ \bar P(C \succ A)
     > \tfrac13 \left(\tfrac34 + \tfrac34 + 0\right) = \tfrac12.
 
-A scalar reward r with any increasing link (Bradley-Terry: :math:`\sigma(r_i - r_j)`) that says more than
-one half on all three steps needs r(A) > r(B) > r(C) > r(A), which no real numbers satisfy. Every annotator
-alone is such a model; their mixture is not. :data:`CYCLE` is an explicit triple.
+A scalar reward r with any increasing link (Bradley-Terry: :math:`\sigma(r_i - r_j)`) whose probabilities exceed
+one half on all three steps needs r(A) > r(B) > r(C) > r(A), which no real numbers satisfy. Each annotator alone
+is such a model, but their mixture is not. :data:`CYCLE` is an explicit triple.
 
-The annotators accept any text. They are pure functions of it: nothing is random, and a response's utility
-does not depend on the others it is compared with.
+The annotators accept any text. They are pure functions of the text: nothing is random, and the utility of a response
+does not depend on the responses that it is compared with.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -61,9 +61,7 @@ from sppo.tinyworld import grammar
 
 Probabilities: TypeAlias = npt.NDArray[np.float64]
 
-ANNOTATORS = ("scholar", "editor", "host")
-
-#: A prompt and three responses A, B, C on which the panel prefers A to B, B to C and C to A.
+#: A prompt and three responses A, B, C such that the panel prefers A to B, B to C and C to A.
 CYCLE: tuple[str, tuple[str, str, str]] = (
     "Tell me about a fox.",
     (
@@ -77,19 +75,19 @@ CYCLE: tuple[str, tuple[str, str, str]] = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What one response holds, as counts of sentences.
+    """The number of sentences of each sort in a response.
 
     Attributes:
-        facts: distinct predicates of the prompt's topic, said of it.
-        false: distinct predicates of other topics, said of the prompt's topic.
+        facts: distinct true statements about the prompt's topic.
+        false: distinct false statements about the prompt's topic: predicates of other topics.
         astray: statements about another topic, and remarks about something else.
-        filler: sentences that say nothing.
+        filler: sentences without content.
         warmth: distinct greetings, asides and closings.
-        repeated: sentences (or facts) said before in this response.
-        garbled: sentences that the grammar does not know.
-        unfinished: the text does not end with a sentence's end.
-        empty: there is no text.
-        characters: length of the text, without white space at its ends.
+        repeated: sentences or facts that the response has already stated.
+        garbled: sentences outside of the grammar.
+        unfinished: whether the text does not end with the end of a sentence.
+        empty: whether there is no text.
+        characters: length of the text without white space at its ends.
     """
 
     facts: int
@@ -120,15 +118,14 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def topic_of(prompt: str) -> int | None:
-    """Index in ``grammar.TOPICS`` of the topic a prompt names last, or None if it names none."""
-    found = _NOUN_IN_PROMPT.findall(prompt.lower())
-    return _NOUNS[found[-1]] if found else None
+    """Return the index in ``grammar.TOPICS`` of the topic that a prompt names last, or None if it names none."""
+    nouns = _NOUN_IN_PROMPT.findall(prompt.lower())
+    return _NOUNS[nouns[-1]] if nouns else None
 
 
 def read(prompt: str, response: str) -> Reading:
-    """Parse one response to one prompt. Any text is accepted; without a topic every fact is astray."""
-    topic = topic_of(prompt)
-    return _read(topic, response)
+    """Count the sentences of a response to a prompt; any text is accepted, and without a topic every fact is astray."""
+    return _read(topic_of(prompt), response)
 
 
 def _read(topic: int | None, response: str) -> Reading:
@@ -148,7 +145,7 @@ def _read(topic: int | None, response: str) -> Reading:
 
 
 def _sort(topic: int | None, key: str) -> tuple[str, object]:
-    """The sort of a sentence, and what must be equal for it to count as said again."""
+    """Return the sort of a sentence, and the value that is equal for a repetition of it."""
     if key in _WARM:
         return "warmth", key
     if key in _FILLER:
@@ -165,83 +162,74 @@ def _sort(topic: int | None, key: str) -> tuple[str, object]:
 
 
 def _quality(reading: Reading) -> float:
-    slips = (
-        reading.false
-        + reading.astray
-        + reading.filler
-        + reading.repeated
-        + reading.garbled
-        + reading.unfinished
-        + (reading.facts == 0)
-    )
+    spoilt = reading.false + reading.astray + reading.filler + reading.repeated + reading.garbled
+    slips = spoilt + reading.unfinished + (reading.facts == 0)
     return -9.0 * (slips >= 1) - 0.5 * max(slips - 1, 0) - 9.0 * reading.empty
 
 
-def utility(annotator: str, reading: Reading) -> float:
-    """u_a(x, y) in nats, by the equations at the head of this module.
+_PRIORITIES: dict[str, Callable[[Reading], float]] = {
+    "scholar": lambda reading: 3.0 * min(reading.facts, 4),
+    "editor": lambda reading: -max(reading.characters - 60, 0) / 12,
+    "host": lambda reading: 3.0 * min(reading.warmth, 2),
+}
+ANNOTATORS = tuple(_PRIORITIES)
 
-    Raises:
-        ValueError: ``annotator`` is not one of :data:`ANNOTATORS`.
-    """
-    if annotator == "scholar":
-        return _quality(reading) + 3.0 * min(reading.facts, 4)
-    if annotator == "editor":
-        return _quality(reading) - max(reading.characters - 60, 0) / 12
-    if annotator == "host":
-        return _quality(reading) + 3.0 * min(reading.warmth, 2)
-    raise ValueError(f"annotator {annotator!r} is not one of {', '.join(ANNOTATORS)}")
+
+def utility(annotator: str, reading: Reading) -> float:
+    """Compute u_a(x, y) in nats for one of :data:`ANNOTATORS`, by the equations at the head of this module."""
+    return _quality(reading) + _PRIORITIES[annotator](reading)
 
 
 def _probabilities(
     annotator: str, prompts: Sequence[str], responses: Sequence[Sequence[str]]
 ) -> Probabilities:
     if len(prompts) != len(responses):
-        raise ValueError(f"{len(prompts)} prompts but {len(responses)} lists of responses; give one each")
+        raise ValueError(
+            f"{len(prompts)} prompts but {len(responses)} lists of responses; give one list for each"
+        )
     sizes = {len(row) for row in responses}
     if len(sizes) > 1:
         raise ValueError(f"every prompt needs the same number of responses, got {sorted(sizes)}")
-    size = sizes.pop() if sizes else 0
-    utilities = np.empty((len(prompts), size))
+    utilities = np.empty((len(prompts), max(sizes, default=0)))
     for n, (prompt, row) in enumerate(zip(prompts, responses, strict=True)):
         topic = topic_of(prompt)
-        for k, response in enumerate(row):
-            utilities[n, k] = utility(annotator, _read(topic, response))
-    # sigmoid(d) = (1 + tanh(d/2)) / 2: tanh is odd and cannot overflow, so P + P^T = 1 and P_ii = 1/2.
+        utilities[n] = [utility(annotator, _read(topic, response)) for response in row]
+    # sigma(d) = (1 + tanh(d/2)) / 2; tanh is odd and does not overflow, so P + P^T = 1 and P_ii = 1/2 hold exactly.
     margin = utilities[:, :, None] - utilities[:, None, :]
     return 0.5 + 0.5 * np.tanh(0.5 * margin)
 
 
 def scholar(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Probabilities:
-    r"""P(y_i > y_j | x) of the annotator who puts true detail first.
+    r"""P(y_i > y_j | x) of the annotator who values true detail most.
 
-    :math:`\sigma(u_i - u_j)` with v = 3 min(facts, 4) (see the head of this module).
+    It is :math:`\sigma(u_i - u_j)` with v = 3 min(facts, 4); see the head of this module.
 
     Args:
-        prompts: N prompts, as text.
-        responses: for each prompt its K responses, as text.
+        prompts: the texts of N prompts.
+        responses: the texts of the K responses to each prompt.
 
     Returns:
-        [N, K, K] probabilities; P + P^T = 1, diagonal 1/2.
+        [N, K, K] probabilities with P + P^T = 1 and 1/2 on the diagonal.
 
     Raises:
-        ValueError: the number of responses differs between prompts, or from the number of prompts.
+        ValueError: prompts have different numbers of responses, or `responses` has not one list for each prompt.
     """
     return _probabilities("scholar", prompts, responses)
 
 
 def editor(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Probabilities:
-    r"""P(y_i > y_j | x) of the annotator who puts brevity first.
+    r"""P(y_i > y_j | x) of the annotator who values brevity most.
 
-    :math:`\sigma(u_i - u_j)` with v = -max(characters - 60, 0) / 12. Arguments, result and
-    errors as :func:`scholar`.
+    It is :math:`\sigma(u_i - u_j)` with v = -max(characters - 60, 0) / 12. Arguments, result and errors are those
+    of :func:`scholar`.
     """
     return _probabilities("editor", prompts, responses)
 
 
 def host(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Probabilities:
-    r"""P(y_i > y_j | x) of the annotator who puts warmth first.
+    r"""P(y_i > y_j | x) of the annotator who values warmth most.
 
-    :math:`\sigma(u_i - u_j)` with v = 3 min(warmth, 2). Arguments, result and
-    errors as :func:`scholar`.
+    It is :math:`\sigma(u_i - u_j)` with v = 3 min(warmth, 2). Arguments, result and errors are those of
+    :func:`scholar`.
     """
     return _probabilities("host", prompts, responses)

@@ -1,12 +1,12 @@
-"""Rebuild the tiny world from its grammar: prompts, tokenizer and base policy.
+"""Build the prompts, the tokenizer and the base policy of the tiny world from its grammar.
 
     python -m sppo.tinyworld.build [--output DIR] [--only prompts tokenizer policy]
 
-Every step has its fixed seed, so that the same machine and versions give the same files. Prompts and
-tokenizer take seconds; the policy is trained by supervised learning on responses sampled for the training
-instructions only, on a loss over the response and its end-of-turn token.
+Every step has a fixed seed, so that the same machine and versions give the same files. Prompts and tokenizer take
+seconds. The policy is trained by supervised learning on responses that are sampled for the training instructions
+only; its loss is that of the response and its end-of-turn token.
 
-The PairRM of ``oracle/`` is trained by the package's own command, on pairs that the panel has judged::
+The package's own command trains the PairRM of ``pairrm/``, on pairs that the panel has compared::
 
     python -m sppo.tinyworld.build --only pairs --output DIR
     sppo train-oracle recipes/oracles/tinyworld.yaml --set pairs.source=DIR/pairs.jsonl
@@ -27,14 +27,8 @@ from sppo.tinyworld import annotators, grammar
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = (
-    "<|pad|>",
-    "<|bos|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|end|>",
-)
+SPECIAL_TOKENS = [f"<|{name}|>" for name in ("pad", "bos", "system", "user", "assistant", "end")]
+PAD, BOS, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS
 VOCABULARY = 1200
 CONTEXT = 512
 
@@ -61,10 +55,11 @@ LEARNING_RATE = 3e-3
 WARM_UP = 100
 PAIRS_SEED = 11
 PAIRS = 100_000
+PANEL = (annotators.scholar, annotators.editor, annotators.host)
 
 
 def write_prompts(folder: Path) -> None:
-    """Write ``train.jsonl`` and ``held_out.jsonl``, one {"prompt_id", "prompt"} a line; a demonstration where trained."""
+    """Write ``train.jsonl`` and ``held_out.jsonl``: a prompt on each line, with a demonstration in the former."""
     folder.mkdir(parents=True, exist_ok=True)
     training, held_out = grammar.instructions()
     taught = [
@@ -78,18 +73,17 @@ def write_prompts(folder: Path) -> None:
 
 
 def demonstration(prompt_id: str, prompt: str, topic: int) -> str:
-    """A good response: of eight drafts of the grammar's writer the one that the panel prefers to the others."""
+    """Return a good response: the one of eight drafts by the grammar's writer that the panel prefers to the others."""
     rng = random.Random(f"{DEMONSTRATIONS_SEED} {prompt_id}")
     drafts = [grammar.sample_response(grammar.TOPICS[topic], rng) for _ in range(DRAFTS)]
-    panel = (annotators.scholar, annotators.editor, annotators.host)
-    rates = sum(annotator([prompt], [drafts])[0].mean(axis=1) for annotator in panel)
+    rates = sum(annotator([prompt], [drafts])[0].mean(axis=1) for annotator in PANEL)
     return drafts[int(rates.argmax())]
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Train the byte-level BPE on the grammar's own text and write it with its chat template.
+    """Train a byte-level BPE on text of the grammar and write it with its chat template.
 
-    The tokenizer adds no special token by itself: BOS comes from the chat template, once.
+    The tokenizer itself adds no special tokens: the chat template writes BOS, once.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -98,7 +92,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=SPECIAL_TOKENS,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -121,10 +115,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_policy(folder: Path, examples: int = EXAMPLES, threads: int = 1) -> None:
-    """Train the base policy, a Llama of about a million parameters, and write it to ``folder``.
-
-    Needs the tokenizer in ``folder``. AdamW, linear warm-up, then a cosine to a twentieth.
-    """
+    """Train the base policy, a Llama of about a million parameters, and write it into the tokenizer's ``folder``."""
     import torch
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -132,6 +123,7 @@ def write_policy(folder: Path, examples: int = EXAMPLES, threads: int = 1) -> No
     torch.manual_seed(TRAINING_SEED)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     bos, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    special_ids = {"bos_token_id": bos, "eos_token_id": end, "pad_token_id": pad}
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,
@@ -141,13 +133,23 @@ def write_policy(folder: Path, examples: int = EXAMPLES, threads: int = 1) -> No
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        bos_token_id=bos,
-        eos_token_id=end,
-        pad_token_id=pad,
         dtype="float32",
+        **special_ids,
     )
     policy: Any = LlamaForCausalLM(config)
-    batches = _batches(tokenizer, grammar.sample_pairs(TRAINING_SEED, examples))
+    _train(policy, _batches(tokenizer, grammar.sample_pairs(TRAINING_SEED, examples)), tokenizer.pad_token_id)
+    policy.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special_ids
+    )
+    policy.save_pretrained(folder)
+    # safetensors makes its files readable by their owner only; everyone must be able to read those of a package
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def _train(policy: Any, batches: list[list[tuple[list[int], list[int]]]], pad: int) -> None:
+    """Train with AdamW at a learning rate that warms up linearly and then falls along a cosine to a twentieth."""
+    import torch
+
     decayed = [p for p in policy.parameters() if p.ndim > 1]
     others = [p for p in policy.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
@@ -173,37 +175,24 @@ def write_policy(folder: Path, examples: int = EXAMPLES, threads: int = 1) -> No
         if step % 100 == 0 or step + 1 == len(batches):
             print(f"step {step + 1} of {len(batches)}: loss {loss.item():.3f}", flush=True)
     policy.eval()
-    policy.generation_config = GenerationConfig(
-        bos_token_id=bos,
-        eos_token_id=end,
-        pad_token_id=pad,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-    )
-    policy.save_pretrained(folder)
-    # safetensors files are written readable by their owner alone; a package's are read by everyone.
-    (folder / "model.safetensors").chmod(0o644)
 
 
 def write_pairs(folder: Path, count: int = PAIRS) -> None:
-    """Write ``pairs.jsonl``: a training instruction, two of the writer's responses, and what the panel says of them."""
+    """Write ``pairs.jsonl``: training instructions, two of the writer's responses to each, and the panel's preference."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(PAIRS_SEED)
     training, _ = grammar.instructions()
-    panel = [getattr(annotators, name) for name in annotators.ANNOTATORS]
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(count):
             _, prompt, index = rng.choice(training)
             a, b = (grammar.sample_response(grammar.TOPICS[index], rng) for _ in range(2))
-            answers = [float(annotator([prompt], [[a, b]])[0, 0, 1]) for annotator in panel]
+            answers = [float(annotator([prompt], [[a, b]])[0, 0, 1]) for annotator in PANEL]
             row = {"prompt": prompt, "response_a": a, "response_b": b}
             file.write(json.dumps(row | {"probability": sum(answers) / len(answers)}) + "\n")
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, pairs: Any) -> list[list[tuple[list[int], list[int]]]]:
-    """Batches of (prompt ids, response ids), of like length within, in a random order."""
+    """Make batches of (prompt ids, response ids) of similar lengths, in random order."""
     prompts, responses = zip(*pairs, strict=True)
     chats = tokenizer.apply_chat_template(
         [[{"role": "user", "content": prompt}] for prompt in prompts],
@@ -215,7 +204,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, pairs: Any) -> list[list[tuple[
     examples = list(zip(prompt_ids, response_ids, strict=True))
     rng = random.Random(TRAINING_SEED)
     batches = []
-    # Sorting by length inside large chunks saves most of the padding and keeps each batch nearly random.
+    # Sorting by length within large chunks avoids most of the padding and keeps each batch nearly random.
     for start in range(0, len(examples), 16 * BATCH):
         chunk = sorted(examples[start : start + 16 * BATCH], key=lambda pair: len(pair[0]) + len(pair[1]))
         chunk_batches = [chunk[i : i + BATCH] for i in range(0, len(chunk), BATCH)]
@@ -225,29 +214,32 @@ def _batches(tokenizer: PreTrainedTokenizerFast, pairs: Any) -> list[list[tuple[
 
 
 def _padded(batch: list[tuple[list[int], list[int]]], pad: int) -> tuple[Any, Any]:
-    """Right-padded input ids and labels, [batch, longest]; the prompt and the padding carry no loss."""
+    """Make right-padded input ids and labels, [batch, longest]; prompts and padding have no loss."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    longest = max(len(prompt) + len(response) for prompt, response in batch)
-    input_ids = torch.full((len(batch), longest), pad)
-    labels = torch.full((len(batch), longest), -100)
-    for row, (prompt, response) in enumerate(batch):
-        end = len(prompt) + len(response)
-        input_ids[row, :end] = torch.tensor(prompt + response)
-        labels[row, len(prompt) : end] = torch.tensor(response)
-    # Causal attention never looks to the right, so right padding needs no mask.
-    return input_ids, labels
+    input_ids = [torch.tensor(prompt + response) for prompt, response in batch]
+    labels = [torch.tensor([-100] * len(prompt) + response) for prompt, response in batch]
+    # Under causal attention no position sees the padding to its right, so no mask is needed.
+    return pad_sequence(input_ids, True, pad), pad_sequence(labels, True, -100)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: rebuild the world, or the named parts of it."""
+    """Build the parts of the world that the command line names, or all of them."""
     shipped = ("prompts", "tokenizer", "policy")
     parser = argparse.ArgumentParser(
         prog="python -m sppo.tinyworld.build", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="default: this package")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parent,
+        help="folder to write to; the default is this package",
+    )
     parser.add_argument("--only", nargs="+", choices=(*shipped, "pairs"), default=shipped)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; another number rounds differently")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch; their number changes the rounding"
+    )
     options = parser.parse_args(arguments)
     if "prompts" in options.only:
         write_prompts(options.output / "prompts")

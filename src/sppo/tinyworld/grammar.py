@@ -1,19 +1,19 @@
-"""The grammar of the tiny world: what its instructions ask, and how a mediocre writer answers them.
+"""The grammar of the tiny world: its instructions, and the responses of a mediocre writer.
 
-The world is 60 concrete topics. Six predicates are true of each, one per attribute (:data:`ATTRIBUTES`):
-its kind, its look, where it is found, what it does, what it is made of or lives on, and a nice detail. A
-predicate is true of a topic exactly when it stands in that topic's row; the tables are the whole truth.
+The world has 60 concrete topics. Six predicates are true of each topic, one for each of :data:`ATTRIBUTES`: its
+kind, its look, its place, what it does, what it is made of or lives on, and a nice detail. A predicate is true of a
+topic exactly if it stands in the topic's row of the table.
 
-An instruction is a template with a topic in it. A response is a sequence of sentences of five sorts:
+An instruction is a template with a topic. A response is a sequence of sentences of five sorts:
 
     fact       <subject> <predicate of this topic>      true
     falsehood  <subject> <predicate of another topic>   false
-    off-topic  a true fact of another topic, or a remark about something else
-    filler     a sentence that says nothing
+    off-topic  a true fact about another topic, or a remark about something else
+    filler     a sentence without content
     warmth     a greeting, a friendly aside, or a closing
 
-:func:`sample_response` draws a response from the probabilistic grammar that the base policy imitates: a
-writer who can be thorough, plain or chatty, and careful or careless, but rarely gets everything right.
+:func:`sample_response` draws a response from the probabilistic grammar that the base policy imitates: its writer can
+be thorough, plain or chatty, and careful or careless, but rarely gets everything right.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ATTRIBUTES = ("kind", "look", "place", "deed", "matter", "detail")
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing of the world: its group, its name as a phrase ("a fox"), its six true predicates."""
+    """A topic of the world: its group, its name as a phrase ("a fox"), and its six true predicates."""
 
     group: str
     phrase: str
@@ -35,11 +35,11 @@ class Topic:
 
     @property
     def noun(self) -> str:
-        """The name without its article."""
+        """The name without the article."""
         return self.phrase.removeprefix("a ").removeprefix("an ").removeprefix("the ")
 
 
-# Group, then one row of two lines per topic: phrase | kind | look | place | deed | matter | detail.
+# Each group is followed by its topics, a row of two lines each: phrase | kind | look | place | deed | matter | detail.
 _TABLE = """
 # animals
 a fox | is a clever wild animal | has red fur and a bushy tail | lives in forests and fields
@@ -258,14 +258,13 @@ REMARKS: tuple[str, ...] = (
 
 
 def instructions() -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]:
-    """Every instruction of the world, split into training and held-out ones.
+    """Make all instructions of the world, split into training and held-out instructions.
 
-    Each topic meets four of the 24 templates only in the held-out split and the other 20 only in the
-    training split, so that a held-out instruction is a new combination of a known topic and a known
-    template.
+    Each topic is combined with four of the 24 templates in the held-out split and with the other 20 in the training
+    split, so that a held-out instruction is a new combination of a known topic and a known template.
 
     Returns:
-        Training (1,200) and held-out (240) instructions, each a ``(prompt_id, prompt, topic index)``.
+        The 1,200 training and 240 held-out instructions, each a ``(prompt_id, prompt, topic index)``.
     """
     training: list[tuple[str, str, int]] = []
     held_out: list[tuple[str, str, int]] = []
@@ -279,26 +278,26 @@ def instructions() -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int
     return training, held_out
 
 
-# The writer's manners: weight, weights of 0..5 facts, then the chances of a greeting, an aside and a closing.
-# Distinct manners, rather than one average, are what make the panel's majorities go in circles.
+# The writer's manners: the weight of the manner, the weights of 0..5 facts, and the probabilities of a greeting, an
+# aside and a closing. It is because the manners are distinct that the panel's preferences are cyclic.
 _MANNERS: tuple[tuple[float, tuple[float, ...], float, float, float], ...] = (
     (0.34, (0.00, 0.00, 0.00, 0.45, 0.45, 0.10), 0.92, 0.03, 0.06),  # thorough
     (0.33, (0.00, 0.10, 0.85, 0.05, 0.00, 0.00), 0.03, 0.01, 0.03),  # plain
     (0.33, (0.05, 0.85, 0.10, 0.00, 0.00, 0.00), 0.95, 0.45, 0.90),  # chatty
 )
-# Weights of 0..3 slips: about a third of the responses is clean, whatever its manner.
+# Weights of 0..3 slips: about a third of the responses are clean, in every manner.
 _SLIPS = (0.36, 0.34, 0.19, 0.11)
 
 
 def statement(topic: Topic, predicate: str, *, named: bool, also: bool = False) -> str:
-    """One sentence that says ``predicate`` of ``topic``, by name or as "it"."""
+    """Make a sentence that states ``predicate`` of ``topic``, which is named or called "it"."""
     subject = topic.phrase if named else "it"
     sentence = f"also, {subject} {predicate}." if also else f"{subject} {predicate}."
     return sentence[0].upper() + sentence[1:]
 
 
 def _slip(topic: Topic, said: list[str], named: bool, rng: random.Random) -> str:
-    """A sentence that spoils a response: false, off the topic, empty or said before."""
+    """Draw a sentence that spoils a response: false, off the topic, without content, or repeated."""
     other = rng.choice([t for t in TOPICS if t.group != topic.group])
     kind = rng.choices(("false", "other", "remark", "filler", "again"), (0.40, 0.12, 0.10, 0.20, 0.18))[0]
     if kind == "false":
@@ -313,16 +312,16 @@ def _slip(topic: Topic, said: list[str], named: bool, rng: random.Random) -> str
 
 
 def sample_response(topic: Topic, rng: random.Random) -> str:
-    """One response about ``topic``, drawn from the mediocre writer's grammar.
+    """Draw a response about ``topic`` from the mediocre writer's grammar.
 
-    First the manner (thorough, plain or chatty) and the number of slips. Facts follow in random order; each
-    slip goes to a random place among them and three times in ten takes the place of a fact.
+    The manner (thorough, plain or chatty) and the number of slips are drawn first. Facts follow in random order. Each
+    slip is put at a random place among them, and three times in ten it replaces a fact.
     """
     _, counts, greeting, aside, closing = rng.choices(_MANNERS, [manner[0] for manner in _MANNERS])[0]
     slips = rng.choices(range(len(_SLIPS)), _SLIPS)[0]
     predicates = list(topic.predicates[1:])
     rng.shuffle(predicates)
-    # What a thing is comes first more often than not.
+    # the kind of a topic usually comes first
     predicates.insert(0 if rng.random() < 0.6 else rng.randrange(6), topic.predicates[0])
     plan: list[str | None] = list(predicates[: rng.choices(range(len(counts)), counts)[0]])
     for _ in range(slips):
@@ -334,13 +333,13 @@ def sample_response(topic: Topic, rng: random.Random) -> str:
         sentences.append(rng.choice(GREETINGS))
     said: list[str] = []
     for predicate in plan:
-        # "It" needs the topic in the sentence before, or the reader would take it for something else.
-        told = bool(said) and said[-1].lower().startswith(("it ", "also, ", topic.phrase))
-        named = not told or rng.random() < 0.1
+        # "It" refers to the topic only if the sentence before is about the topic.
+        about_topic = bool(said) and said[-1].lower().startswith(("it ", "also, ", topic.phrase))
+        named = not about_topic or rng.random() < 0.1
         if predicate is None:
             said.append(_slip(topic, said, named, rng))
         else:
-            said.append(statement(topic, predicate, named=named, also=told and rng.random() < 0.12))
+            said.append(statement(topic, predicate, named=named, also=about_topic and rng.random() < 0.12))
     sentences += said
     if rng.random() < aside:
         sentences.append(rng.choice(ASIDES))
@@ -350,7 +349,7 @@ def sample_response(topic: Topic, rng: random.Random) -> str:
 
 
 def sample_pairs(seed: int, count: int) -> Iterator[tuple[str, str]]:
-    """``count`` pairs of a training instruction and a sampled response, the same for the same seed."""
+    """Draw ``count`` pairs of a training instruction and a response; the same seed gives the same pairs."""
     rng = random.Random(seed)
     training, _ = instructions()
     for _ in range(count):

@@ -1,7 +1,7 @@
-"""Learning dynamics of self-play on preference games: one file each, one protocol.
+"""Learning dynamics of self-play on preference games: one file for each, and one protocol for all.
 
-Every file has a pure function `update(policy, payoff, ...)`, its dynamic as a frozen dataclass, and the
-loss whose exact minimiser on a finite set of responses the update is.
+Every file has a pure function `update(policy, payoff, ...)` and its dynamic as a frozen dataclass, and names the loss
+over a finite set of responses whose exact minimiser the update is.
 """
 
 from sppo.game.dynamics.comal import COMAL

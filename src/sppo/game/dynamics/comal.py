@@ -1,13 +1,13 @@
 r"""COMAL: solve the regularised game, make its solution the new reference, repeat.
 
 A convergent meta-algorithm for alignment with general preferences (arXiv:2410.23223): a proximal-point
-method whose every proximal step is the regularised game
-:math:`P(\pi \succ \pi') - \tau KL(\pi \| \pi_{ref}) + \tau KL(\pi' \| \pi_{ref})`, solved by some steps of
-INPO; then :math:`\pi_{ref} \leftarrow \pi`. As the reference comes to the policy, the regularisation
-vanishes, and the last iterate converges to a von Neumann winner of the game itself.
+method in which every proximal step solves the regularised game
+:math:`P(\pi \succ \pi') - \tau KL(\pi \| \pi_{ref}) + \tau KL(\pi' \| \pi_{ref})` by some steps of INPO and
+then moves the reference, :math:`\pi_{ref} \leftarrow \pi`. As the reference approaches the policy, the
+regularisation vanishes, and the last iterate converges to a von Neumann winner of the game itself.
 
 The loss with this minimiser
-    INPO's, with the present reference.
+    INPO's, with the current reference.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from sppo.game.dynamics.inpo import update
 from sppo.game.dynamics.policies import Parameter, require_mixture
 from sppo.game.preference_games import Array, GameError
 
-__all__ = ["COMAL"]
-
 
 @dataclass(frozen=True)
 class COMAL:
@@ -28,8 +26,8 @@ class COMAL:
 
     Attributes:
         eta: step size of the INPO steps.
-        tau: pull to the present reference.
-        inner: INPO steps before the reference moves to the policy.
+        tau: weight of the relative entropy to the current reference, win rate per nat.
+        inner: number of INPO steps before the reference moves to the policy.
     """
 
     eta: Parameter
@@ -40,10 +38,12 @@ class COMAL:
     def __post_init__(self) -> None:
         require_mixture(self.eta, self.tau)
         if self.inner < 1:
-            raise GameError(f"inner = {self.inner}: at least one step before the reference moves.")
+            raise GameError(
+                f"inner = {self.inner} must be at least 1: the reference moves after that many steps."
+            )
 
     def step(self, iterate: Iterate, payoff: Array) -> Iterate:
-        """Next iterate; every `inner` steps its reference is its policy."""
+        """Return the next iterate; every `inner` steps its policy becomes its reference."""
         policy = update(iterate.policy, payoff, iterate.reference, eta=self.eta, tau=self.tau)
         reference = policy if iterate.number % self.inner == 0 else iterate.reference
         return iterate.then(policy, reference=reference)

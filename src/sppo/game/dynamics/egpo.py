@@ -1,18 +1,19 @@
-r"""EGPO: look one step ahead, then step from where you stood by what you saw there.
+r"""EGPO: take a trial step, then step from the original policy by the win rates against the trial policy.
 
 Extragradient preference optimisation (arXiv:2503.08942), on the game regularised by a reference:
 
 .. math:: \pi_{t+1/2} &\propto \pi_t^{1-\eta\tau} \pi_{ref}^{\eta\tau} \exp(\eta P(\cdot \succ \pi_t)) \\
           \pi_{t+1} &\propto \pi_t^{1-\eta\tau} \pi_{ref}^{\eta\tau} \exp(\eta P(\cdot \succ \pi_{t+1/2})).
 
-tau is the paper's beta. The last iterate converges linearly to the equilibrium regularised by tau, with a
-constant step; a small tau brings that equilibrium close to a von Neumann winner. tau = 0 is allowed and
+tau is the paper's beta. With a constant step, the last iterate converges linearly to the equilibrium
+regularised by tau; a small tau brings that equilibrium close to a von Neumann winner. tau = 0 is allowed and
 gives plain entropic extragradient (Korpelevich, 1976; Nemirovski's mirror-prox, 2004).
 
 The loss with this minimiser
-    Twice INPO's difference form: first against :math:`\pi_t`, then with the win rates against the half-way
-    policy but the log-ratios still to :math:`\pi_t` and :math:`\pi_{ref}`. The paper takes one gradient
-    step of an online IPO loss on uniformly drawn pairs for each, which on logits has the same effect.
+    The difference form of INPO's loss, twice: first against :math:`\pi_t`, then with the win rates against the
+    half-way policy but the log-ratios still to :math:`\pi_t` and :math:`\pi_{ref}`. For each of the two, the
+    paper takes one gradient step of an online IPO loss on uniformly drawn pairs, which has the same effect on
+    logits.
 """
 
 from __future__ import annotations
@@ -25,20 +26,16 @@ from sppo.game.dynamics.dynamic import Iterate
 from sppo.game.dynamics.policies import (
     Parameter,
     Policy,
-    column,
-    expected_win_rates,
     geometric_mixture,
-    normalised,
+    multiplicative_step,
     require_mixture,
     require_positive,
 )
 from sppo.game.preference_games import Array
 
-__all__ = ["Extragradient", "update"]
-
 
 def update(policy: Policy, payoff: Array, reference: Policy, *, eta: Parameter, tau: Parameter) -> Policy:
-    """One step: two win-rate evaluations.
+    """Take one step, which computes win rates twice.
 
     Args:
         policy: [..., n] pi_t.
@@ -48,13 +45,13 @@ def update(policy: Policy, payoff: Array, reference: Policy, *, eta: Parameter, 
         tau: weight of the relative entropy to the reference, win rate per nat; eta tau <= 1.
     """
     base = geometric_mixture(policy, reference, eta * tau)
-    ahead = normalised(base + column(eta) * expected_win_rates(payoff, policy))
-    return normalised(base + column(eta) * expected_win_rates(payoff, ahead))
+    ahead = multiplicative_step(base, payoff, policy, eta)
+    return multiplicative_step(base, payoff, ahead, eta)
 
 
 @dataclass(frozen=True)
 class Extragradient:
-    """Self-play by EGPO; eta is the step size, tau the pull to the reference, 0 for none."""
+    """Self-play by EGPO; eta is the step size, and tau the pull to the reference, which may be 0."""
 
     eta: Parameter
     tau: Parameter
@@ -67,6 +64,6 @@ class Extragradient:
             require_mixture(self.eta, self.tau)
 
     def step(self, iterate: Iterate, payoff: Array) -> Iterate:
-        """Next iterate; the reference stays."""
+        """Return the next iterate; the reference stays the same."""
         policy = update(iterate.policy, payoff, iterate.reference, eta=self.eta, tau=self.tau)
         return iterate.then(policy)

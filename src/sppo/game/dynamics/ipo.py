@@ -9,11 +9,11 @@ population loss over pairs :math:`y, y' \sim \pi_t` with the oracle's choice of 
 has the minimiser :math:`\pi_{t+1}(y) \propto \pi_{ref}(y) \exp(P(y \succ \pi_t)/\tau)`. So
 
 - with the opponent as the reference (`reference="opponent"`), IPO self-play **is** multiplicative weights
-  with eta = 1/tau: it differs from SPPO only in learning from chosen pairs and not from win rates;
-- with the first policy as the reference for ever (`reference="first"`), it is the smoothed best response to
-  the last policy, which on a cycle and with a small tau never settles.
+  with eta = 1/tau: it differs from SPPO only in that it learns from chosen pairs and not from win rates;
+- with the first policy as the reference throughout (`reference="first"`), it is the smoothed best response to
+  the last policy, which never settles on a cycle if tau is small.
 
-Real pipelines take the best and the worst of K responses: other pairs, and another minimiser.
+Real pipelines train on the best and the worst of K responses. Those are other pairs, with another minimiser.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from sppo.game.dynamics.policies import (
     expected_win_rates,
     normalised,
     require_positive,
+    require_reference,
 )
-from sppo.game.preference_games import Array, GameError
-
-__all__ = ["IPOSelfPlay", "update"]
+from sppo.game.preference_games import Array
 
 
 def update(policy: Policy, payoff: Array, reference: Policy, *, tau: Parameter) -> Policy:
-    """Minimiser of IPO's population loss on pairs of the policy's own responses.
+    """Return the minimiser of IPO's population loss on pairs of the policy's own responses.
 
     Args:
         policy: [..., n] pi_t, which writes both responses of a pair.
         payoff: [..., n, n] preference matrices.
-        reference: [..., n] pi_ref of the log-ratios.
+        reference: [..., n] pi_ref, the denominator of the log-ratios.
         tau: regularisation, win rate per nat (the paper's tau).
     """
     return normalised(reference.log + expected_win_rates(payoff, policy) / column(tau))
@@ -49,7 +48,7 @@ def update(policy: Policy, payoff: Array, reference: Policy, *, tau: Parameter) 
 
 @dataclass(frozen=True)
 class IPOSelfPlay:
-    """Iterated IPO; the reference of the loss is the opponent or the first reference."""
+    """Iterated IPO; the reference of the loss is either the opponent or the first reference."""
 
     tau: Parameter
     reference: Literal["opponent", "first"] = "opponent"
@@ -57,15 +56,10 @@ class IPOSelfPlay:
 
     def __post_init__(self) -> None:
         require_positive(tau=self.tau)
-        _require_reference(self.reference)
+        require_reference(self.reference)
 
     def step(self, iterate: Iterate, payoff: Array) -> Iterate:
-        """Next iterate."""
+        """Return the next iterate."""
         reference = iterate.policy if self.reference == "opponent" else iterate.reference
         policy = update(iterate.policy, payoff, reference, tau=self.tau)
         return iterate.then(policy)
-
-
-def _require_reference(reference: str) -> None:
-    if reference not in ("opponent", "first"):
-        raise GameError(f"reference = {reference!r}; choose 'opponent' or 'first'.")

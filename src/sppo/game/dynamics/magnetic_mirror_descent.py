@@ -9,13 +9,14 @@ A unified approach to reinforcement learning, quantal response equilibria, and t
 tau is the paper's alpha. With a fixed magnet the last iterate converges linearly to the equilibrium
 regularised by tau, for :math:`\eta \le \tau / L^2` (L the largest margin, at most 1/2 here). With a moving
 magnet, :math:`\rho_{t+1} \propto \rho_t^{1-\gamma} \pi_t^{\gamma}` as in the authors' code, the
-regularisation wears off and the von Neumann winner itself is approached; that part of the paper is empirical.
+regularisation wears off and the policy approaches the von Neumann winner itself; that part of the paper is
+empirical.
 
 The loss with this minimiser
     The difference form of multiplicative_weights.py with the target
     :math:`\eta P(y \succ \pi_t)/(1+\eta\tau)` and the reference
     :math:`(\pi_t \rho^{\eta\tau})^{1/(1+\eta\tau)}` in the log-ratio. With the step
-    :math:`\eta' = \eta/(1+\eta\tau)` this is INPO's loss: the two methods are one, written with different
+    :math:`\eta' = \eta/(1+\eta\tau)` this is INPO's loss: the two are the same method, written with different
     step sizes.
 """
 
@@ -29,19 +30,16 @@ from sppo.game.dynamics.dynamic import Iterate
 from sppo.game.dynamics.policies import (
     Parameter,
     Policy,
-    column,
-    expected_win_rates,
     geometric_mixture,
+    multiplicative_step,
     normalised,
     require_positive,
 )
 from sppo.game.preference_games import Array, GameError
 
-__all__ = ["MagneticMirrorDescent", "update"]
-
 
 def update(policy: Policy, payoff: Array, magnet: Policy, *, eta: Parameter, tau: Parameter) -> Policy:
-    """One step towards the better responses and the magnet.
+    """Take one step towards the better responses and the magnet.
 
     Args:
         policy: [..., n] pi_t.
@@ -51,8 +49,7 @@ def update(policy: Policy, payoff: Array, magnet: Policy, *, eta: Parameter, tau
         tau: weight of the relative entropy to the magnet (the paper's alpha), win rate per nat.
     """
     pull = eta * tau / (1 + eta * tau)
-    gain = column(eta / (1 + eta * tau)) * expected_win_rates(payoff, policy)
-    return normalised(geometric_mixture(policy, magnet, pull) + gain)
+    return multiplicative_step(geometric_mixture(policy, magnet, pull), payoff, policy, eta / (1 + eta * tau))
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,9 @@ class MagneticMirrorDescent:
 
     Attributes:
         eta: step size.
-        tau: pull to the magnet, which starts as the reference.
-        magnet_rate: gamma, how much of the way to the policy the magnet goes each step; 0 keeps it.
+        tau: weight of the relative entropy to the magnet, which starts as the reference.
+        magnet_rate: gamma, the share of the way to the policy that the magnet moves in each step; 0 keeps the
+            magnet where it is.
     """
 
     eta: Parameter
@@ -76,7 +74,7 @@ class MagneticMirrorDescent:
             raise GameError(f"magnet_rate = {self.magnet_rate} must be in [0, 1].")
 
     def step(self, iterate: Iterate, payoff: Array) -> Iterate:
-        """Next iterate, its reference the moved magnet."""
+        """Return the next iterate, whose reference is the moved magnet."""
         policy = update(iterate.policy, payoff, iterate.reference, eta=self.eta, tau=self.tau)
         magnet = iterate.reference
         if self.magnet_rate:

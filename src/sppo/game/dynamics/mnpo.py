@@ -1,12 +1,13 @@
 r"""MNPO, time-dependent: mirror descent from the geometric mean of the last policies.
 
-Multiplayer Nash preference optimisation (arXiv:2509.23102), as its released code takes it: with the last n policies of
-equal weight,
+Multiplayer Nash preference optimisation (arXiv:2509.23102), in the form of its released code, which weights the
+last n policies equally:
 
 .. math:: \pi_{t+1}(y) \propto \pi_{ref}(y)^{\eta\tau} \prod_{j<n} \pi_{t-j}(y)^{(1-\eta\tau)/n}
           \exp(\eta P(y \succ \pi_t)).
 
-The paper's update (Equation 11) has the mean of the win rates against each of the n. One opponent is INPO.
+The paper's update (Equation 11) takes the mean of the win rates against each of the n policies. With n = 1 this
+is INPO.
 
 The loss with this minimiser
     INPO's, with the geometric mean in place of :math:`\pi_t` in its log-ratio.
@@ -21,15 +22,12 @@ from sppo.game.dynamics.dynamic import Iterate
 from sppo.game.dynamics.policies import (
     Parameter,
     Policy,
-    column,
-    expected_win_rates,
     geometric_mixture,
+    multiplicative_step,
     normalised,
     require_mixture,
 )
 from sppo.game.preference_games import Array, GameError
-
-__all__ = ["MNPO", "update"]
 
 
 def update(
@@ -41,24 +39,29 @@ def update(
     eta: Parameter,
     tau: Parameter,
 ) -> Policy:
-    """One step.
+    """Take one step.
 
     Args:
-        policy: [..., n] pi_t, which the win rates are against.
+        policy: [..., n] pi_t, the opponent of the win rates.
         payoff: [..., n, n] preference matrices.
         reference: [..., n] pi_ref.
-        opponents: the policies in the mean, pi_t among them.
+        opponents: the policies in the geometric mean, including pi_t.
         eta: step size, dimensionless.
         tau: weight of the relative entropy to the reference, win rate per nat; eta tau <= 1.
     """
-    mean = normalised(sum((one.log for one in opponents[1:]), opponents[0].log) / len(opponents))
-    gain = column(eta) * expected_win_rates(payoff, policy)
-    return normalised(geometric_mixture(mean, reference, eta * tau) + gain)
+    mean = normalised(sum((opponent.log for opponent in opponents[1:]), opponents[0].log) / len(opponents))
+    return multiplicative_step(geometric_mixture(mean, reference, eta * tau), payoff, policy, eta)
 
 
 @dataclass(frozen=True)
 class MNPO:
-    """Self-play by MNPO; eta is the step size, tau the pull to the reference, opponents how many policies count."""
+    """Self-play by MNPO.
+
+    Attributes:
+        eta: step size.
+        tau: weight of the relative entropy to the reference, win rate per nat.
+        opponents: number of last policies in the geometric mean.
+    """
 
     eta: Parameter
     tau: Parameter
@@ -68,10 +71,12 @@ class MNPO:
     def __post_init__(self) -> None:
         require_mixture(self.eta, self.tau)
         if self.opponents < 1:
-            raise GameError(f"opponents = {self.opponents}: at least the last policy must count.")
+            raise GameError(
+                f"opponents = {self.opponents} must be at least 1: the last policy always counts."
+            )
 
     def step(self, iterate: Iterate, payoff: Array) -> Iterate:
-        """Next iterate, which remembers the last policies."""
-        last = (iterate.policy, *iterate.past)[: self.opponents]
+        """Return the next iterate, which remembers the last policies."""
+        last = (iterate.policy, *iterate.earlier)[: self.opponents]
         policy = update(iterate.policy, payoff, iterate.reference, last, eta=self.eta, tau=self.tau)
-        return iterate.then(policy, past=last)
+        return iterate.then(policy, earlier=last)

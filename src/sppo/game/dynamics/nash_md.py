@@ -6,14 +6,14 @@ Nash learning from human feedback (arXiv:2312.00886): with the geometric mixture
 .. math:: \pi_{t+1} = \arg\max_\pi \eta P(\pi \succ \pi_t^\mu) - KL(\pi \| \pi_t^\mu)
           \propto \pi_t^\mu \exp(\eta P(\cdot \succ \pi_t^\mu)).
 
-The last iterate approaches the equilibrium of the game regularised by tau (see regularised_exploitability),
-to a relative entropy of the order of eta/tau, so eta must be small beside tau. At its fixed point
+The last iterate approaches the equilibrium of the game regularised by tau (see regularised_exploitability) up
+to a relative entropy of the order of eta/tau, so eta must be small compared to tau. At the fixed point
 :math:`\tau \log\frac{\pi}{\pi_{ref}} = P(\cdot \succ \pi^\mu) + \text{const}`, which is that
 equilibrium only where the mixture and the policy give the same win rates.
 
 The loss with this minimiser
-    That of multiplicative_weights.py with the mixture in place of :math:`\pi_t` throughout: as reference of
-    the log-ratio and as opponent.
+    The loss of multiplicative_weights.py with the mixture in place of :math:`\pi_t` throughout, both as the
+    reference of the log-ratio and as the opponent.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from sppo.game.dynamics.multiplicative_weights import update as multiplicative_w
 from sppo.game.dynamics.policies import Parameter, Policy, geometric_mixture, normalised, require_mixture
 from sppo.game.preference_games import Array
 
-__all__ = ["NashMD", "update"]
-
 
 def update(policy: Policy, payoff: Array, reference: Policy, *, eta: Parameter, tau: Parameter) -> Policy:
-    """One step: mix with the reference, then multiplicative weights against the mixture from the mixture.
+    """Mix the policy with the reference, then take a step of multiplicative weights from and against the mixture.
 
     Args:
         policy: [..., n] pi_t.
@@ -44,7 +42,7 @@ def update(policy: Policy, payoff: Array, reference: Policy, *, eta: Parameter, 
 
 @dataclass(frozen=True)
 class NashMD:
-    """Self-play by Nash-MD; eta is the step size, tau the pull to the reference."""
+    """Self-play by Nash-MD; eta is the step size and tau the pull to the reference."""
 
     eta: Parameter
     tau: Parameter
@@ -54,6 +52,6 @@ class NashMD:
         require_mixture(self.eta, self.tau)
 
     def step(self, iterate: Iterate, payoff: Array) -> Iterate:
-        """Next iterate; the reference stays."""
+        """Return the next iterate; the reference stays the same."""
         policy = update(iterate.policy, payoff, iterate.reference, eta=self.eta, tau=self.tau)
         return iterate.then(policy)

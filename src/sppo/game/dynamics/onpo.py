@@ -1,9 +1,9 @@
-r"""Optimistic multiplicative weights: count the last win rates twice, and take back those before.
+r"""Optimistic multiplicative weights: count the last win rates twice and subtract those of the step before.
 
 :math:`\pi_{t+1}(y) \propto \pi_t(y) \exp(\eta (2 P(y \succ \pi_t) - P(y \succ \pi_{t-1})))` (Rakhlin and
 Sridharan, 2013; Daskalakis and Panageas, 2019, who show that the last iterate converges for a small
-constant eta where the equilibrium is unique). The first step, with no policy before it, is plain
-multiplicative weights. On games whose winner plays some responses rarely the convergence can be slow.
+constant eta where the equilibrium is unique). The first step has no policy before it and is plain
+multiplicative weights. Convergence can be slow on games whose winner plays some responses rarely.
 
 The loss with this minimiser
     The difference form of multiplicative_weights.py with :math:`2 P(y \succ \pi_t) - P(y \succ \pi_{t-1})` in
@@ -25,11 +25,9 @@ from sppo.game.dynamics.policies import (
 )
 from sppo.game.preference_games import Array
 
-__all__ = ["OptimisticMultiplicativeWeights", "update"]
-
 
 def update(policy: Policy, payoff: Array, previous_win_rates: Array | None, *, eta: Parameter) -> Policy:
-    r"""One step with the win rates of the step before.
+    r"""Take one step with the help of the win rates of the step before.
 
     Args:
         policy: [..., n] pi_t.
@@ -37,9 +35,13 @@ def update(policy: Policy, payoff: Array, previous_win_rates: Array | None, *, e
         previous_win_rates: [..., n] :math:`P(y \succ \pi_{t-1})`; None at the first step.
         eta: step size, dimensionless.
     """
-    win_rates = expected_win_rates(payoff, policy)
-    ahead = win_rates if previous_win_rates is None else 2 * win_rates - previous_win_rates
-    return normalised(policy.log + column(eta) * ahead)
+    return _step(policy, expected_win_rates(payoff, policy), previous_win_rates, eta)
+
+
+def _step(policy: Policy, win_rates: Array, previous: Array | None, eta: Parameter) -> Policy:
+    return normalised(
+        policy.log + column(eta) * (2 * win_rates - (win_rates if previous is None else previous))
+    )
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class OptimisticMultiplicativeWeights:
         require_positive(eta=self.eta)
 
     def step(self, iterate: Iterate, payoff: Array) -> Iterate:
-        """Next iterate, which remembers this one's win rates."""
+        """Return the next iterate, which remembers the win rates of this one."""
         win_rates = expected_win_rates(payoff, iterate.policy)
-        before = win_rates if iterate.remembered is None else iterate.remembered
-        policy = normalised(iterate.policy.log + column(self.eta) * (2 * win_rates - before))
-        return iterate.then(policy, remembered=win_rates)
+        policy = _step(iterate.policy, win_rates, iterate.win_rates_before, self.eta)
+        return iterate.then(policy, win_rates_before=win_rates)
