@@ -1,4 +1,4 @@
-"""What one iteration costs: tokens and FLOPs of each stage, and the seconds that they take at given rates.
+"""The cost of an iteration: tokens and FLOPs of each stage, and the seconds that they take at given rates.
 
 With N parameters of the policy, M of the oracle's model (0: none), X prompts of P tokens, K responses of L tokens of
 which m are trained on over E epochs, and H held-out prompts with R responses:
@@ -7,9 +7,9 @@ which m are trained on over E epochs, and H held-out prompts with R responses:
     annotate  2 M X 2 A (P + 2 L)             each of the A pairs of a prompt's responses that are compared, in both orders
     select    2 N X (P + m L)                 forward, responses of a prompt together
     train     6 N E X (P + m L)               forward and backward; 8 with gradient checkpointing
-    evaluate  2 N H (P + R L), drawn at the rate of sample and again under the base at the rate of select, and
-              2 M H 2 R^2 (P + 2 L) for each of the two opponents (one in the first iteration): each of the
-              policy's R responses with each of the opponent's, in both orders
+    evaluate  2 N H (P + R L) to sample, at the rate of sample, and the same under the base at the rate of select;
+              2 M H 2 R^2 (P + 2 L) for each of the two opponents (one in the first iteration), because each of the
+              policy's R responses is compared with each of the opponent's, in both orders
 
 Attention is left out: it adds about 2 n_layers d (P + L) / N of this, a tenth at 4k tokens and 7B parameters.
 """
@@ -29,30 +29,30 @@ from sppo.rundir.reader import RunReader
 
 STAGES = ("sample", "annotate", "select", "train", "evaluate")
 PEAKS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
-"""Dense bfloat16 FLOP/s of a GPU, by its maker's data sheet."""
+"""Dense bfloat16 FLOP/s of a GPU, from its maker's data sheet."""
 UTILISATION = {"sample": 0.12, "annotate": 0.3, "select": 0.4, "train": 0.35}
-"""Assumed, not measured here: what of the peak each stage reaches; of sampling, with a batch that fills the GPU."""
+"""The share of the peak that each stage is assumed, not measured, to reach; sampling with a batch that fills the GPU."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """One iteration in numbers; the letters are those of the module's equations.
+    """The numbers of an iteration; the letters are those of the module's equations.
 
     Attributes:
-        parameters: N.
-        prompts: X.
-        k: K.
-        pairs: A, pairs of a prompt's responses that the oracle is asked about; 0 where it is not asked.
-        trained: m, responses per prompt.
-        epochs: E, that are kept.
-        held_out: H.
-        responses: R, per held-out prompt.
-        prompt_tokens: P, a mean.
-        response_tokens: L, a mean.
-        oracle_parameters: M, of the oracle that annotates.
-        evaluation_parameters: M, of all oracles that give win rates.
-        gradient_checkpointing: the forward pass is computed twice.
-        opponents: 1 in the first iteration, whose previous policy is the base, else 2.
+        parameters: N, the policy's parameters.
+        prompts: X, the prompts of the iteration.
+        k: K, the responses sampled for each prompt.
+        pairs: A, the pairs of a prompt's responses that the oracle compares; 0 if it compares none.
+        trained: m, the responses of each prompt that are trained on.
+        epochs: E, the epochs that are trained.
+        held_out: H, the held-out prompts.
+        responses: R, the responses to each held-out prompt.
+        prompt_tokens: P, the mean length of a prompt.
+        response_tokens: L, the mean length of a response.
+        oracle_parameters: M of the oracle that annotates.
+        evaluation_parameters: M summed over the oracles that compute win rates.
+        gradient_checkpointing: whether the forward pass is computed twice.
+        opponents: 1 in the first iteration, whose previous policy is the base, otherwise 2.
     """
 
     parameters: float
@@ -71,7 +71,7 @@ class Load:
     opponents: int = 2
 
     def tokens(self) -> dict[str, float]:
-        """Tokens that go through the policy in each stage; `annotate`: through the oracle."""
+        """The tokens that the policy computes in each stage; in `annotate`, the oracle."""
         p, length = self.prompt_tokens, self.response_tokens
         pair = p + 2 * length
         trained = self.prompts * (p + self.trained * length)
@@ -84,7 +84,7 @@ class Load:
         }
 
     def flops(self) -> dict[str, float]:
-        """The FLOPs of each stage but `evaluate`, whose parts run at the rates of other stages (:meth:`seconds`)."""
+        """The FLOPs of each stage except `evaluate`, whose parts run at the rates of other stages (:meth:`seconds`)."""
         tokens = self.tokens()
         return {
             "sample": 2 * self.parameters * tokens["sample"],
@@ -100,28 +100,27 @@ class Load:
 
         Args:
             rates: FLOP/s of one device in `sample`, `annotate`, `select` and `train`.
-            devices: how many work on each of them; None: one.
+            devices: the number of devices in each stage, 1 where a stage is missing.
         """
-        of = {name: rates[name] * (devices or {}).get(name, 1) for name in UTILISATION}
-        spent = {name: flops / of[name] for name, flops in self.flops().items()}
-        drawn = 2 * self.parameters * self.tokens()["evaluate"]
+        devices = devices or {}
+        speed = {name: rates[name] * devices.get(name, 1) for name in UTILISATION}
+        spent = {name: flops / speed[name] for name, flops in self.flops().items()}
+        sampled = 2 * self.parameters * self.tokens()["evaluate"]
         pairs = self.held_out * count_pairs(across(1, self.responses, self.responses)[0]) * self.opponents
         pair = self.prompt_tokens + 2 * self.response_tokens
         compared = 2 * self.evaluation_parameters * 2 * pairs * pair
-        workers = (devices or {}).get("evaluate", 1)
-        spent["evaluate"] = (
-            drawn / of["sample"] + (drawn / rates["select"] + compared / rates["annotate"]) / workers
-        )
+        scored = sampled / rates["select"] + compared / rates["annotate"]
+        spent["evaluate"] = sampled / speed["sample"] + scored / devices.get("evaluate", 1)
         return spent
 
 
 def hardware_rates(name: str) -> dict[str, float]:
-    """FLOP/s of a GPU in each stage: its peak by :data:`UTILISATION`."""
+    """The FLOP/s of a GPU in each stage: its peak times the share in :data:`UTILISATION`."""
     return {stage: PEAKS[name] * share for stage, share in UTILISATION.items()}
 
 
 def loads_of_run(run: Path, parameters: float) -> dict[int, Load]:
-    """The load of each finished iteration of a run, as its records count it."""
+    """The load of each finished iteration, counted from the run's records."""
     reader = RunReader(run)
     summary = _read(run / "summary.json")
     loads = {}
@@ -149,7 +148,7 @@ def loads_of_run(run: Path, parameters: float) -> dict[int, Load]:
 
 
 def _pairs(annotated: Path, k: int) -> int:
-    """Pairs of a prompt's responses that the oracle was asked about, by the record of the annotate stage."""
+    """The number of pairs of a prompt's responses that the oracle compared, from the record of the annotate stage."""
     if not annotated.is_file():
         return 0
     m, _ = _read(annotated).get("settings", {}).get("opponents", (k - 1, 0))
@@ -157,14 +156,14 @@ def _pairs(annotated: Path, k: int) -> int:
 
 
 def measured_seconds(run: Path) -> dict[int, dict[str, float]]:
-    """Seconds of each stage of each iteration of a run, as its summary says."""
+    """The seconds of each stage of each iteration, from the run's summary."""
     return {row["iteration"]: row["seconds"] for row in _read(run / "summary.json")["iterations"]}
 
 
 def rates_of_run(run: Path, parameters: float) -> dict[str, float]:
-    """The FLOP/s that a run has reached in each stage, over its iterations.
+    """The FLOP/s that a run has reached in each stage, averaged over its iterations.
 
-    The rate of `annotate` is that of `select`, since the time of an oracle without a model does not follow from FLOPs.
+    The rate of `select` stands for that of `annotate`, because an oracle without a model takes time without FLOPs.
 
     Raises:
         RecipeError: there is no such run, or it has no finished iteration.
@@ -178,7 +177,9 @@ def rates_of_run(run: Path, parameters: float) -> dict[str, float]:
         for name in ("sample", "select", "train")
     }
     if rates["sample"] == 0:
-        raise RecipeError(f"--rates {run}: this run has drawn no responses; name one of another algorithm")
+        raise RecipeError(
+            f"--rates {run}: this run has sampled no responses; name a run of another algorithm"
+        )
     return {**rates, "annotate": rates["select"]}
 
 

@@ -1,6 +1,7 @@
-"""The dry run: what a recipe will do, found out without a download and without torch."""
+"""The dry run: what a recipe will do, computed without a download and without torch."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from sppo import cost, randomness
@@ -15,21 +16,21 @@ from sppo.training import CHECKPOINTS_KEPT
 from sppo.training.schedule import Steps, learning_rate, plan
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-# 4 bits, and a scale of 8 bits for 64 weights that is scaled again for 256 of them
+# NF4 stores 4 bits for each weight, an 8-bit scale for 64 weights and a 32-bit scale for 256 of those scales.
 _NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-# Optimiser state in values per parameter, by the head of transformers' optimiser names.
+# Values of optimiser state for each parameter, by the first part of transformers' optimiser names.
 _OPTIMISER_VALUES = {"adamw": 2.0, "rmsprop": 1.0, "sgd": 0.0, "adafactor": 0.1, "lion": 1.0, "adagrad": 1.0}
-# A response's row on disk: its token ids and text, compressed by about a half.
+# Token ids and text of a response on disk, compressed to about a half.
 _DISK_BYTES_PER_TOKEN = 4.0
 _PROMPT_TOKENS = 100.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a recipe will do, in numbers; a number is None where it cannot be known without a download.
+    """What a recipe will do, in numbers. A number is None if it cannot be known without a download.
 
-    `training_bytes` is the memory on each device, or on all together where their number is known only when training
-    begins.
+    `training_bytes` is the memory on each device, or on all devices together if their number is known only when
+    training begins.
     """
 
     prompts: list[int | None]
@@ -43,18 +44,18 @@ class Estimate:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Count and estimate, from the recipe and the files that lie here."""
+    """Estimate what a recipe will do from the recipe and from local files."""
     prompts, held_out = _prompt_counts(recipe)
-    of = recipe.training
+    settings = recipe.training
     steps = [
         None
         if count is None
         else plan(
             count,
-            batch_prompts=of.batch_prompts,
-            epochs=of.epochs,
-            keep_epochs=of.keep_epochs,
-            warmup_ratio=of.warmup_ratio,
+            batch_prompts=settings.batch_prompts,
+            epochs=settings.epochs,
+            keep_epochs=settings.keep_epochs,
+            warmup_ratio=settings.warmup_ratio,
         )
         for count in prompts
     ]
@@ -62,11 +63,12 @@ def estimate(recipe: Recipe) -> Estimate:
     training = checkpoints = saved = tables = None
     if parameters is not None:
         adapter = _adapter(recipe)
-        divided = of.devices if of.sharding is not None and isinstance(of.devices, int) else 1
-        training = _training_bytes(recipe, parameters, adapter) / divided
+        training = _training_bytes(recipe, parameters, adapter)
+        if settings.sharding is not None and isinstance(settings.devices, int):
+            training /= settings.devices
         checkpoints = _checkpoint_bytes(recipe, parameters, adapter)
-        saved = parameters * _BYTES[of.save_dtype or recipe.policy.dtype] * recipe.iterations
-        if of.adapter is not None and not of.adapter.merge:
+        saved = parameters * _BYTES[settings.save_dtype or recipe.policy.dtype] * recipe.iterations
+        if settings.adapter is not None and not settings.adapter.merge:
             saved = None if adapter is None else adapter[1] * _BYTES["float32"] * recipe.iterations
     known = [count for count in prompts if count is not None]
     if len(known) == len(prompts):
@@ -77,13 +79,13 @@ def estimate(recipe: Recipe) -> Estimate:
 
 @dataclass(frozen=True)
 class Rates:
-    """What seconds are estimated from: the speed of the stages, and the lengths of texts.
+    """What the time of a run is estimated from: the speed of each stage and the lengths of texts.
 
     Attributes:
         flops: FLOP/s of one device in each stage.
         prompt_tokens: mean length of a prompt.
-        response_tokens: mean length of a response; None: as long as the recipe allows.
-        source: where the rates come from, for people.
+        response_tokens: mean length of a response; None assumes the longest that the recipe allows.
+        source: where the rates come from, in words.
     """
 
     flops: dict[str, float]
@@ -93,11 +95,11 @@ class Rates:
 
 
 def read_rates(name: str, tokens: str | None) -> Rates:
-    """The rates of a GPU, given its name, or those that a finished run has reached.
+    """Read the rates of a GPU from a table, or those of a finished run from its records.
 
     Args:
         name: one of :data:`sppo.cost.PEAKS`, or a run folder.
-        tokens: `PROMPT,RESPONSE`, means that take the place of the run's.
+        tokens: mean lengths as `PROMPT,RESPONSE`, which replace those of the run.
 
     Raises:
         RecipeError: there is no such GPU or run, or the tokens are not two numbers.
@@ -108,10 +110,12 @@ def read_rates(name: str, tokens: str | None) -> Rates:
     else:
         run = Path(name)
         if not (run / "recipe.yaml").is_file():
-            raise RecipeError(f"--rates {name}: neither a finished run nor one of {', '.join(cost.PEAKS)}")
+            raise RecipeError(
+                f"--rates {name}: neither a finished run nor one of the GPUs {', '.join(cost.PEAKS)}"
+            )
         parameters = _parameters(load(run / "recipe.yaml"))
         if parameters is None:
-            raise RecipeError(f"--rates {name}: how many parameters its policy has is not known")
+            raise RecipeError(f"--rates {name}: the number of parameters of its policy is not known")
         loads = cost.loads_of_run(run, parameters)
         flops, source = cost.rates_of_run(run, parameters), str(run)
         last = loads[max(loads)]
@@ -120,61 +124,66 @@ def read_rates(name: str, tokens: str | None) -> Rates:
         try:
             prompt, response = (float(part) for part in tokens.split(","))
         except ValueError:
-            raise RecipeError(f"--tokens {tokens}: give PROMPT,RESPONSE, e.g. 100,300") from None
+            raise RecipeError(
+                f"--tokens {tokens}: must be two numbers, PROMPT,RESPONSE, such as 100,300"
+            ) from None
     return Rates(flops, prompt, response, source)
 
 
-def seconds(recipe: Recipe, found: Estimate, rates: Rates) -> list[dict[str, float] | None]:
-    """The seconds of each stage of each iteration, `auto` counted as one device.
+def seconds(recipe: Recipe, estimated: Estimate, rates: Rates) -> list[dict[str, float] | None]:
+    """Estimate the seconds of each stage of each iteration; `auto` counts as one device.
 
-    An iteration is None where its prompts or the policy's parameters are not known.
+    An iteration is None if the number of its prompts or of the policy's parameters is not known.
     """
-    of, k = recipe, _drawn(recipe)
-    limit = of.sampling.max_new_tokens
-    counts = {**of.workers.model_dump(), "train": of.training.devices}
+    k, training, evaluation = _sampled(recipe), recipe.training, recipe.evaluation
+    counts = {**recipe.workers.model_dump(), "train": training.devices}
     devices = {name: count for name, count in counts.items() if isinstance(count, int)}
     return [
         None
-        if prompts is None or found.parameters is None or found.held_out is None
+        if prompts is None or estimated.parameters is None or estimated.held_out is None
         else cost.Load(
-            parameters=found.parameters,
+            parameters=estimated.parameters,
             prompts=prompts,
             k=k,
             pairs=pairs_per_prompt(recipe),
             trained=_trained(recipe),
-            epochs=of.training.keep_epochs or of.training.epochs,
-            held_out=found.held_out,
-            responses=of.evaluation.responses,
+            epochs=training.keep_epochs or training.epochs,
+            held_out=estimated.held_out,
+            responses=evaluation.responses,
             prompt_tokens=rates.prompt_tokens,
-            response_tokens=min(rates.response_tokens or limit, limit),
-            oracle_parameters=_oracle_parameters(of.oracle),
-            evaluation_parameters=_oracle_parameters(of.oracle) + _oracle_parameters(of.evaluation.oracle),
-            gradient_checkpointing=of.training.gradient_checkpointing,
+            response_tokens=_response_tokens(recipe, rates),
+            oracle_parameters=_oracle_parameters(recipe.oracle),
+            evaluation_parameters=_oracle_parameters(recipe.oracle) + _oracle_parameters(evaluation.oracle),
+            gradient_checkpointing=training.gradient_checkpointing,
             opponents=1 if number == 1 else 2,
         ).seconds(rates.flops, devices)
-        for number, prompts in enumerate(found.prompts, 1)
+        for number, prompts in enumerate(estimated.prompts, 1)
     ]
 
 
-def _show_seconds(recipe: Recipe, found: Estimate, rates: Rates, terminal: Terminal) -> None:
-    length = min(rates.response_tokens or recipe.sampling.max_new_tokens, recipe.sampling.max_new_tokens)
+def _response_tokens(recipe: Recipe, rates: Rates) -> float:
+    limit = recipe.sampling.max_new_tokens
+    return min(rates.response_tokens or limit, limit)
+
+
+def _show_seconds(recipe: Recipe, estimated: Estimate, rates: Rates, terminal: Terminal) -> None:
     terminal.say(
-        f"\nseconds     an estimate (docs/scaling.md) by the rates of {rates.source}; {rates.prompt_tokens:.0f} tokens a"
-        f" prompt and {length:.0f} a response, `auto` counted as one device"
+        f"\nseconds     estimated (docs/scaling.md) from the rates of {rates.source}, for {rates.prompt_tokens:.0f} tokens"
+        f" in a prompt and {_response_tokens(recipe, rates):.0f} in a response; `auto` counts as one device"
     )
     terminal.say(_row(("iteration", *cost.STAGES)), "bold")
-    for number, of_iteration in enumerate(seconds(recipe, found, rates), 1):
-        cells = ["?"] if of_iteration is None else [f"{of_iteration[name]:,.0f}" for name in cost.STAGES]
+    for number, stages in enumerate(seconds(recipe, estimated, rates), 1):
+        cells = ["?"] if stages is None else [f"{stages[name]:,.0f}" for name in cost.STAGES]
         terminal.say(_row((str(number), *cells)))
 
 
-def _drawn(recipe: Recipe) -> int:
-    """Responses per prompt that are drawn."""
+def _sampled(recipe: Recipe) -> int:
+    """The number of responses that are sampled for each prompt."""
     return recipe.sampling.k if recipe.algorithm.samples else 0
 
 
 def pairs_per_prompt(recipe: Recipe) -> int:
-    """Pairs of a prompt's responses that the oracle is asked about."""
+    """The number of pairs of a prompt's responses that the oracle compares."""
     if not recipe.algorithm.preferences:
         return 0
     k = recipe.sampling.k
@@ -183,81 +192,70 @@ def pairs_per_prompt(recipe: Recipe) -> int:
 
 
 def _trained(recipe: Recipe) -> int:
-    """Responses per prompt that are trained on, at most."""
-    k = _drawn(recipe)
+    """The largest number of a prompt's responses that are trained on."""
+    k = _sampled(recipe)
     if recipe.algorithm.preferences:
         k = {"best_worst": min(2, k), "all": k, "best_worst_random": min(3, k)}[recipe.selection]
     return k + recipe.algorithm.demonstrations
 
 
 def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None:
-    """Print what a recipe will do; with rates, how long it would take."""
-    found = estimate(recipe)
-    of, training = recipe, recipe.training
-    terminal.say(f"policy      {of.policy.model}, {_count(found.parameters)} parameters, {of.policy.dtype}")
-    oracle = "none: no win rates are measured" if of.oracle is None else settings_text(of.oracle)
-    unasked = "" if of.oracle is None or of.algorithm.preferences else "; for win rates alone"
-    terminal.say(f"oracle      {oracle}{unasked}")
-    kept = "" if training.keep_epochs is None else f", the first {training.keep_epochs:g} of them kept"
-    terminal.say(f"algorithm   {settings_text(of.algorithm)}; {_learnt_from(recipe)}; seed {of.seed}")
+    """Print what a recipe will do; with rates, also how long it would take."""
+    estimated = estimate(recipe)
+    _show_settings(recipe, estimated, terminal)
+    _show_iterations(recipe, estimated, terminal)
+    steps = estimated.steps[0]
+    if steps is not None:
+        terminal.say(f"\nlearning rate in iteration 1: {_curve_text(recipe, steps)}")
+    held_out = "?" if estimated.held_out is None else f"{estimated.held_out:,}"
     terminal.say(
-        f"sampling    {of.sampling.engine}: temperature {of.sampling.temperature:g}, top-p {of.sampling.top_p:g},"
-        f" at most {of.sampling.max_new_tokens} new tokens"
+        f"evaluation  {held_out} held-out prompts x {recipe.evaluation.responses} responses, after each iteration\n"
+        f"memory      {_size(estimated.training_bytes)} for weights, gradients and optimiser state"
+        f" {_where(recipe.training)}; activations{_on_top(recipe)} come on top\n"
+        f"disk        {_size(estimated.policy_bytes)} of policies and at most {_size(estimated.table_bytes)} of tables;"
+        f" up to {_size(estimated.checkpoint_bytes)} of checkpoints while training"
     )
+    if rates is not None:
+        _show_seconds(recipe, estimated, rates, terminal)
+    if steps is not None and not any(_curve(recipe, steps)):
+        terminal.say("note        every step has a learning rate of 0: nothing would be learnt", "yellow")
+    elif steps is not None and steps.kept < steps.warmup:
+        terminal.say(
+            f"note        the schedule is left during its warm-up ({steps.warmup:,} steps): the peak"
+            f" {recipe.training.learning_rate:g} is never reached, the highest rate used is"
+            f" {max(_curve(recipe, steps)):.3g}",
+            "yellow",
+        )
+
+
+def _show_settings(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> None:
+    policy, sampling, training = recipe.policy, recipe.sampling, recipe.training
+    oracle = "none: no win rates are measured" if recipe.oracle is None else settings_text(recipe.oracle)
+    only = "" if recipe.oracle is None or recipe.algorithm.preferences else "; for win rates only"
+    kept = "" if training.keep_epochs is None else f", the first {training.keep_epochs:g} of them kept"
     terminal.say(
+        f"policy      {policy.model}, {_count(estimated.parameters)} parameters, {policy.dtype}\n"
+        f"oracle      {oracle}{only}\n"
+        f"algorithm   {settings_text(recipe.algorithm)}; {_learnt_from(recipe)}; seed {recipe.seed}\n"
+        f"sampling    {sampling.engine}: temperature {sampling.temperature:g}, top-p {sampling.top_p:g},"
+        f" at most {sampling.max_new_tokens} new tokens\n"
         f"training    {training.optimizer}, {training.batch_prompts} prompts a step; a {training.schedule} schedule"
         f" over {training.epochs:g} epochs{kept}; peak {training.learning_rate:g}\n"
     )
-    k = _drawn(recipe)
-    pick = _trained(recipe)
-    terminal.say(
-        _row(("iteration", "prompts", "responses", "pairs compared", "trained on", "optimiser steps")), "bold"
-    )
-    for number, (prompts, steps) in enumerate(zip(found.prompts, found.steps, strict=True), 1):
+
+
+def _show_iterations(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> None:
+    header = ("iteration", "prompts", "responses", "pairs compared", "trained on", "optimiser steps")
+    terminal.say(_row(header), "bold")
+    k, pairs, trained = _sampled(recipe), pairs_per_prompt(recipe), _trained(recipe)
+    for number, (prompts, steps) in enumerate(zip(estimated.prompts, estimated.steps, strict=True), 1):
         if prompts is None or steps is None:
-            terminal.say(
-                _row((str(number), "?")) + "  set `rows` of its source to say how many prompts it has"
-            )
-            continue
-        taken = (
-            f"{steps.kept:,} of {steps.scheduled:,}" if steps.kept < steps.scheduled else f"{steps.kept:,}"
-        )
-        pairs = prompts * pairs_per_prompt(recipe)
-        terminal.say(
-            _row(
-                (
-                    str(number),
-                    f"{prompts:,}",
-                    f"{prompts * k:,}",
-                    f"{pairs:,}",
-                    f"at most {prompts * pick:,}",
-                    taken,
-                )
-            )
-        )
-    for steps in found.steps[:1]:
-        if steps is not None:
-            terminal.say(f"\nlearning rate in iteration 1: {_curve_text(recipe, steps)}")
-    held_out = "?" if found.held_out is None else f"{found.held_out:,}"
-    terminal.say(
-        f"evaluation  {held_out} held-out prompts x {of.evaluation.responses} responses, after each iteration\n"
-        f"memory      {_size(found.training_bytes)} for weights, gradients and optimiser state {_where(training)};"
-        f" activations{_on_top(recipe)} come on top\n"
-        f"disk        {_size(found.policy_bytes)} of policies and at most {_size(found.table_bytes)} of tables;"
-        f" up to {_size(found.checkpoint_bytes)} of checkpoints while training"
-    )
-    if rates is not None:
-        _show_seconds(recipe, found, rates, terminal)
-    for steps in found.steps[:1]:
-        if steps is not None and not any(_curve(recipe, steps)):
-            terminal.say("note        every step has a learning rate of 0: nothing would be learnt", "yellow")
-        elif steps is not None and steps.kept < steps.warmup:
-            highest = max(_curve(recipe, steps))
-            terminal.say(
-                f"note        the schedule is left during its warm-up ({steps.warmup:,} steps): the peak"
-                f" {training.learning_rate:g} is never reached, the highest rate used is {highest:.3g}",
-                "yellow",
-            )
+            cells = ["?  set `rows` of its source to the number of its prompts"]
+        else:
+            of_all = f" of {steps.scheduled:,}" if steps.kept < steps.scheduled else ""
+            counts = [f"{prompts:,}", f"{prompts * k:,}", f"{prompts * pairs:,}"]
+            cells = [*counts, f"at most {prompts * trained:,}", f"{steps.kept:,}{of_all}"]
+        terminal.say(_row((str(number), *cells)))
 
 
 def _learnt_from(recipe: Recipe) -> str:
@@ -268,10 +266,10 @@ def _learnt_from(recipe: Recipe) -> str:
 
 
 def _on_top(recipe: Recipe) -> str:
-    of = recipe.training.adapter
-    if of is None or _adapter(recipe) is not None:
+    adapter = recipe.training.adapter
+    if adapter is None or _adapter(recipe) is not None:
         return ""
-    return f" and the adapter (16 bytes x {of.r} x (rows + columns) of each layer, with AdamW)"
+    return f" and the adapter (16 bytes x {adapter.r} x (rows + columns) of each layer, with AdamW)"
 
 
 def _where(training: Training) -> str:
@@ -287,8 +285,10 @@ def _row(cells: tuple[str, ...]) -> str:
 
 
 def _curve(recipe: Recipe, steps: Steps) -> list[float]:
-    of = recipe.training
-    return [learning_rate(step, steps, of.schedule, of.learning_rate) for step in range(steps.kept)]
+    training = recipe.training
+    return [
+        learning_rate(step, steps, training.schedule, training.learning_rate) for step in range(steps.kept)
+    ]
 
 
 def _curve_text(recipe: Recipe, steps: Steps) -> str:
@@ -299,33 +299,30 @@ def _curve_text(recipe: Recipe, steps: Steps) -> str:
 
 
 def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None]:
-    of = recipe.prompts
-    sources = [of.train] if isinstance(of.train, PromptSource) else list(of.train)
-    counts = [_source_count(source) for source in sources]
-    held_out = of.held_out if isinstance(of.held_out, int) else _source_count(of.held_out)
-    if isinstance(of.held_out, int) and all(count is not None for count in counts):
-        total = sum(count or 0 for count in counts)
-        if of.held_out >= total:
+    """The number of prompts of each iteration and of held-out prompts; None if a source is not on this disk."""
+    settings, iterations = recipe.prompts, recipe.iterations
+    counts = [_source_count(source) for source in settings.train_sources]
+    sizes = [count for count in counts if count is not None]
+    if not isinstance(settings.held_out, int):
+        held_out = _source_count(settings.held_out)
+    else:
+        held_out = settings.held_out
+        if len(sizes) == len(counts):
+            shares = prompt_sources.held_out_shares(sizes, held_out)
+            sizes = [size - share for size, share in zip(sizes, shares, strict=True)]
+            counts = [*sizes]
+    if len(counts) == 1 and not sizes:
+        counts = [settings.per_iteration] * iterations
+    elif len(counts) == 1:
+        if sizes[0] < iterations:
             raise prompt_sources.PromptError(
-                f"prompts.held_out: {of.held_out} to set aside of {total} prompts leaves none to train on; lower it"
+                f"iterations: {iterations}, but there are only {sizes[0]} prompts to train on;"
+                " lower iterations or give more prompts"
             )
-        sizes = [count or 0 for count in counts]
-        shares = prompt_sources.held_out_shares(sizes, of.held_out)
-        counts = [size - share for size, share in zip(sizes, shares, strict=True)]
-    if len(counts) == 1:
-        total_or_none = counts[0]
-        if total_or_none is None:
-            counts = [of.per_iteration] * recipe.iterations
-        else:
-            bounds = [total_or_none * index // recipe.iterations for index in range(recipe.iterations + 1)]
-            counts = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
-            if total_or_none < recipe.iterations:
-                raise prompt_sources.PromptError(
-                    f"iterations: {recipe.iterations}, but there are only {total_or_none} prompts to train on;"
-                    " lower iterations or give more prompts"
-                )
-    if of.per_iteration is not None:
-        counts = [None if count is None else min(count, of.per_iteration) for count in counts]
+        bounds = [sizes[0] * index // iterations for index in range(iterations + 1)]
+        counts = [stop - start for start, stop in pairwise(bounds)]
+    if settings.per_iteration is not None:
+        counts = [None if count is None else min(count, settings.per_iteration) for count in counts]
     return counts, held_out
 
 
@@ -338,21 +335,21 @@ def _source_count(source: PromptSource) -> int | None:
 
 
 def _training_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float:
-    """The bytes of weights, gradients and optimiser state.
+    """The bytes of weights, gradients and optimiser state, on all devices together.
 
     With LoRA, the frozen base weights need no gradients and no optimiser state.
     """
     weight = _BYTES[recipe.policy.dtype]
     if recipe.training.adapter is None:
         return parameters * (2 * weight + _state_bytes(recipe, weight))
-    rounded, fresh = adapter or (parameters, 0)
-    narrow = _NF4_BYTES if recipe.policy.quantization == "nf4" else weight
-    own = _BYTES["float32"]
-    return (parameters - rounded) * weight + rounded * narrow + fresh * (2 * own + _state_bytes(recipe, own))
+    adapted, own = adapter or (parameters, 0)
+    adapted_weight = _NF4_BYTES if recipe.policy.quantization == "nf4" else weight
+    trained = 2 * _BYTES["float32"] + _state_bytes(recipe, _BYTES["float32"])
+    return (parameters - adapted) * weight + adapted * adapted_weight + own * trained
 
 
 def _checkpoint_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float | None:
-    """The bytes of all checkpoints that are kept: the trained weights and their optimiser state in each."""
+    """The bytes of all checkpoints that are kept, each with the trained weights and their optimiser state."""
     if recipe.training.checkpoint_steps is None:
         return 0.0
     if recipe.training.adapter is None:
@@ -365,19 +362,19 @@ def _checkpoint_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int
 
 
 def _state_bytes(recipe: Recipe, weight: int) -> float:
-    """The bytes of optimiser state for one weight of `weight` bytes."""
+    """The bytes of optimiser state for a weight that has `weight` bytes itself."""
     name = recipe.training.optimizer
     return _OPTIMISER_VALUES.get(name.split("_")[0], 2.0) * (1 if "8bit" in name else weight)
 
 
 def _adapter(recipe: Recipe) -> tuple[int, int] | None:
-    """The number of parameters that the adapter adapts, and of its own; None where the model is not on this disk."""
-    of = recipe.training.adapter
+    """The number of parameters that the adapter adapts, and of its own; None if the model is not on this disk."""
+    settings = recipe.training.adapter
     folder = Path(model_path(recipe.policy.model))
-    if of is None or not folder.is_dir():
+    if settings is None or not folder.is_dir():
         return None
     try:
-        return policies.count_adaptable(policies.base_folder(folder), of.target_modules, of.r)
+        return policies.count_adaptable(policies.base_folder(folder), settings.target_modules, settings.r)
     except (OSError, ValueError, KeyError):
         return None
 

@@ -1,4 +1,4 @@
-"""What the user sees while stages run: bars with rate and time left, and lines that stay."""
+"""What the user sees while stages run: progress bars with rate and remaining time, and lines that stay."""
 
 import contextlib
 import time
@@ -23,7 +23,7 @@ Advance = Callable[[int], None]
 
 
 class _Rate(ProgressColumn):
-    """Units per second."""
+    """A column that shows units per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -31,14 +31,14 @@ class _Rate(ProgressColumn):
 
 
 class Terminal:
-    """Bars and lines on a console; on one that is no terminal, a line for each finished stage."""
+    """Prints progress bars and lines to a console; outside of a terminal, a line replaces each finished bar."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """A bar of so many units; gives the function that advances it."""
+        """Show a bar of `total` units and yield the function that advances it."""
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -59,19 +59,19 @@ class Terminal:
             self.say(f"{title}: {progress.tasks[0].completed:,.0f} {unit} in {seconds:.1f} s", "bright_black")
 
     def say(self, text: str, style: str = "") -> None:
-        """A line of plain text; nothing in it is read as markup."""
+        """Print plain text; nothing in it is read as markup."""
         self.console.print(Text(printable(text), style=style), soft_wrap=True)
 
 
 _KEPT = "\n\t\u200c\u200d"
-"""Whitespace, and the joiners without which Persian, Hindi and many emoji are misspelt."""
+"""Whitespace, and the joiners that Persian, Hindi and many emoji are spelt with."""
 
 
 def printable(text: str) -> str:
-    """Text from models and files with its control characters made visible, so that it cannot drive the terminal.
+    """Make the control characters of text from models and files visible, so that it cannot control the terminal.
 
-    Newlines, tabs, spaces of every width and the joiners stay; escape codes, other controls and bidirectional overrides
-    become ``\\x1b``-like text.
+    Newlines, tabs, spaces of every width and the joiners stay. Escape codes, other control characters and bidirectional
+    overrides become text like ``\\x1b``.
     """
     return "".join(
         character

@@ -298,10 +298,19 @@ def _dealt(table: pa.Table, seed: int) -> pa.Table:
     return table.take(pa.array(sorted(range(len(keys)), key=keys.__getitem__), pa.int64()))
 
 
-def held_out_shares(sizes: Sequence[int], count: int) -> list[int]:
-    """How many of `count` held-out prompts come from each source: in proportion to their sizes."""
-    shares = [count * size // max(1, sum(sizes)) for size in sizes]
-    # what rounding left over comes from where most remain
+def held_out_shares(sizes: Sequence[int], count: int, note: str = "") -> list[int]:
+    """How many of `count` held-out prompts come from each source, in proportion to the sources' sizes.
+
+    Raises:
+        PromptError: no prompt would be left to train on; `note` ends the message.
+    """
+    if count >= sum(sizes):
+        raise PromptError(
+            f"prompts.held_out: {count} to set aside of {sum(sizes)} prompts leaves none to train on;"
+            f" lower it{note}"
+        )
+    shares = [count * size // sum(sizes) for size in sizes]
+    # the prompts that rounding leaves over come from the sources that have most left
     for _ in range(count - sum(shares)):
         shares[max(range(len(sizes)), key=lambda index: sizes[index] - shares[index])] += 1
     return shares
@@ -311,12 +320,7 @@ def _set_aside(tables: list[pa.Table], count: int, reading: _Reading) -> tuple[l
     total = sum(table.num_rows for table in tables)
     if total == 0:
         raise PromptError(f"prompts.train: it has no prompt that can be used{reading.skipped()}")
-    if count >= total:
-        raise PromptError(
-            f"prompts.held_out: {count} to set aside of {total} prompts leaves none to train on;"
-            f" lower it{reading.skipped()}"
-        )
-    shares = held_out_shares([table.num_rows for table in tables], count)
+    shares = held_out_shares([table.num_rows for table in tables], count, reading.skipped())
     held_out = pa.concat_tables([table.slice(0, share) for table, share in zip(tables, shares, strict=True)])
     rest = [table.slice(share) for table, share in zip(tables, shares, strict=True)]
     return rest, held_out.combine_chunks()

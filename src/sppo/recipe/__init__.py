@@ -133,10 +133,9 @@ class Recipe(Section):
             raise ValueError(
                 f"oracle.opponents: {opponents}, but {name} needs the comparisons of all pairs; leave it out"
             )
-        train = self.prompts.train
-        for number, source in enumerate([train] if isinstance(train, PromptSource) else train):
+        for number, source in enumerate(self.prompts.train_sources):
             if algorithm.demonstrations and source.demonstration is None:
-                place = "prompts.train" if isinstance(train, PromptSource) else f"prompts.train.{number}"
+                place = f"prompts.train.{number}" if isinstance(self.prompts.train, list) else "prompts.train"
                 raise ValueError(
                     f"{place}.demonstration: missing, but {name} learns from demonstrations; name the column that"
                     f" holds them, e.g. {{source: {source.source}, demonstration: completion}}"

@@ -68,6 +68,11 @@ class Prompts(Section):
     system: Literal["template", "merge"] = "template"
     """Template renders system messages with the chat template; merge puts them before the first user message."""
 
+    @property
+    def train_sources(self) -> list[PromptSource]:
+        """The sources of training prompts: one for all iterations, or one for each."""
+        return self.train if isinstance(self.train, list) else [self.train]
+
     @field_validator("train", mode="before")
     @classmethod
     def _train_sources(cls, value: Any) -> Any:
