@@ -10,7 +10,7 @@ for t in 1..T:
 
 from typing import Any
 
-from sppo.executors.local import Executor
+from sppo.executors import Executor
 from sppo.progress import Terminal
 from sppo.recipe import Recipe
 from sppo.rundir.folder import RunFolder

@@ -13,7 +13,7 @@ from rich.console import Console
 from toy_jobs import RECIPE, SHARDS, make, recipe, toy_job
 
 from sppo.executors.local import Local, count_workers, devices_of_an_engine, visible_devices
-from sppo.executors.processes import said_exit
+from sppo.executors.processes import exit_in_words
 from sppo.oracle import OracleError
 from sppo.progress import Terminal
 from sppo.recipe import RecipeError
@@ -240,5 +240,5 @@ def test_each_worker_sees_its_own_gpus(monkeypatch):
 
 
 def test_how_a_process_ended_is_said_in_words():
-    assert said_exit(3) == "with exit code 3"
-    assert said_exit(-signal.SIGSEGV) == "by the signal SIGSEGV"
+    assert exit_in_words(3) == "with exit code 3"
+    assert exit_in_words(-signal.SIGSEGV) == "by the signal SIGSEGV"

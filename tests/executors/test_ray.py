@@ -14,7 +14,7 @@ import yaml
 from small_runs import RAY as SMALL
 from small_runs import digests
 
-from sppo.executors.ray import ClusterError, _Place, connected
+from sppo.executors.ray import ClusterError, RayCluster, _Place
 from sppo.recipe import parse
 from sppo.rundir import storage
 
@@ -154,7 +154,7 @@ def test_ray_goes_on_after_local_and_local_after_ray_whose_workers_died(address,
     (sampled / "deaths").write_text("99")
     failed = sppo(sampled, "--run-dir", "run", "--ray", address)
     assert failed.returncode == 1
-    assert "a worker has died 2 times; every finished shard is kept" in failed.stderr
+    assert "a worker has crashed 2 times; every finished shard is kept" in failed.stderr
     run = sampled / "run"
     assert list(run.glob("iter-1/preferences/part-*.parquet"))
     assert not (run / "iter-1" / "annotate.json").exists()
@@ -194,7 +194,7 @@ def test_a_run_on_s3_goes_on_on_ray_to_the_same_bytes(address, s3, sampled, loca
 
 
 def refused(address):
-    with pytest.raises(ClusterError) as error, connected(address, parse(RECIPE), Path("run")):
+    with pytest.raises(ClusterError) as error, RayCluster(parse(RECIPE), Path("run"), address):
         pass
     return str(error.value)
 
@@ -216,9 +216,11 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 
 def test_a_node_that_does_not_see_the_run_folder_says_which(tmp_path):
     place = _Place(tmp_path, tmp_path, "this run")
-    assert f"does not see the run folder {tmp_path}" in place.fault()
+    assert f"does not see the run folder {tmp_path}" in place.why_unusable()
     place.mark()
-    assert place.fault() is None
-    assert "does not see" in _Place(tmp_path, tmp_path, "another run").fault(), "a folder of the same name"
+    assert place.why_unusable() is None
+    assert "does not see" in _Place(tmp_path, tmp_path, "another run").why_unusable(), (
+        "a folder of the same name"
+    )
     with pytest.raises(ClusterError, match="does not see"):
         _Place(tmp_path, tmp_path, "another run").enter()

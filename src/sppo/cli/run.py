@@ -27,6 +27,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
     rates: Annotated[str | None, typer.Option(metavar="GPU|RUN")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="PROMPT,RESPONSE")] = None,
+    on: Annotated[str | None, typer.Option(metavar="PLACE")] = None,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None,
     report: bool = True,
 ) -> None:
@@ -36,7 +37,8 @@ def run(
         dry_run: Show what the run would do; compute and download nothing.
         rates: With --dry-run: estimate the time from the speed of a GPU (a100, h100, h200) or of a finished run.
         tokens: With --rates: the mean lengths of prompts and responses to assume, in tokens.
-        ray: Compute on this Ray cluster: HOST:PORT of its head node, or auto.
+        on: Where to compute: local, ray:ADDRESS, or NAME[:ADDRESS] of an installed plug-in. [default: local]
+        ray: Compute on this Ray cluster, like --on ray:ADDRESS: HOST:PORT of its head node, or auto.
         report: Write RUN/report.html when the run ends.
     """
     values, folder = options.open_run(recipe, run_dir, set_)
@@ -46,19 +48,18 @@ def run(
         show(values, Terminal(), None if rates is None else read_rates(rates, tokens))
         return
     from sppo import selfplay
+    from sppo.executors import executor_at
     from sppo.report.end_of_run import reported
 
     terminal = Terminal()
     at_the_end = reported(folder.path, terminal, selfplay.GuardStop) if report else nullcontext()
-    if ray is None:
-        with at_the_end:
-            selfplay.run(values, folder, terminal, redo_stale=redo_stale)
-        return
-    from sppo.executors.ray import connected
-
-    folder = RunFolder(folder.path.resolve())  # workers may run in another working directory
-    with connected(ray, values, folder.path) as cluster, at_the_end:
-        selfplay.run(values, folder, terminal, cluster, redo_stale=redo_stale)
+    if on is not None and ray is not None:
+        raise RunError(f"--ray {ray}: it stands for --on ray:{ray}; leave out --on {on}")
+    place = on or ("local" if ray is None else f"ray:{ray}")
+    if place != "local":
+        folder = RunFolder(folder.path.resolve())  # workers may run in another working directory
+    with executor_at(place, values, folder.path) as executor, at_the_end:
+        selfplay.run(values, folder, terminal, executor, redo_stale=redo_stale)
 
 
 @app.command(rich_help_panel=options.STAGES, epilog="Example: sppo sample runs/quickstart --best-of 16")

@@ -1,8 +1,8 @@
-"""Worker processes of one machine: each loads its models once and asks for shards until none is left.
+"""Worker processes on one machine: each loads its models once and makes shards until none is left.
 
-A shard goes to whichever worker is free, so that none waits for the slowest. A worker that dies (the kernel kills
-the one that takes too much memory) is replaced and its shard is done again, once. `ProcessPoolExecutor` would give
-up the whole pool with every shard in progress.
+The next shard goes to whichever worker is free, so no worker waits for the slowest. A worker that crashes (for instance
+because the kernel killed it for taking too much memory) is replaced, and its shard is retried once.
+`ProcessPoolExecutor` would give up the whole pool, with every shard in progress.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from sppo.stages.jobs import Advance, ShardJob
 from sppo.stages.models import Models
 
 ATTEMPTS = 2
-"""The number of attempts at a shard before the deaths of its workers are an error."""
+"""How often a shard is attempted before crashes of its workers become an error."""
 _SECONDS_TO_END = 10
 
 
@@ -35,15 +35,15 @@ def make_shards(
     """Make shards of a job in worker processes.
 
     Args:
-        job: what to make.
-        missing: the numbers of the shards.
-        recipe: of the run; workers load its models.
-        devices: for each worker the GPUs that it sees, as in CUDA_VISIBLE_DEVICES; None: as this process.
-        advance: told of finished units.
+        job: the job.
+        missing: the numbers of the shards to make.
+        recipe: the run's recipe, whose models the workers load.
+        devices: the value of CUDA_VISIBLE_DEVICES for each worker; None leaves it as in this process.
+        advance: called with the number of units that have just been finished.
 
     Raises:
-        RunError: a shard's workers have died :data:`ATTEMPTS` times.
-        Exception: of a shard that fails; the shards that were finished are kept.
+        RunError: the workers that made a shard have crashed :data:`ATTEMPTS` times.
+        Exception: the error of a shard that fails; every finished shard is kept.
     """
     _Pool(job, missing, recipe, advance).run(devices[: len(missing)])
 
@@ -61,18 +61,18 @@ class _Worker:
             args=(theirs, job, recipe, devices, _threads()),
             name=f"sppo {job.kind}",
         )
-        with _interrupts_blocked():  # a Ctrl-C is this process's to handle: it ends the workers
+        with _interrupts_blocked():  # this process handles a Ctrl-C and ends the workers
             self.process.start()
         theirs.close()
 
     def begin(self, shard: int) -> None:
         self.shard = shard
-        with contextlib.suppress(OSError):  # dead already: its death is noticed where its messages are read
+        with contextlib.suppress(OSError):  # it has crashed, which `messages` reports
             self.connection.send(shard)
 
     def messages(self) -> Iterator[tuple[str, Any]]:
-        """The messages that have arrived since the last call; the last one is `died` where the process has ended."""
-        dead = not self.process.is_alive()  # asked first, so that its last words are heard
+        """The messages that have arrived since the last call; the last one is `crashed` if the process has ended."""
+        dead = not self.process.is_alive()  # asked first, so that its last messages are read
         try:
             while self.connection.poll():
                 yield self.connection.recv()
@@ -80,7 +80,7 @@ class _Worker:
             dead = True
         if dead:
             self.process.join(_SECONDS_TO_END)
-            yield "died", self.process.exitcode
+            yield "crashed", self.process.exitcode
 
 
 class _Pool:
@@ -88,19 +88,19 @@ class _Pool:
         self.job, self.recipe, self.advance = job, recipe, advance
         self.waiting = deque(missing)
         self.left = len(missing)
-        self.deaths: Counter[int] = Counter()
+        self.crashes: Counter[int] = Counter()
         self.reported: Counter[int] = Counter()
         self.workers: list[_Worker] = []
 
     def run(self, devices: Sequence[str | None]) -> None:
         try:
-            for of_worker in devices:
-                self._start(of_worker)
+            for visible in devices:
+                self._start(visible)
             while self.left:
                 wait([worker.connection for worker in self.workers], timeout=1)
                 for worker in list(self.workers):
                     for kind, content in worker.messages():
-                        self._hear(worker, kind, content)
+                        self._handle(worker, kind, content)
         finally:
             _end([worker.process for worker in self.workers])
 
@@ -109,7 +109,7 @@ class _Pool:
         self.workers.append(worker)
         worker.begin(self.waiting.popleft())
 
-    def _hear(self, worker: _Worker, kind: str, content: Any) -> None:
+    def _handle(self, worker: _Worker, kind: str, content: Any) -> None:
         match kind:
             case "units":
                 self.reported[worker.shard] += content
@@ -121,28 +121,28 @@ class _Pool:
                     worker.begin(self.waiting.popleft())
             case "failed":
                 raise _as_exception(content)
-            case "died":
+            case "crashed":
                 self.workers.remove(worker)
                 if worker.shard >= 0:
-                    self._do_again(worker.shard, content)
+                    self._retry(worker.shard, content)
                 if self.waiting:
                     self._start(worker.devices)
 
-    def _do_again(self, shard: int, exit_code: int | None) -> None:
-        self.deaths[shard] += 1
-        if self.deaths[shard] >= ATTEMPTS:
+    def _retry(self, shard: int, exit_code: int | None) -> None:
+        self.crashes[shard] += 1
+        if self.crashes[shard] >= ATTEMPTS:
             raise RunError(
-                f"{self.job.title}: {self.deaths[shard]} workers have ended while making"
-                f" {self.job.shards[shard].path.name}, the last {said_exit(exit_code)}; every finished shard is kept."
-                f" Lower workers.{self.job.kind} or what one engine takes (sampling.batch_tokens,"
-                " training.pack_tokens, an oracle's batch), then the same command continues"
+                f"{self.job.title}: {self.crashes[shard]} workers have ended while making"
+                f" {self.job.shards[shard].path.name}, the last {exit_in_words(exit_code)}; every finished shard is kept."
+                f" Lower workers.{self.job.kind} or the memory of one engine (sampling.batch_tokens,"
+                " training.pack_tokens, an oracle's batch), then run the same command again to continue"
             )
         self.advance(-self.reported.pop(shard, 0))
         self.waiting.appendleft(shard)
 
 
-def said_exit(code: int | None) -> str:
-    """How a process ended, in words."""
+def exit_in_words(code: int | None) -> str:
+    """Say how a process ended."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         cause = ", as the kernel does when the memory is full" if name == "SIGKILL" else ""
@@ -153,7 +153,7 @@ def said_exit(code: int | None) -> str:
 def _serve(
     connection: Connection, job: ShardJob, recipe: Recipe, devices: str | None, threads: int | None
 ) -> None:
-    """The main function of a worker: it makes the shards whose numbers it is sent."""
+    """Make the shards whose numbers arrive; this is the main function of a worker."""
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     signal.signal(signal.SIGTERM, _leave)
@@ -162,7 +162,7 @@ def _serve(
     try:
         _answer(connection, job, models)
     finally:
-        models.release()  # some have processes of their own
+        models.release()  # some engines run in processes of their own
 
 
 def _answer(connection: Connection, job: ShardJob, models: Models) -> None:
@@ -178,9 +178,9 @@ def _answer(connection: Connection, job: ShardJob, models: Models) -> None:
 
 
 def _threads() -> int | None:
-    """The number of torch's threads in this process, if torch is loaded.
+    """The number of torch's threads in this process; None if torch is not loaded.
 
-    Workers use as many, so that their sums round as they would here.
+    Workers use as many, so that their sums round as they do here.
     """
     torch = sys.modules.get("torch")
     return None if torch is None else torch.get_num_threads()
@@ -198,12 +198,12 @@ def _end_with_the_parent() -> None:
 
 
 def _portable(error: Exception) -> tuple[bytes | None, str]:
-    """An exception as another process can raise it again, and as text where it cannot."""
+    """A pickled exception, or None if another process could not load it, and the exception as text."""
     text = "".join(traceback.format_exception(error))
     try:
         packed = pickle.dumps(error)
         pickle.loads(packed)
-    except Exception:  # an exception of a library's own making
+    except Exception:  # a library's exception can fail to pickle in any way
         return None, text
     return packed, text
 
@@ -219,7 +219,10 @@ def _as_exception(content: tuple[bytes | None, str]) -> Exception:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Child processes started meanwhile never see a SIGINT; one that comes is delivered afterwards."""
+    """Block SIGINT in this process, and for good in child processes started meanwhile.
+
+    A SIGINT that arrives meanwhile is delivered to this process afterwards.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -233,7 +236,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _end(processes: Sequence[Any]) -> None:
-    """End processes that may still be at work."""
+    """End processes that may still be working."""
     for process in processes:
         process.terminate()
     for process in processes:

@@ -1,7 +1,7 @@
-"""A Ray cluster as the place where shards are computed: a streaming Ray Data pipeline, and training through Ray Train.
+"""A Ray cluster as the place where shards are computed, in a streaming pipeline of Ray Data; Ray Train trains.
 
-Every node sees the run folder (and the folder that the command is started in) under the same path; shards are
-published there by whichever worker makes them. Only their numbers travel through Ray.
+Every node sees the run's folder, and the folder that the command is started in, under the same path. Workers publish
+their shards there, so only the numbers of shards travel through Ray.
 """
 
 import contextlib
@@ -11,12 +11,13 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
-from sppo.executors.local import computes_with_a_model, count_workers, devices_of_an_engine, missing_shards
+from sppo.executors import Executor, missing_shards
+from sppo.executors.local import computes_with_a_model, count_workers, devices_of_an_engine
 from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in
 from sppo.rundir import storage
@@ -26,68 +27,65 @@ from sppo.stages.models import Models
 from sppo.training import TrainingJob
 
 RETRIES = 1
-"""The number of retries of a shard, or of a training, after the death of its worker."""
+"""How often a shard or a training is retried after its worker has crashed."""
 _MARKER = ".cluster"
 _CONNECT_SECONDS = 10.0
 
 
 class ClusterError(RunError):
-    """A Ray cluster that cannot be used, or that gave up; the message says what to do."""
+    """A Ray cluster cannot be used or has given up; the message says what to do."""
 
 
-@contextlib.contextmanager
-def connected(address: str, recipe: Recipe, run: Path) -> Iterator["RayCluster"]:
-    """An executor on the cluster at an address.
+class RayCluster(Executor):
+    """A Ray cluster; `address` is `HOST:PORT` of its head, or `auto` on one of its nodes.
 
-    Args:
-        address: of the cluster's head, as `HOST:PORT`, or `auto` on one of its nodes.
-        recipe: of the run.
-        run: its folder, which every node sees.
-
-    Raises:
-        ClusterError: Ray is not installed, or no cluster answers there.
+    Every node sees the run's folder.
     """
-    if address.startswith("ray://"):
-        raise ClusterError(
-            f"--ray {address}: this is the address for Ray clients; start sppo on a node of the cluster and"
-            " give the head's own address, e.g. 10.0.0.1:6379, or auto"
-        )
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
-    try:
-        import ray
-        import ray.data
-        import ray.train.torch
-    except ImportError as error:
-        raise ClusterError(f"--ray needs Ray ({error}); pip install 'sppo[ray]'") from error
-    if address != "auto":
-        _knock(address)
-    try:
-        ray.init(address=address, logging_level="error", log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"--ray {address}: no Ray cluster answers there ({error}); `ray start --head` on one machine and"
-            " `ray start --address=HEAD:6379` on the others make one"
-        ) from error
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    try:
-        yield RayCluster(recipe, run)
-    finally:
-        ray.shutdown()
 
+    def __init__(self, recipe: Recipe, run: Path | None = None, address: str | None = None) -> None:
+        folder = (run or Path()).resolve()
+        super().__init__(keep_answers_in(recipe, folder / ANSWERS), folder, address)
+        self.place = _Place(folder, Path.cwd(), secrets.token_hex(8))
 
-class RayCluster:
-    """An :class:`sppo.executors.local.Executor` on the cluster that this process is connected to."""
-
-    def __init__(self, recipe: Recipe, run: Path) -> None:
-        self.recipe = keep_answers_in(recipe, (run / ANSWERS).resolve())
-        self.place = _Place(run.resolve(), Path.cwd(), secrets.token_hex(8))
-
-    def check(self) -> None:
-        """Refuse what the cluster cannot compute, before anything is computed.
+    def __enter__(self) -> Self:
+        """Connect to the cluster.
 
         Raises:
-            ClusterError: a node does not see the run folder, or there are fewer devices than the recipe asks for.
+            ClusterError: Ray is not installed, or no cluster answers at the address.
         """
+        address = self.address or "auto"
+        if address.startswith("ray://"):
+            raise ClusterError(
+                f"--ray {address}: this address is for Ray clients; start sppo on a node of the cluster and give the"
+                " head's own address, e.g. 10.0.0.1:6379, or auto"
+            )
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # important messages arrive as exceptions
+        try:
+            import ray
+            import ray.data
+            import ray.train.torch
+        except ImportError as error:
+            raise ClusterError(f"--ray needs Ray ({error}); pip install 'sppo[ray]'") from error
+        if address != "auto":
+            _check_that_something_answers(address)
+        try:
+            ray.init(address=address, logging_level="error", log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"--ray {address}: no Ray cluster answers there ({error}); `ray start --head` on one machine and"
+                " `ray start --address=HEAD:6379` on the others make one"
+            ) from error
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Disconnect from the cluster."""
+        import ray
+
+        ray.shutdown()
+
+    def check(self) -> None:
+        """Refuse a node that does not see the run's folder, and more workers or devices than the cluster has."""
         for kind in get_args(Kind):
             self._workers(kind)
         self.training_devices()
@@ -95,16 +93,16 @@ class RayCluster:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        look = ray.remote(_look)
-        looked = [
-            look.options(
+        task = ray.remote(_why_unusable)
+        answers = [
+            task.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(self.place)
             for node in _nodes()
         ]
-        faults = sorted({fault for fault in ray.get(looked) if fault is not None})
-        if faults:
-            raise ClusterError("\n".join(faults))
+        reasons = sorted({reason for reason in ray.get(answers) if reason is not None})
+        if reasons:
+            raise ClusterError("\n".join(reasons))
 
     def run(
         self,
@@ -113,7 +111,7 @@ class RayCluster:
         terminal: Terminal,
         on_made: Callable[[ShardJob], None],
     ) -> None:
-        """Make the missing shards of the jobs; a shard passes to the next job as soon as the one before has made it."""
+        """Make the missing shards; each shard passes to the next job as soon as the job before has made it."""
         for together in [jobs] if self._fit_together(jobs) else [[job] for job in jobs]:
             title = " + ".join([together[0].title, *(job.kind for job in together[1:])])
             with terminal.bar(title, len(together[0].shards), "shards") as advance:
@@ -125,23 +123,19 @@ class RayCluster:
                 on_made(job)
 
     def training_devices(self) -> int:
-        """The number of processes that the recipe's `training.devices` stands for on the cluster.
-
-        Raises:
-            RecipeError: more than the cluster has.
-        """
+        """The number of processes that `training.devices` stands for on the cluster, which must have as many devices."""
         asked, gpus = self.recipe.training.devices, _resources("GPU")
         if asked == "auto":
             return max(1, gpus)
         devices, name = (gpus, "GPUs") if gpus else (_resources("CPU"), "CPUs")
         if asked > devices:
             raise RecipeError(
-                f"training.devices: {asked}, but the cluster has {devices} {name}; lower it, or `auto`"
+                f"training.devices: {asked}, but the cluster has {devices} {name}; lower it, or use `auto`"
             )
         return asked
 
     def train(self, job: TrainingJob, on_step: Advance, say: Callable[[str], None]) -> None:
-        """Train in the workers of Ray Train."""
+        """Train pi_{t+1} in the workers of Ray Train."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -158,7 +152,7 @@ class RayCluster:
                 "job": job.to_json(),
                 "base": self.recipe if Path(job.policy) == Models(self.recipe).base else None,
                 "place": self.place,
-                # as sppo.training gives its processes
+                # the same numbers of threads that training on one machine gives its processes
                 "threads": _threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers),
             },
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -183,7 +177,7 @@ class RayCluster:
 
         context = DataContext.get_current()
         context.enable_progress_bars = False
-        # at its default a pool whose actors have no queue never grows
+        # With the default threshold a pool whose actors have no queue never grows.
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
         data = ray.data.from_items(
             [{"shard": number} for number in missing], override_num_blocks=len(missing)
@@ -197,10 +191,10 @@ class RayCluster:
                     "job": job,
                     "place": self.place,
                     "threads": _threads(),
-                    "begun": self._begun,
+                    "attempts": self._attempts,
                 },
                 batch_size=1,
-                # a queue within an actor would count its death against shards that it has not begun
+                # One task at a time: if tasks waited in an actor, its crash would be charged to shards not yet begun.
                 compute=ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=1),
                 **self._share(job.kind),
             )
@@ -211,8 +205,8 @@ class RayCluster:
             raise _own_error(error, jobs[0].title) from error
 
     @cached_property
-    def _begun(self) -> Any:
-        """The actor that counts attempts; it lives on this machine, as long as this process."""
+    def _attempts(self) -> Any:
+        """The actor that counts attempts. It runs on this machine for as long as this process does."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -220,14 +214,14 @@ class RayCluster:
         return ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def _fit_together(self, jobs: Sequence[ShardJob]) -> bool:
-        """Whether the cluster has room for one worker of each job at the same time."""
+        """Whether one worker of each job fits on the cluster at the same time."""
         for name, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
             if sum(self._share(job.kind)[name] for job in jobs) > _resources(resource):
                 return False
         return True
 
     def _share(self, kind: Kind) -> dict[str, Any]:
-        """The resources that Ray reserves for one worker of a stage."""
+        """The CPUs and GPUs that Ray reserves for one worker of a stage."""
         on_gpu = _resources("GPU") and computes_with_a_model(self.recipe, kind)
         gpus = devices_of_an_engine(self.recipe, kind) if on_gpu else 0
         return {"num_cpus": self.recipe.cpu_threads or 1, "num_gpus": gpus}
@@ -243,7 +237,7 @@ class RayCluster:
 
 
 class _Place:
-    """Where the run lies; a marker in it shows whether a node sees the same folder."""
+    """The run's folder and the working folder. A marker file shows whether a node sees the same run folder."""
 
     def __init__(self, run: Path, working_folder: Path, token: str) -> None:
         self.run, self.working_folder, self.token = run, working_folder, token
@@ -252,8 +246,8 @@ class _Place:
     def mark(self) -> None:
         write_text(self.run / _MARKER, self.token)
 
-    def fault(self) -> str | None:
-        """Why this node cannot work on the run."""
+    def why_unusable(self) -> str | None:
+        """Why this node cannot work on the run; None if it can."""
         with contextlib.suppress(OSError):
             if self.address is not None:
                 try:
@@ -269,41 +263,40 @@ class _Place:
         )
 
     def enter(self) -> None:
-        """Work here; the recipe's relative paths and the oracle's modules are found as on the driver."""
-        fault = self.fault()
-        if fault is not None:
-            raise ClusterError(fault)
+        """Change to the driver's working folder, where relative paths and the oracle's modules are found."""
+        if (reason := self.why_unusable()) is not None:
+            raise ClusterError(reason)
         with contextlib.suppress(OSError):
             os.chdir(self.working_folder)
 
 
 class _Worker:
-    """An actor of the pipeline: makes the shards whose numbers it is given."""
+    """An actor of the pipeline, which makes the shards whose numbers it receives."""
 
-    def __init__(self, recipe: Recipe, job: ShardJob, place: _Place, threads: int, begun: Any) -> None:
-        self.job, self.place, self.begun = job, place, begun
+    def __init__(self, recipe: Recipe, job: ShardJob, place: _Place, threads: int, attempts: Any) -> None:
+        self.job, self.place, self.attempts = job, place, attempts
         self.models = Models(recipe, threads)
         self.entered = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if not self.entered:  # not in the constructor, whose errors Ray answers with another try
+        if not self.entered:  # not in the constructor, because Ray retries it after an error
             self.place.enter()
             self.entered = True
         for number in batch["shard"]:
             if not self.job.shards[int(number)].is_whole():
-                self._begin(int(number))
+                self._count_attempt(int(number))
                 self.job.make(int(number), self.models)
         return batch
 
-    def _begin(self, number: int) -> None:
+    def _count_attempt(self, number: int) -> None:
         import ray
 
-        if ray.get(self.begun.count.remote(self.job.title, number)) > RETRIES + 1:
-            raise ClusterError(_died(self.job.title))
+        if ray.get(self.attempts.count.remote(self.job.title, number)) > RETRIES + 1:
+            raise ClusterError(_crashed(self.job.title))
 
 
 class _Attempts:
-    """An actor that counts the attempts at each shard, since Ray Data repeats a shard whose worker has died for ever."""
+    """An actor that counts the attempts at each shard, because Ray Data would retry a shard for ever after crashes."""
 
     def __init__(self) -> None:
         self.times: Counter[tuple[str, int]] = Counter()
@@ -315,7 +308,7 @@ class _Attempts:
 
 
 def _train(config: dict[str, Any]) -> None:
-    """A worker of Ray Train, which has set RANK and WORLD_SIZE and made the process group."""
+    """Train in a worker of Ray Train, which has set RANK and WORLD_SIZE and made the process group."""
     import torch
 
     from sppo.training.checkpoints import resumed
@@ -327,50 +320,51 @@ def _train(config: dict[str, Any]) -> None:
     for path in (job.policy, *job.shards, job.work, job.metrics):
         storage.fetch(Path(path))
     torch.set_num_threads(config["threads"])
-    if config["base"] is not None:  # where the base lies is for each machine to find
+    if config["base"] is not None:  # each machine finds the base policy's folder itself
         job = dataclasses.replace(job, policy=str(Models(config["base"]).base))
-    # after another worker's death: from the latest checkpoint
+    # After the crash of another worker, training continues from the latest checkpoint.
     run(resumed(job, lambda text: None), Interruption.of_one_of_several())
     if os.environ["RANK"] == "0":
         storage.publish(Path(job.output))
 
 
-def _look(place: _Place) -> str | None:
-    return place.fault()
+def _why_unusable(place: _Place) -> str | None:
+    return place.why_unusable()
 
 
 def _own_error(error: BaseException, what: str) -> BaseException:
-    """The error of this program that Ray has wrapped, or else an error that says that workers have died."""
+    """The error of this program that Ray has wrapped, or an error that says that workers have crashed."""
     import ray.exceptions
 
+    # Ray wraps errors in several ways, which are searched breadth first.
     waiting: list[Any] = [error]
     seen: set[int] = set()
-    died = False
+    crashed = False
     while waiting:
-        one = waiting.pop(0)
-        if not isinstance(one, BaseException) or id(one) in seen:
+        cause = waiting.pop(0)
+        if not isinstance(cause, BaseException) or id(cause) in seen:
             continue
-        seen.add(id(one))
-        if type(one).__module__.split(".")[0] == "sppo":
-            return one
-        died = died or isinstance(one, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError)
-        waiting += [getattr(one, "cause", None), one.__cause__, one.__context__]
-        failures = getattr(one, "worker_failures", None)
+        seen.add(id(cause))
+        if type(cause).__module__.split(".")[0] == "sppo":
+            return cause
+        crashed |= isinstance(cause, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError)
+        waiting += [getattr(cause, "cause", None), cause.__cause__, cause.__context__]
+        failures = getattr(cause, "worker_failures", None)
         waiting += list(failures.values()) if isinstance(failures, dict) else []
-    if died:
-        return ClusterError(f"{_died(what)}. Ray says: {error}")
+    if crashed:
+        return ClusterError(f"{_crashed(what)}. Ray says: {error}")
     return ClusterError(f"{what}: Ray has given up: {error}")
 
 
-def _died(what: str) -> str:
+def _crashed(what: str) -> str:
     return (
-        f"{what}: a worker has died {RETRIES + 1} times; every finished shard is kept. The kernel, or Ray itself,"
-        " kills the one that takes too much memory: lower what one engine takes (sampling.batch_tokens,"
+        f"{what}: a worker has crashed {RETRIES + 1} times; every finished shard is kept. The kernel, or Ray itself,"
+        " kills a worker that takes too much memory: lower what one engine takes (sampling.batch_tokens,"
         " training.pack_tokens, an oracle's batch), then the same command continues"
     )
 
 
-def _knock(address: str) -> None:
+def _check_that_something_answers(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit():
         raise ClusterError(f"--ray {address}: give the address of the cluster's head as HOST:PORT, or auto")
@@ -395,7 +389,7 @@ def _resources(name: str) -> int:
 
 
 def _threads() -> int:
-    """The number of torch's threads in this process; workers use as many, so that their sums round as they would here."""
+    """The number of torch's threads in this process. Workers use as many, so that their sums round as they do here."""
     import torch
 
     return torch.get_num_threads()

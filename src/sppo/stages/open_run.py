@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from sppo import training
-from sppo.executors.local import Executor, Local
+from sppo.executors import Executor
+from sppo.executors.local import Local
 from sppo.policy import adapter as adapters
 from sppo.progress import Terminal
 from sppo.recipe import Recipe, RecipeError, dump, load

@@ -11,7 +11,7 @@ from typing import Any
 
 from sppo import oracle as oracles
 from sppo import prompts as prompt_sources
-from sppo.executors.local import Executor
+from sppo.executors import Executor
 from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.progress import Terminal
