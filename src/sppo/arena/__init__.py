@@ -1,1 +1,1 @@
-"""`sppo arena`: people compare two policies blind, on a page of this machine."""
+"""`sppo arena`: people compare policies blind, on a page that this machine serves."""

@@ -1,4 +1,4 @@
-"""Votes, kept so that none is lost: a vote counts when it is on the disk, and is counted once however often it is sent."""
+"""The votes of an arena on the disk: a vote counts once it is written, and once only, however often it is sent."""
 
 import threading
 from collections.abc import Mapping
@@ -11,55 +11,70 @@ VOTES, SKIPS = "votes.parquet", "skips.parquet"
 
 
 class Ballot:
-    """The votes of a folder; several threads may call it.
+    """The votes in a folder; several threads may use it.
 
     Args:
-        folder: of votes.parquet and, apart from them, skips.parquet.
+        folder: where votes.parquet and, apart from it, skips.parquet are kept.
 
     Raises:
-        sppo.arena.votes.VotesError: a file that is there cannot be read; nothing is written over it.
+        sppo.arena.votes.VotesError: a file that is there cannot be read; it is not overwritten.
     """
 
     def __init__(self, folder: Path) -> None:
         self._lock = threading.Lock()
-        self._files = {False: folder / VOTES, True: folder / SKIPS}
-        self._rows: dict[bool, dict[str, dict[str, Any]]] = {
-            skips: {row["vote_id"]: row for row in vote_files.read(path)} if path.is_file() else {}
-            for skips, path in self._files.items()
-        }
+        self._folder = folder
+        self._rows: dict[str, dict[str, Any]] = {}
+        for path in (folder / VOTES, folder / SKIPS):
+            if path.is_file():
+                self._rows |= {row["vote_id"]: row for row in vote_files.read(path)}
 
     def record(self, vote: Mapping[str, Any]) -> bool:
-        """Keep a vote.
+        """Records a vote or a skip.
 
         Returns:
-            Whether it stands as it was given: False if another choice was kept under its id before.
+            Whether it counts; False if another choice was recorded under its id before.
 
         Raises:
             OSError: it could not be written, and does not count.
         """
-        skips = vote["label"] == "skip"
         with self._lock:
-            for rows in self._rows.values():
-                known = rows.get(vote["vote_id"])
-                if known is not None:
-                    return bool(known["label"] == vote["label"])
-            rows = {**self._rows[skips], vote["vote_id"]: dict(vote)}
-            vote_files.write(self._files[skips], list(rows.values()))
-            self._rows[skips] = rows
+            known = self._rows.get(vote["vote_id"])
+            if known is not None:
+                return all(known[name] == vote[name] for name in ("label", "both_bad"))
+            self._write({**self._rows, vote["vote_id"]: dict(vote)}, vote["label"])
         return True
 
-    def answer(self, vote_id: str, probability: float) -> None:
-        """Add what the oracle says of a vote's responses."""
+    def withdraw(self, vote_id: str) -> bool:
+        """Removes a vote or a skip, and returns whether there was one.
+
+        Raises:
+            OSError: the removal could not be written, and the vote still counts.
+        """
         with self._lock:
-            row = self._rows[False][vote_id]
-            rows = {**self._rows[False], vote_id: {**row, "oracle": probability}}
-            vote_files.write(self._files[False], list(rows.values()))
-            self._rows[False] = rows
+            known = self._rows.get(vote_id)
+            if known is not None:
+                rows = {name: row for name, row in self._rows.items() if name != vote_id}
+                self._write(rows, known["label"])
+        return known is not None
+
+    def add_oracle(self, vote_id: str, probability: float) -> None:
+        """Adds the oracle's preference to a vote, if the vote was not withdrawn meanwhile."""
+        with self._lock:
+            known = self._rows.get(vote_id)
+            if known is not None:
+                self._write({**self._rows, vote_id: {**known, "oracle": probability}}, known["label"])
 
     def votes(self) -> list[dict[str, Any]]:
-        """Those that count."""
-        return list(self._rows[False].values())
+        """The votes without the skips."""
+        return [row for row in self._rows.values() if row["label"] != "skip"]
 
     def seen(self) -> list[dict[str, Any]]:
-        """The votes and what was skipped."""
-        return [row for rows in self._rows.values() for row in rows.values()]
+        """The votes and the skips."""
+        return list(self._rows.values())
+
+    def _write(self, rows: dict[str, dict[str, Any]], label: str) -> None:
+        """Writes the one of the two files that a change of a row with this label belongs to."""
+        is_skip = label == "skip"
+        kept = [row for row in rows.values() if (row["label"] == "skip") == is_skip]
+        vote_files.write(self._folder / (SKIPS if is_skip else VOTES), kept)
+        self._rows = rows

@@ -1,4 +1,4 @@
-"""Which two responses are shown to whom; and a seal by which a vote is held to what was shown, over restarts too."""
+"""Which two responses are shown to whom, and a seal that ties a vote to what was shown, even after a restart."""
 
 import base64
 import hashlib
@@ -11,22 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Candidate = tuple[str, str, str]
+"""A prompt and two policies."""
+
 
 class RefusedVote(ValueError):
-    """A vote on something that was not shown like this."""
+    """A vote on something that was not shown."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Two responses to a prompt, as they stand on the page.
+    """Two responses to a prompt, as the page shows them.
 
     Attributes:
-        vote_id: of the vote that it is shown for.
-        voter: to whom.
-        prompt_id: of the prompt.
-        prompt: as text.
-        policies: left and right.
-        texts: left and right.
+        vote_id: the id of the vote on them.
+        voter: the person whom they are shown to.
+        prompt_id: the id of the prompt.
+        prompt: the prompt as text.
+        policies: the policies whose responses are on the left and on the right.
+        texts: the responses on the left and on the right.
     """
 
     vote_id: str
@@ -38,12 +41,14 @@ class Shown:
 
 
 class Matches:
-    """The pairs that can be shown.
+    """The pairs of responses that can be shown.
+
+    Prompts to which two policies give the same responses are left out for these two.
 
     Args:
-        answers: by policy, for each prompt its text and the policy's responses.
-        policies: those that are compared; two or more.
-        key: of the seals.
+        answers: for each policy and prompt, the prompt's text and the policy's responses.
+        policies: the policies to compare, two or more.
+        key: the secret that seals are made with.
     """
 
     def __init__(
@@ -65,68 +70,72 @@ class Matches:
     def __len__(self) -> int:
         return len(self._candidates)
 
-    def draw(self, voter: str, seen: Sequence[Mapping[str, Any]]) -> Shown | None:
-        """A pair that this person has not seen, of those that were voted on least; None when there is no more.
-
-        Order, side and response are drawn anew each time. Prompts to which both policies say the same are left out.
-        """
-        counts = Counter((row["prompt_id"], *sorted((row["policy_a"], row["policy_b"]))) for row in seen)
+    def unseen(self, voter: str, seen: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+        """The candidates that a person has not seen, given all votes and skips so far."""
         mine = {
-            (row["prompt_id"], *sorted((row["policy_a"], row["policy_b"])))
+            _match(row["prompt_id"], row["policy_a"], row["policy_b"])
             for row in seen
             if row["voter"] == voter
         }
-        open_ = [one for one in self._candidates if (one[0], *sorted(one[1:])) not in mine]
-        if not open_:
+        return [candidate for candidate in self._candidates if _match(*candidate) not in mine]
+
+    def choose(self, voter: str, seen: Sequence[Mapping[str, Any]]) -> Shown | None:
+        """Chooses a pair that a person has not seen, among those with the fewest votes; None when all were seen.
+
+        The order of the prompts, the sides and the responses are drawn at random each time.
+        """
+        unseen = self.unseen(voter, seen)
+        if not unseen:
             return None
-        fewest = min(counts[one[0], *sorted(one[1:])] for one in open_)
-        choose = random.SystemRandom()
-        prompt, *policies = choose.choice(
-            [one for one in open_ if counts[one[0], *sorted(one[1:])] == fewest]
-        )
-        choose.shuffle(policies)
+        counts = Counter(_match(row["prompt_id"], row["policy_a"], row["policy_b"]) for row in seen)
+        fewest = min(counts[_match(*candidate)] for candidate in unseen)
+        draw = random.SystemRandom()
+        prompt_id, *policies = draw.choice([one for one in unseen if counts[_match(*one)] == fewest])
+        draw.shuffle(policies)
         left, right = policies
-        texts = [
-            (a, b) for a in self._answers[left][prompt][1] for b in self._answers[right][prompt][1] if a != b
-        ]
-        shown = self._answers[left][prompt][0]
-        return Shown(secrets.token_hex(16), voter, prompt, shown, (left, right), choose.choice(texts))
+        prompt, responses = self._answers[left][prompt_id]
+        texts = [(a, b) for a in responses for b in self._answers[right][prompt_id][1] if a != b]
+        return Shown(secrets.token_hex(16), voter, prompt_id, prompt, (left, right), draw.choice(texts))
 
     def seal(self, shown: Shown) -> str:
-        """What a vote must bring back; it says nothing that tells the policies apart to who has not the key."""
-        content = [shown.vote_id, shown.voter, shown.prompt_id, *self._places(shown)]
-        text = base64.urlsafe_b64encode(self._masked(shown.vote_id, json.dumps(content).encode())).decode()
+        """What a vote must bring back; without the key, it says nothing that tells the policies apart."""
+        places = [
+            place
+            for policy, text in zip(shown.policies, shown.texts, strict=True)
+            for place in (policy, list(self._answers[policy][shown.prompt_id][1]).index(text))
+        ]
+        content = json.dumps([shown.vote_id, shown.voter, shown.prompt_id, *places]).encode()
+        text = base64.urlsafe_b64encode(self._masked(shown.vote_id, content)).decode()
         return f"{shown.vote_id}.{text}.{self._digest(shown.vote_id, text, *shown.texts, shown.prompt)}"
 
     def opened(self, seal: Any) -> Shown:
         """What was shown under a seal.
 
         Raises:
-            RefusedVote: the seal is not ours, or what it is about is no longer what the run says.
+            RefusedVote: the seal was not made here, or the run's responses have changed since.
         """
         try:
             vote_id, text, digest = seal.split(".")
             content = json.loads(self._masked(vote_id, base64.urlsafe_b64decode(text)))
-            again, voter, prompt_id, left, k_left, right, k_right = content
-            prompt, of_left = self._answers[left][prompt_id]
-            texts = (of_left[k_left], self._answers[right][prompt_id][1][k_right])
+            sealed_id, voter, prompt_id, left, k_left, right, k_right = content
+            prompt, responses = self._answers[left][prompt_id]
+            texts = (responses[k_left], self._answers[right][prompt_id][1][k_right])
         except (AttributeError, ValueError, KeyError, IndexError, TypeError):
-            raise RefusedVote("this was not shown here") from None
+            raise RefusedVote("this pair was not shown by this arena") from None
         given, own = digest.encode("utf-8", "replace"), self._digest(vote_id, text, *texts, prompt).encode()
-        if again != vote_id or not hmac.compare_digest(given, own):
-            raise RefusedVote("this was not shown here")
+        if sealed_id != vote_id or not hmac.compare_digest(given, own):
+            raise RefusedVote("this pair was not shown by this arena")
         return Shown(vote_id, voter, prompt_id, prompt, (left, right), texts)
-
-    def _places(self, shown: Shown) -> list[Any]:
-        found: list[Any] = []
-        for policy, text in zip(shown.policies, shown.texts, strict=True):
-            found += [policy, list(self._answers[policy][shown.prompt_id][1]).index(text)]
-        return found
 
     def _digest(self, *parts: str) -> str:
         return hmac.new(self._key, json.dumps(parts).encode(), hashlib.sha256).hexdigest()
 
     def _masked(self, vote_id: str, content: bytes) -> bytes:
-        """Exclusive or with a stream that the key and the vote's id make, so that the page stays blind."""
+        """Encrypts or decrypts by exclusive or with a stream made of the key and the vote's id, which is used once."""
         stream = hashlib.shake_256(self._key + vote_id.encode()).digest(len(content))
         return bytes(a ^ b for a, b in zip(content, stream, strict=True))
+
+
+def _match(prompt_id: str, first: str, second: str) -> Candidate:
+    """A prompt and two policies, whichever of them stood on the left."""
+    return (prompt_id, *sorted((first, second)))  # type: ignore[return-value]

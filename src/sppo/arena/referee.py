@@ -1,4 +1,4 @@
-"""What the run's oracle says of the pairs that people have voted on; asked in a thread, behind the votes."""
+"""Asks the run's oracle about the pairs that people have voted on, in a thread of its own."""
 
 import queue
 import threading
@@ -9,32 +9,32 @@ from sppo.arena.ballot import Ballot
 
 
 class Referee:
-    """Asks an oracle about each vote, first about those that were left unasked.
+    """Asks an oracle about each vote, beginning with those that an earlier session left unasked.
 
     Args:
-        load: gives the oracle.
-        ballot: whose votes are completed.
-        say: told why there will be no answers, if the oracle fails.
+        load: loads the oracle.
+        ballot: receives the oracle's preferences.
+        say: is told why there are no preferences, if the oracle fails.
     """
 
     def __init__(self, load: Callable[[], Any], ballot: Ballot, say: Callable[[str], None]) -> None:
         self._load, self._ballot, self._say = load, ballot, say
         self._waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         for vote in ballot.votes():
-            if vote.get("oracle") is None:
+            if vote["oracle"] is None:
                 self._waiting.put(vote)
         self._thread = threading.Thread(target=self._work, name="referee", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Starts asking."""
         self._thread.start()
 
     def ask(self, vote: dict[str, Any]) -> None:
-        """About one more vote."""
+        """Asks about one more vote."""
         self._waiting.put(vote)
 
     def finish(self, timeout: float = 30) -> None:
-        """Answer what waits, as far as time allows; the rest is asked at the next start."""
+        """Asks about the votes that wait, as far as the time allows; the next session asks about the rest."""
         self._waiting.put(None)
         self._thread.join(timeout)
 
@@ -43,6 +43,6 @@ class Referee:
             oracle = self._load()
             while (vote := self._waiting.get()) is not None:
                 matrix = oracle.compare([vote["prompt"]], [[vote["response_a"], vote["response_b"]]])
-                self._ballot.answer(vote["vote_id"], float(matrix[0, 0, 1]))
+                self._ballot.add_oracle(vote["vote_id"], float(matrix[0, 0, 1]))
         except (ValueError, OSError, RuntimeError, ImportError) as error:
-            self._say(f"note: the oracle cannot be asked, votes are counted without it: {error}")
+            self._say(f"note: the oracle cannot be asked, so votes are counted without it: {error}")

@@ -1,4 +1,4 @@
-"""The arena's pages: an ASGI application that answers its own pages alone."""
+"""The arena's page and its requests: an ASGI application that only answers its own page."""
 
 import hashlib
 import hmac
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -17,11 +18,14 @@ from starlette.routing import Route
 
 from sppo.arena import votes as vote_files
 from sppo.arena.ballot import Ballot
-from sppo.arena.matches import Matches, RefusedVote
+from sppo.arena.matches import Matches, RefusedVote, Shown
 from sppo.progress import printable
 
-LABELS = {"left": "a", "right": "b", "tie": "tie", "skip": "skip"}
+LABELS = {"left": "a", "right": "b", "tie": "tie", "both_bad": "tie", "skip": "skip"}
+"""The label in the file of votes for each choice on the page."""
 LONGEST_NAME, LARGEST_BODY = 60, 16_384
+FEW_PROMPTS = 30
+"""With votes on fewer prompts than this, the bootstrap's intervals are too narrow to be trusted."""
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
@@ -32,23 +36,33 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+# HTML in a response is escaped, and links and images stay text: a response must not lead readers or requests elsewhere
+_MARKDOWN = (
+    MarkdownIt("commonmark", {"html": False, "breaks": True})
+    .enable(["table", "strikethrough"])
+    .disable(["link", "image", "autolink", "reference"])
+)
 
 
 def access_key(key: bytes) -> str:
-    """What the address must bring that opens the arena."""
-    return hmac.new(key, b"access", hashlib.sha256).hexdigest()[:32]
+    """What the address that opens the arena must bring."""
+    return _derived(key, b"access")[:32]
+
+
+def _derived(key: bytes, purpose: bytes) -> str:
+    return hmac.new(key, purpose, hashlib.sha256).hexdigest()
 
 
 class Arena:
     """The arena of a run.
 
     Args:
-        name: of the run.
-        matches: what can be shown.
+        name: the run's name.
+        matches: the pairs that can be shown.
         ballot: where votes are kept.
-        key: secret of this arena.
-        hosts: names with port under which it is reached; requests to any other are refused.
-        voted: told every vote that counts.
+        key: the secret of this arena.
+        hosts: the names, with port, under which the arena is reached; requests to any other name are refused.
+        voted: called with every vote that counts.
     """
 
     def __init__(
@@ -63,24 +77,22 @@ class Arena:
         self.name, self.matches, self.ballot = printable(name), matches, ballot
         self.hosts, self.voted = hosts, voted
         self.access = access_key(key)
-        # browsers keep one jar for all ports of a machine; lax, for addresses that are opened from another page
-        self.cookie = f"sppo-arena-{hmac.new(key, b'cookie', hashlib.sha256).hexdigest()[:8]}"
-        self.token = hmac.new(key, b"request", hashlib.sha256).hexdigest()
-        files = Environment(
-            loader=PackageLoader("sppo.arena", "."), autoescape=True, undefined=StrictUndefined
-        )
-        self.page = files.get_template("arena.html.jinja")
+        # browsers share cookies between all ports of a machine, so that each arena needs a name of its own
+        self.cookie = f"sppo-arena-{_derived(key, b'cookie')[:8]}"
+        self.token = _derived(key, b"request")
+        loader = PackageLoader("sppo.arena", ".")
+        templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+        self.page = templates.get_template("arena.html.jinja")
 
     def app(self) -> Starlette:
         """The application."""
+        gets = {"/": self._index, "/arena.js": self._script, "/arena.css": self._style}
+        posts = {"/pair": self._pair, "/vote": self._vote, "/undo": self._undo, "/results": self._results}
         return Starlette(
             routes=[
-                Route("/", self._guarded(self._index), methods=["GET"]),
-                Route("/arena.js", self._guarded(self._script), methods=["GET"]),
-                Route("/arena.css", self._guarded(self._style), methods=["GET"]),
-                Route("/pair", self._guarded(self._pair), methods=["POST"]),
-                Route("/vote", self._guarded(self._vote), methods=["POST"]),
-                Route("/results", self._guarded(self._results), methods=["POST"]),
+                Route(path, self._guarded(answer), methods=[method])
+                for method, answers in (("GET", gets), ("POST", posts))
+                for path, answer in answers.items()
             ]
         )
 
@@ -88,15 +100,15 @@ class Arena:
         self, answer: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
-            refused = self._refusal(request)
-            found = await answer(request) if refused is None else _problem(403, refused)
-            found.headers.update(_HEADERS)
-            return found
+            refusal = self._refusal(request)
+            response = await answer(request) if refusal is None else _problem(403, refusal)
+            response.headers.update(_HEADERS)
+            return response
 
         return guarded
 
     def _refusal(self, request: Request) -> str | None:
-        """Why a request is none of this arena's own pages."""
+        """Why a request does not come from this arena's own page; None where it does."""
         headers = request.headers
         host = headers.get("host", "")
         if host not in self.hosts:
@@ -107,112 +119,135 @@ class Arena:
             return "open the address that `sppo arena` has printed"
         if request.method != "POST":
             return None
-        if (
-            headers.get("origin") != f"http://{host}"
-            or headers.get("sec-fetch-site", "same-origin") != "same-origin"
-        ):
+        is_ours = (
+            headers.get("origin") == f"http://{host}"
+            and headers.get("sec-fetch-site", "same-origin") == "same-origin"
+            and hmac.compare_digest(headers.get("x-sppo-token", "").encode(), self.token.encode())
+        )
+        if not is_ours:
             return "requests from other pages are refused"
-        if not hmac.compare_digest(headers.get("x-sppo-token", "").encode(), self.token.encode()):
-            return "requests from other pages are refused"
-        if headers.get("content-type") != "application/json":
-            return "JSON is expected"
-        return None
+        return None if headers.get("content-type") == "application/json" else "the request must be JSON"
 
     async def _index(self, request: Request) -> Response:
         if "key" in request.query_params:
-            found: Response = RedirectResponse("/", status_code=303)
-            found.set_cookie(self.cookie, self.access, httponly=True, samesite="lax", max_age=30 * 24 * 3600)
-            return found
+            response = RedirectResponse("/", status_code=303)
+            # a strict cookie would not be sent when the address is opened from another page
+            month = 30 * 24 * 3600
+            response.set_cookie(self.cookie, self.access, httponly=True, samesite="lax", max_age=month)
+            return response
         return HTMLResponse(self.page.render(name=self.name, token=self.token))
 
     async def _script(self, request: Request) -> Response:
-        return Response(_own("arena.js"), media_type="text/javascript")
+        return Response(_file("arena.js"), media_type="text/javascript")
 
     async def _style(self, request: Request) -> Response:
-        return Response(_own("arena.css"), media_type="text/css")
+        return Response(_file("arena.css"), media_type="text/css")
 
     async def _pair(self, request: Request) -> Response:
-        body = await _body(request)
-        voter = _name(body.get("voter")) if body is not None else None
+        voter = _name((await _body(request)).get("voter"))
         if voter is None:
-            return _problem(400, f"a name of 1 to {LONGEST_NAME} characters is expected")
-        shown = await run_in_threadpool(lambda: self.matches.draw(voter, self.ballot.seen()))
-        mine = sum(row["voter"] == voter for row in self.ballot.votes())
+            return _problem(400, f"voter: a name must have 1 to {LONGEST_NAME} characters")
+        seen = self.ballot.seen()
+        shown = await run_in_threadpool(self.matches.choose, voter, seen)
+        progress = {
+            "votes": sum(row["voter"] == voter and row["label"] != "skip" for row in seen),
+            "seen": len(self.matches) - len(self.matches.unseen(voter, seen)),
+            "total": len(self.matches),
+        }
         if shown is None:
-            return JSONResponse({"done": True, "votes": mine})
-        return JSONResponse(
-            {
-                "seal": self.matches.seal(shown),
-                "prompt": printable(shown.prompt),
-                "left": printable(shown.texts[0]),
-                "right": printable(shown.texts[1]),
-                "votes": mine,
-            }
-        )
+            return JSONResponse({**progress, "done": True})
+        texts = [printable(text) for text in shown.texts]
+        pair = {"seal": self.matches.seal(shown), "prompt": printable(shown.prompt)}
+        plain = dict(zip(("left", "right"), texts, strict=True))
+        html = {side: _MARKDOWN.render(text) for side, text in plain.items()}
+        return JSONResponse({**progress, **pair, **plain, "html": html})
 
     async def _vote(self, request: Request) -> Response:
         body = await _body(request)
-        if body is None or not isinstance(body.get("choice"), str) or body["choice"] not in LABELS:
-            return _problem(400, f"a choice is one of {', '.join(LABELS)}")
+        choice = body.get("choice")
+        if not isinstance(choice, str) or choice not in LABELS:
+            return _problem(400, f"choice: it must be one of {', '.join(LABELS)}")
+        return await self._sealed(body, lambda shown: self._record(shown, choice))
+
+    async def _undo(self, request: Request) -> Response:
+        return await self._sealed(await _body(request), self._withdraw)
+
+    async def _sealed(self, body: dict[str, Any], answer: Callable[[Shown], Response]) -> Response:
+        """The answer to a request about what was shown under the seal that the request brings."""
         try:
-            shown = self.matches.opened(body.get("seal"))
+            return await run_in_threadpool(answer, self.matches.opened(body.get("seal")))
         except RefusedVote as error:
             return _problem(409, str(error))
+        except OSError as error:
+            return _problem(503, f"the vote could not be written: {error.strerror}")
+
+    def _record(self, shown: Shown, choice: str) -> Response:
         vote = {
             "vote_id": shown.vote_id,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "voter": shown.voter,
             "prompt_id": shown.prompt_id,
             "prompt": shown.prompt,
-            "policy_a": shown.policies[0],
-            "policy_b": shown.policies[1],
-            "response_a": shown.texts[0],
-            "response_b": shown.texts[1],
-            "label": LABELS[body["choice"]],
+            **dict(zip(("policy_a", "policy_b"), shown.policies, strict=True)),
+            **dict(zip(("response_a", "response_b"), shown.texts, strict=True)),
+            "label": LABELS[choice],
+            "both_bad": choice == "both_bad",
             "oracle": None,
         }
-        try:
-            stands = await run_in_threadpool(self.ballot.record, vote)
-        except OSError as error:
-            return _problem(503, f"the vote could not be written: {error.strerror}")
-        if not stands:
+        if not self.ballot.record(vote):
             return _problem(409, "another choice was already counted for this pair")
-        if vote["label"] != "skip":
+        if choice != "skip":
             self.voted(vote)
         return JSONResponse({"counted": True})
 
+    def _withdraw(self, shown: Shown) -> Response:
+        return JSONResponse({"withdrawn": self.ballot.withdraw(shown.vote_id)})
+
     async def _results(self, request: Request) -> Response:
         votes = self.ballot.votes()
-        pairs = [
+        rates = await run_in_threadpool(vote_files.win_rates, votes)
+        names = sorted({name for pair in rates for name in pair})
+        return JSONResponse(
             {
-                "policies": [printable(name) for name in pair],
-                "win_rate": sum(rates) / len(rates),
-                "prompts": len(rates),
+                "votes": len(votes),
+                "people": sorted({printable(row["voter"]) for row in votes}),
+                "names": [printable(name) for name in names],
+                "win_rates": [[rates.get((first, second)) for second in names] for first in names],
+                "words": [
+                    in_words(printable(first), printable(second), rate)
+                    for (first, second), rate in rates.items()
+                    if first > second
+                ],
+                "agreement": vote_files.agreement(votes),
             }
-            for pair, rates in sorted(vote_files.by_prompt(votes).items())
-        ]
-        people = sorted({printable(row["voter"]) for row in votes})
-        found = {
-            "votes": len(votes),
-            "people": people,
-            "pairs": pairs,
-            "agreement": vote_files.agreement(votes),
-        }
-        return JSONResponse(found)
+        )
 
 
-async def _body(request: Request) -> dict[str, Any] | None:
-    """The JSON object of a request; None where it is none, or too large."""
+def in_words(first: str, second: str, rate: dict[str, float]) -> str:
+    """What the votes between two policies say, and whether they are enough to say it."""
+    if rate["prompts"] < FEW_PROMPTS:
+        return (
+            f"There are too few votes to tell whether {first} or {second} is preferred: collect votes on at least"
+            f" {FEW_PROMPTS} prompts; so far {rate['prompts']:.0f} have votes."
+        )
+    if rate["low"] <= 0.5 <= rate["high"]:
+        return f"{first} and {second} cannot be told apart by these votes: the interval includes one half."
+    better, worse = (first, second) if rate["low"] > 0.5 else (second, first)
+    return f"{better} is preferred to {worse}."
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request; empty where the body is no object, or too large."""
     content = b""
     async for part in request.stream():
         content += part
         if len(content) > LARGEST_BODY:
-            return None
+            return {}
     try:
-        found = json.loads(content)
+        body = json.loads(content)
     except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _name(value: Any) -> str | None:
@@ -225,5 +260,6 @@ def _problem(status: int, text: str) -> Response:
     return JSONResponse({"problem": text}, status_code=status)
 
 
-def _own(name: str) -> str:
+def _file(name: str) -> str:
+    """The text of a file of this package."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
