@@ -12,9 +12,23 @@ from sppo import randomness
 from sppo.benchmarks.head_to_head.score import interval
 from sppo.rundir.shards import DamagedShard, read_shard, table, write_shard
 
-_TEXTS = ["vote_id", "time", "voter", "prompt_id", "prompt", "policy_a", "policy_b", "response_a", "response_b", "label"]
+_TEXTS = (
+    "vote_id",
+    "time",
+    "voter",
+    "prompt_id",
+    "prompt",
+    "policy_a",
+    "policy_b",
+    "response_a",
+    "response_b",
+)
 VOTES = pa.schema(
-    [*((name, pa.string()) for name in _TEXTS), ("both_bad", pa.bool_()), ("oracle", pa.float64())]
+    [
+        *((name, pa.string()) for name in (*_TEXTS, "label")),
+        ("both_bad", pa.bool_()),
+        ("oracle", pa.float64()),
+    ]
 )
 """One row for each vote. Response a stood on the left and b on the right; `time` is UTC; `label` is a, b or tie;
 `both_bad` marks a tie between two bad responses; `oracle` is P(a is preferred) by the run's oracle, null where the
