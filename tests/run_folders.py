@@ -6,6 +6,7 @@ import yaml
 
 from sppo.recipe import dump, parse
 from sppo.rundir import summary
+from sppo.rundir.environment import environment, header
 from sppo.rundir.folder import write_json
 from sppo.rundir.shards import table, write_shard
 from sppo.rundir.tables import PREFERENCES, PROMPTS, RESPONSES, EvaluationRow, WinRate, to_table
@@ -44,7 +45,7 @@ def write_run(
     """
     folder.mkdir(parents=True)
     recipe_text = dump(parse(RECIPE)) if recipe is None else yaml.safe_dump(recipe)
-    (folder / "recipe.yaml").write_text((versions or summary.versions()) + recipe_text, encoding="utf-8")
+    (folder / "recipe.yaml").write_text((versions or header(environment())) + recipe_text, encoding="utf-8")
     for number in range(iterations + 1):
         home = folder / f"iter-{number}"
         _write_evaluation(home, number, held_out, text, (measures or {}).get(number))

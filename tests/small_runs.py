@@ -1,6 +1,7 @@
 """Small runs on the embedded model, and what tests read of a run's folder."""
 
 import hashlib
+import io
 import os
 
 import pyarrow.parquet as pq
@@ -43,6 +44,18 @@ del RAY["algorithm"]
 """Still smaller, for clusters and remote storage."""
 
 
+SHORTEST_ORACLE = """
+import time
+import numpy as np
+
+def prefer(prompts, responses):
+    time.sleep(PAUSE)
+    lengths = np.array([[len(text) for text in of_prompt] for of_prompt in responses], dtype=float)
+    return 1 / (1 + np.exp((lengths[:, :, None] - lengths[:, None, :]) / 20))
+"""
+"""The source of an oracle function that prefers the shorter response, after PAUSE seconds."""
+
+
 def small(**changes):
     return parse(SMALL, changes)
 
@@ -50,6 +63,13 @@ def small(**changes):
 def play(recipe, folder, **options):
     with open(os.devnull, "w") as nowhere:
         return selfplay.run(recipe, RunFolder(folder), Terminal(Console(file=nowhere)), **options)
+
+
+def play_aloud(recipe, folder, **options):
+    """Play a recipe, and return its summary and what the terminal showed."""
+    console = Console(file=io.StringIO(), width=200)
+    summary = selfplay.run(recipe, RunFolder(folder), Terminal(console), **options)
+    return summary, console.file.getvalue()
 
 
 def digests(run):

@@ -1,7 +1,7 @@
 import pytest
 
 from sppo.recipe import Guard
-from sppo.rundir.guard import alarms
+from sppo.rundir.guard import alarms, warnings
 
 BASE = {"response_tokens": 100.0, "repetition": 0.05, "truncated_share": 0.1}
 GOOD = {
@@ -32,6 +32,16 @@ def test_a_sound_iteration_raises_no_alarm():
             {},
             "does not end: 100% of its responses are truncated at the limit, the base's 10%",
         ),
+        (
+            {"trained": {"prompts": 32, "trained_prompts": 15}},
+            {},
+            "it is trained on 15 of 32 prompts (47%): all responses to the others were truncated",
+        ),
+        (
+            {"trained": {"prompts": 32, "trained_prompts": 24}},
+            {"min_trained_share": 0.8},
+            "at least 80% is demanded",
+        ),
     ],
 )
 def test_each_failure_is_named(changes, limits, said):
@@ -42,3 +52,38 @@ def test_each_failure_is_named(changes, limits, said):
 def test_a_loss_within_the_interval_is_no_failure():
     close = {"win_rate_vs_previous": {"mean": 0.48, "low": 0.45, "high": 0.51}}
     assert alarms({**GOOD, **close}, BASE, Guard()) == []
+
+
+def test_a_sound_iteration_raises_no_warning():
+    assert warnings({**GOOD, "trained": {"prompts": 20, "trained_prompts": 18}}, BASE, steps=3) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "previous", "steps", "said"),
+    [
+        ({"trained": {"prompts": 20, "trained_prompts": 17}}, BASE, 9, "trained on 17 of 20 prompts (85%)"),
+        ({}, BASE, 1, "it takes 1 optimiser step only"),
+        ({}, BASE, 2, "it takes 2 optimiser steps only; lower training.batch_prompts"),
+        (
+            {"kl_to_base": 0.004, "win_rate_vs_previous": {"mean": 0.5, "low": 0.45, "high": 0.55}},
+            BASE,
+            9,
+            "hardly changed: the KL to the base has moved by 0.0040 nats",
+        ),
+        (
+            {"kl_to_base": 2.004, "win_rate_vs_previous": None},
+            {**GOOD, "kl_to_base": 2.0},
+            9,
+            "hardly changed: the KL to the base has moved by 0.0040 nats",
+        ),
+        (
+            {"win_rate_vs_previous": {"mean": 0.52, "low": 0.48, "high": 0.56}},
+            BASE,
+            9,
+            "no change is measurable: the interval of its win rate against its predecessor, [0.480, 0.560],",
+        ),
+    ],
+)
+def test_what_an_iteration_hardly_learnt_from_is_said(changes, previous, steps, said):
+    (found,) = warnings({**GOOD, **changes}, previous, steps)
+    assert said in found

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from sppo.cli.main import app
 from sppo.rundir import storage
 from sppo.rundir.folder import RunError, RunFolder, publish_folder, write_text
-from sppo.rundir.shards import append_line
+from sppo.rundir.records import append_line
 
 RECIPE = SMALL | {"training": SMALL["training"] | {"checkpoint_steps": 1}}
 
@@ -177,6 +177,17 @@ def test_addresses_and_paths(tmp_path, monkeypatch):
         assert storage.address_of(copy) == given
         assert storage.shown(copy / "iter-1") == f"{given}/iter-1"
         assert storage.located(Path(given + "/")) == copy
+
+
+def test_a_folder_whose_name_ends_with_a_colon_is_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.is_address("ab:/run"), (
+        "a protocol that is misspelt is refused instead of becoming a folder"
+    )
+    (tmp_path / "ab:").mkdir()
+    assert not storage.is_address("ab:/run")
+    assert storage.is_address("ab://run")
+    assert storage.is_address("s3:/run")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ class Guard(Section):
         None, gt=0, description="KL to the base in nats per response; None: no limit"
     )
 
+    min_trained_share: float = Field(
+        0.5, ge=0, le=1, description="share of the iteration's prompts that have a response to train on"
+    )
+
     @model_validator(mode="after")
     def _limits_in_order(self) -> "Guard":
         if self.min_length_ratio > self.max_length_ratio:

@@ -9,7 +9,8 @@ from sppo.progress import printable
 from sppo.recipe import registry
 from sppo.report.charts import Table
 from sppo.report.head_to_head import HeadToHead
-from sppo.rundir.reader import RunReader, read_mapping
+from sppo.rundir.reader import RunReader
+from sppo.rundir.records import read_record
 
 _INVALID = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What reading a result raises that another version has written."""
@@ -25,7 +26,7 @@ def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[s
     """
     found, reader = [], RunReader(run)
     for name in registry.names("benchmarks"):
-        contents = [read_mapping(path) or {} for path in _files(folders, f"{name}.json")]
+        contents = [read_record(path) or {} for path in _files(folders, f"{name}.json")]
         results = [row for content in contents for row in _mappings(content.get("results"))]
         own = [row for row in results if reader.owns(_policy_path(row))]
         if not own:
@@ -43,7 +44,7 @@ def matrices(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple
     """The matrices of `sppo evaluate head-to-head` with a policy of the run; arguments as for :func:`tables`."""
     found, reader = [], RunReader(run)
     for path in _files(folders, "head-to-head.json"):
-        content = read_mapping(path) or {}
+        content = read_record(path) or {}
         policies = _mappings(content.get("policies"))
         if not any(reader.owns(policy.get("path", "")) for policy in policies):
             continue

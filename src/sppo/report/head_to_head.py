@@ -9,7 +9,7 @@ from sppo.benchmarks.head_to_head import score
 from sppo.compare import game as run_games
 from sppo.report.run_figures import RunFigures, is_interval, is_number
 from sppo.rundir.folder import RunError, write_json
-from sppo.rundir.reader import read_mapping
+from sppo.rundir.records import read_record
 
 FILE = "head-to-head.json"
 ENDS = ("mean", "low", "high")
@@ -132,7 +132,7 @@ def _all_pairs(run: RunFigures) -> list[tuple[int, int, WinRate]]:
 
 def _kept(run: RunFigures) -> dict[str, Any] | None:
     """What :func:`compare_all` kept; None where it is of other evaluations."""
-    kept = read_mapping(run.path / FILE)
+    kept = read_record(run.path / FILE)
     return kept if kept is not None and kept.get("evaluations") == _fingerprints(run) else None
 
 

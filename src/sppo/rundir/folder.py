@@ -21,9 +21,18 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from sppo.rundir import storage
+from sppo.rundir.environment import environment
+from sppo.rundir.records import (
+    DamagedRecord,
+    append_line,
+    load_record,
+    read_lines,
+    read_record,
+    to_line,
+    write_record,
+)
 from sppo.rundir.shards import (
     DamagedShard,
-    append_line,
     file_digest,
     read_shard,
     replacing,
@@ -45,7 +54,7 @@ class StaleRun(RunError):
 
 
 def fingerprint(stage: str, settings: Mapping[str, Any], upstream: Sequence[str]) -> str:
-    """SHA-256 of a stage's name, settings and the fingerprints of what it reads, in hexadecimal."""
+    """SHA-256 of a stage's name, its settings and the fingerprints of what it reads, in hexadecimal."""
     content = json.dumps([FORMAT, stage, settings, list(upstream)], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -55,10 +64,10 @@ class Shard:
     """A shard as it must be, in plain values, so that another process can make it.
 
     Attributes:
-        path: where the shard lies.
+        path: the shard's file.
         sources: the files that the shard is computed from.
         fingerprint: the fingerprint of its stage.
-        recorded: what the stage's record says of the shard, where the stage has been done before.
+        recorded: what the stage's record says of the shard; None if the stage has not been done before.
     """
 
     path: Path
@@ -67,7 +76,10 @@ class Shard:
     recorded: Mapping[str, Any] | None = None
 
     def is_whole(self) -> bool:
-        """Whether the shard is there, undamaged, and computed from its present sources; fetches it and them from storage."""
+        """Whether the shard is there, undamaged, and computed from its present sources.
+
+        On remote storage, the shard and its sources are fetched first.
+        """
         for path in (self.path, *self.sources):
             storage.fetch(path)
         if self.recorded is not None and self.path.is_file() and not _is_whole(self.path, self.recorded):
@@ -92,15 +104,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class StageFolder:
-    """A stage of an iteration on disk: where it lies, and what it must have been computed from.
+    """A stage of an iteration on disk: where its result lies, and what it must have been computed from.
 
     Attributes:
         name: `prompts`, `sample`, `annotate`, `select`, `train` or `evaluate`.
         iteration: 1..T; 0 for what belongs to the base policy.
-        folder: the folder of its shards, or of the policy.
+        folder: the folder of the stage's shards, or of the policy.
         record: the file that says that the stage is done.
         settings: the recipe's values that the result depends on.
-        upstream: the fingerprints of the stages and policies that it reads.
+        upstream: the fingerprints of the stages and policies that the stage reads.
     """
 
     name: str
@@ -134,19 +146,32 @@ class StageFolder:
         Raises:
             RunError: the stage is not done.
         """
-        record = read_json(self.record)
-        if record is None or record.get("fingerprint") != self.fingerprint:
+        record = self._own_record()
+        if record is None:
             raise RunError(f"{self.title} is not done; run it first")
         return record
 
+    def _own_record(self) -> dict[str, Any] | None:
+        """The record, if it is whole and of this fingerprint."""
+        record = read_stage_record(self.record)
+        return None if record is None or record.get("fingerprint") != self.fingerprint else record
+
+    def damage(self) -> str | None:
+        """Why the stage's record cannot be believed; None if the record is whole or missing."""
+        try:
+            load_record(self.record)
+        except DamagedRecord as error:
+            return str(error)
+        return None
+
     def is_of_another_format(self) -> bool:
         """Whether an earlier or a later version of this program has made what lies there."""
-        record = read_json(self.record)
+        record = read_stage_record(self.record)
         return record is not None and record.get("format", 1) != FORMAT
 
     def is_stale(self) -> bool:
         """Whether what lies there was computed from a different recipe or from different inputs."""
-        record = read_json(self.record)
+        record = read_stage_record(self.record)
         if record is not None:
             return bool(record.get("fingerprint") != self.fingerprint)
         for path in sorted(self.folder.glob("part-*.parquet")):
@@ -156,24 +181,23 @@ class StageFolder:
 
     def is_done(self) -> bool:
         """Whether the stage was published and each of its files is still as it was."""
-        record = read_json(self.record)
-        if record is None or record.get("fingerprint") != self.fingerprint:
-            return False
-        files = record["shards"] + record.get("files", [])
-        return all(_is_whole(self.folder / file["name"], file) for file in files)
+        record = self._own_record()
+        return record is not None and all(
+            _is_whole(self.folder / file["name"], file) for file in _files(record)
+        )
 
     def adopt(self, run: "RunFolder", donor: "RunFolder") -> bool:
-        """Take the files of the stage from another run, where the same stage is done.
+        """Take the files of the stage from another run in which the same stage is done.
 
-        What a stage must have been computed from is its fingerprint, so the files are those that it would make. They
-        are linked where the file system can, else copied; nothing of a run is ever written in place.
+        A fingerprint says what a stage must have been computed from, so the donor's files are those that this stage
+        would make. They are linked if the file system can, else copied; nothing of a run is ever written in place.
 
         Args:
-            run: that it belongs to.
-            donor: the other one.
+            run: the run that this stage belongs to.
+            donor: the other run.
 
         Returns:
-            Whether they were taken; no where it is done already, or something else lies there.
+            Whether the files were taken. They are not if the stage is done already, or if something else lies there.
         """
         if self.is_done() or self.is_stale():
             return False
@@ -187,14 +211,14 @@ class StageFolder:
         record = theirs.read_record()
         self.clear()
         self.folder.mkdir(parents=True)
-        for file in [*record["shards"], *record.get("files", [])]:
+        for file in _files(record):
             _link(theirs.folder / file["name"], self.folder / file["name"])
         storage.publish(self.folder)
-        write_json(self.record, record)
+        write_record(self.record, record)
         return True
 
     def clear(self) -> None:
-        """Remove the stage."""
+        """Remove the stage's record and files."""
         storage.remove(self.record)
         storage.remove(self.folder)
 
@@ -207,9 +231,9 @@ class StageFolder:
         """Make every shard that is missing, damaged or computed from other sources.
 
         Args:
-            sources: for each shard the files that it is computed from.
-            work: makes the table of a shard, by its number.
-            on_shard: called for every shard with whether it was there already.
+            sources: the files that each shard is computed from.
+            work: makes the table of a shard, given its number.
+            on_shard: called for every shard with its number and whether it was there already.
 
         Returns:
             A description of each shard for the record.
@@ -224,7 +248,7 @@ class StageFolder:
 
     def plan_shards(self, sources: Sequence[Sequence[Path]]) -> list[Shard]:
         """The shards that the stage is to have, given the files that each is computed from."""
-        record = read_json(self.record) or {}
+        record = read_stage_record(self.record) or {}
         known = {shard["name"]: shard for shard in record.get("shards", [])}
         return [
             Shard(path, tuple(files), self.fingerprint, known.get(path.name))
@@ -232,15 +256,15 @@ class StageFolder:
         ]
 
     def describe_shards(self, planned: Sequence[Shard]) -> list[dict[str, Any]]:
-        """A description of each shard for the record, once all are there; shards beyond them are removed."""
+        """A description of each shard for the record, once all are there; shards that are not planned are removed."""
         storage.fetch(self.folder)
         for extra in set(self.folder.glob("part-*.parquet")) - {shard.path for shard in planned}:
             storage.remove(extra)
         return [describe(shard.path) for shard in planned]
 
     def publish(self, shards: Sequence[Mapping[str, Any]], **more: Any) -> None:
-        """Say that the stage is done."""
-        write_json(
+        """Write the record that says that the stage is done."""
+        write_record(
             self.record,
             {
                 "format": FORMAT,
@@ -248,6 +272,7 @@ class StageFolder:
                 "iteration": self.iteration,
                 "fingerprint": self.fingerprint,
                 "settings": dict(self.settings),
+                "environment": environment(),
                 "shards": list(shards),
                 **more,
             },
@@ -261,7 +286,7 @@ class RunFolder:
         self.path = path
 
     def iteration(self, number: int) -> Path:
-        """Where an iteration's stages lie; 0 belongs to the base policy."""
+        """The folder of an iteration's stages; 0 belongs to the base policy."""
         return self.path / f"iter-{number}"
 
     def stage(
@@ -317,15 +342,8 @@ class RunFolder:
         return self.iteration(iteration) / "metrics.jsonl"
 
     def read_metrics(self, iteration: int) -> list[dict[str, Any]]:
-        """The lines of the iteration's metrics; a line that is damaged, or was interrupted by a kill, is left out."""
-        records = []
-        path = self.metrics(iteration)
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-            with contextlib.suppress(json.JSONDecodeError, RecursionError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    records.append(record)
-        return records
+        """The lines of the iteration's metrics; lines that are damaged or were interrupted by a kill are left out."""
+        return read_lines(self.metrics(iteration))[0]
 
     def forget_metrics(self, iteration: int, stage: str, after: int = 0) -> None:
         """Remove the lines of a stage that starts again, or those after the step that it continues from."""
@@ -337,7 +355,7 @@ class RunFolder:
         path = self.metrics(iteration)
         if path.is_file():
             kept = [record for record in self.read_metrics(iteration) if is_kept(record)]
-            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+            write_text(path, "".join(map(to_line, kept)))
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -369,26 +387,30 @@ def publish_folder(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _link(existing: Path, new: Path) -> None:
-    try:
-        os.link(existing, new)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(existing, new)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A stage's record; None where there is none or it is damaged, since the stage is then not done."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+def read_stage_record(path: Path) -> dict[str, Any] | None:
+    """A stage's record; None if there is none or if it is damaged, since the stage is then not done."""
+    record = read_record(path)
+    if record is None or "shards" not in record:
         return None
-    parts = [found.get(part, []) for part in ("shards", "files")] if isinstance(found, dict) else [None]
+    parts = [record.get(part, []) for part in ("shards", "files")]
     whole = all(
         isinstance(part, list)
         and all(isinstance(file, dict) and {"name", "bytes", "sha256"} <= file.keys() for file in part)
         for part in parts
     )
-    return found if whole and "shards" in found else None
+    return record if whole else None
+
+
+def _files(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The descriptions of all files of a stage, given its record."""
+    return [*record["shards"], *record.get("files", [])]
+
+
+def _link(existing: Path, new: Path) -> None:
+    try:
+        os.link(existing, new)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(existing, new)
 
 
 def _is_whole(path: Path, described: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
-"""The guard: it says when an iteration has failed, and what follows from it.
+"""The guard: it says when an iteration has failed, and what follows.
 
-An iteration fails where its policy loses to its predecessor, or where its responses have collapsed.
+An iteration fails if its policy loses to its predecessor, if its responses have collapsed, or if too few of its prompts
+could be trained on. Warnings, which stop no run, say that an iteration may have learnt next to nothing.
 """
 
 import math
@@ -19,11 +20,12 @@ class GuardStop(RuntimeError):
 
 
 def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -> list[str]:
-    """What is wrong with an iteration's policy, in words; empty where it may stand.
+    """The reasons for which an iteration has failed, in words; an empty list if it has not.
 
     Args:
-        measures: `win_rate_vs_previous` with `low` and `high` (where there is an oracle), `response_tokens`, `repetition`, `truncated_share` and
-            `kl_to_base` of the new policy on the held-out prompts.
+        measures: of the new policy on the held-out prompts: `win_rate_vs_previous` with `low` and `high` (if there is
+            an oracle), `response_tokens`, `repetition`, `truncated_share` and `kl_to_base`; `trained` as
+            :func:`untrained` takes it, where it is known.
         base: `response_tokens`, `repetition` and `truncated_share` of the base policy.
         guard: the limits.
     """
@@ -46,11 +48,11 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
             f"it repeats itself: {measures['repetition']:.2f} of its 4-grams are repeats, the base's"
             f" {base['repetition']:.2f}; a rise of {guard.max_repetition:g} is allowed"
         )
-    cut = measures["truncated_share"]
-    if cut - base["truncated_share"] > guard.max_truncated_rise:
+    truncated = measures["truncated_share"]
+    if truncated - base["truncated_share"] > guard.max_truncated_rise:
         reasons.append(
-            f"it does not end: {cut:.0%} of its responses are truncated at the limit, the base's {base['truncated_share']:.0%};"
-            f" a rise of {guard.max_truncated_rise:.0%} is allowed"
+            f"it does not end: {truncated:.0%} of its responses are truncated at the limit, the base's"
+            f" {base['truncated_share']:.0%}; a rise of {guard.max_truncated_rise:.0%} is allowed"
         )
     kl = measures["kl_to_base"]
     limits = [guard.max_kl_per_token * measures["response_tokens"]]
@@ -62,7 +64,72 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
             f"its KL to the base is {kl:.1f} nats a response; {min(limits):.1f} are allowed"
             f" (max_kl_per_token {guard.max_kl_per_token:g}, max_kl {guard.max_kl})"
         )
+    missing = untrained(measures.get("trained", {}), guard.min_trained_share)
+    if missing is not None:
+        reasons.append(
+            f"{missing}; at least {guard.min_trained_share:.0%} is demanded (guard.min_trained_share)"
+        )
     return reasons
+
+
+LOUD_SHARE = 0.9
+"""A warning is given if a smaller share of the prompts is trained on."""
+FEW_STEPS = 2
+"""A warning is given if an iteration takes no more optimiser steps than these."""
+SMALL_KL = 0.01
+"""A change of the KL to the base below this, in nats per response, is taken for none."""
+
+
+def untrained(trained: Mapping[str, int], share: float) -> str | None:
+    """That fewer than a share of an iteration's prompts are trained on, in words; None if there are enough.
+
+    Args:
+        trained: `prompts`, the iteration's prompts, and `trained_prompts`, those with a response to train on.
+        share: the smallest share that is enough.
+    """
+    prompts, used = trained.get("prompts", 0), trained.get("trained_prompts", 0)
+    if used >= share * prompts:
+        return None
+    return (
+        f"it is trained on {used} of {prompts} prompts ({used / prompts:.0%}): all responses to the others were truncated"
+        " at the length limit. Raise sampling.max_new_tokens or training.max_tokens, or set"
+        " training.truncated_responses: train"
+    )
+
+
+def few_steps(steps: int) -> str | None:
+    """That an iteration takes hardly any optimiser steps, in words; None if it takes enough."""
+    if steps > FEW_STEPS:
+        return None
+    return (
+        f"it takes {steps} optimiser {'step' if steps == 1 else 'steps'} only; lower training.batch_prompts, raise"
+        " training.epochs, or give more prompts"
+    )
+
+
+def warnings(measures: Mapping[str, Any], previous: Mapping[str, Any], steps: int) -> list[str]:
+    """What is remarkable about an iteration that has not failed, in words: it may have learnt next to nothing.
+
+    Args:
+        measures: of the new policy, as :func:`alarms` takes them.
+        previous: of the policy before it; without `kl_to_base` for the base policy.
+        steps: the optimiser steps that were taken.
+    """
+    reasons = [untrained(measures.get("trained", {}), LOUD_SHARE), few_steps(steps)]
+    moved = abs(measures["kl_to_base"] - previous.get("kl_to_base", 0.0))
+    rate: Any = measures.get("win_rate_vs_previous")
+    undecided = rate is not None and rate["low"] <= 0.5 <= rate["high"]
+    if moved < SMALL_KL and (rate is None or undecided):
+        reasons.append(
+            f"its policy has hardly changed: the KL to the base has moved by {moved:.4f} nats per response; raise"
+            " training.learning_rate, training.epochs or algorithm.eta"
+        )
+    elif undecided:
+        reasons.append(
+            f"no change is measurable: the interval of its win rate against its predecessor, [{rate['low']:.3f},"
+            f" {rate['high']:.3f}], contains 1/2; more held-out prompts narrow the interval"
+        )
+    return [reason for reason in reasons if reason is not None]
 
 
 def enforce(guard: Guard, alarms: Sequence[str], iteration: int, run: Path, terminal: Terminal) -> None:
@@ -70,10 +137,10 @@ def enforce(guard: Guard, alarms: Sequence[str], iteration: int, run: Path, term
 
     Args:
         guard: the recipe's section.
-        alarms: what is wrong with the iteration's policy, as :func:`alarms` says it.
-        iteration: its number.
+        alarms: the reasons for which the iteration has failed, from :func:`alarms`.
+        iteration: the number of the iteration.
         run: the run's folder, for the message.
-        terminal: where it is said.
+        terminal: where the message is shown.
 
     Raises:
         GuardStop: the iteration has failed and `guard.on_failure` is stop.
@@ -100,29 +167,27 @@ GROWTH = 1.5
 def trends(measures: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> list[str]:
     """What several iterations show together, in words; a trend stops no run.
 
-    Over-optimisation: the oracle that self-play learns from likes a policy better than the one before, and an oracle
-    that it does not learn from likes it less, each beyond the other's interval.
+    Over-optimisation: the oracle that self-play learns from prefers a policy to the one before it, while the held-out
+    oracle, which self-play does not learn from, prefers the one before, each beyond the other's interval.
 
     Args:
-        measures: of each iteration's policy, in order, as :func:`alarms` takes them; `by_oracle` where there is a
+        measures: of each iteration's policy, in order, as :func:`alarms` takes them; with `by_oracle` if there is a
             held-out oracle.
         base: of the base policy.
     """
     reasons = []
-    for before, after in pairwise(measures):
-        if any("by_oracle" not in of for of in (before, after)):
+    for pair in pairwise(measures):
+        trained: list[Any] = [policy.get("by_oracle", {}).get("win_rate_vs_base") for policy in pair]
+        held_out: list[Any] = [policy.get("win_rate_vs_base") for policy in pair]
+        if None in trained or None in held_out:
             continue
-        if any("win_rate_vs_base" not in of for one in (before, after) for of in (one, one["by_oracle"])):
-            continue
-        trained = [of["by_oracle"]["win_rate_vs_base"] for of in (before, after)]
-        held_out = [of["win_rate_vs_base"] for of in (before, after)]
         if trained[1]["low"] > trained[0]["mean"] and held_out[1]["high"] < held_out[0]["mean"]:
             reasons.append(
                 "over-optimisation: the oracle's win rate against the base rose from"
                 f" {trained[0]['mean']:.3f} to {trained[1]['mean']:.3f} while the held-out oracle's fell from"
                 f" {held_out[0]['mean']:.3f} to {held_out[1]['mean']:.3f}"
             )
-    lengths = [of["response_tokens"] for of in (base, *measures) if "response_tokens" in of]
+    lengths = [policy["response_tokens"] for policy in (base, *measures) if "response_tokens" in policy]
     if len(lengths) > 1 and lengths[-1] > GROWTH * lengths[0] > 0:
         reasons.append(
             f"length growth: responses have {lengths[-1]:.1f} tokens on average, {lengths[-1] / lengths[0]:.2f} times"

@@ -1,11 +1,10 @@
-"""The one reader of run folders: which iterations there are, and where everything of them lies.
+"""The one reader of run folders: which iterations there are, and where each of their files lies.
 
-Whatever looks at a run (report, arena, comparisons, benchmarks, games, oracles that learn from it) asks
+Whatever looks at a run (the report, the arena, comparisons, benchmarks, games, oracles that learn from it) asks
 :class:`RunReader`. Only this module, :mod:`sppo.rundir.folder` and the stages know how files and folders are named.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +17,8 @@ import pyarrow.compute as pc
 from jaxtyping import Float
 
 from sppo import recipe as recipes
-from sppo.rundir.folder import RunError, RunFolder, read_json
+from sppo.rundir.folder import RunError, RunFolder, read_stage_record
+from sppo.rundir.records import read_lines, read_record
 from sppo.rundir.shards import read_shard
 from sppo.rundir.tables import PromptRow, read_rows
 from sppo.winrates import Array
@@ -51,7 +51,7 @@ class Preferences(NamedTuple):
 
     Attributes:
         prompt_ids: one identifier for each matrix.
-        matrices: [prompts, K, K], as the oracle answered.
+        matrices: the oracle's answers, [prompts, K, K].
     """
 
     prompt_ids: list[str]
@@ -63,7 +63,7 @@ class Policy(NamedTuple):
 
     Attributes:
         iteration: the iteration that trained it; 0 for the base policy.
-        folder: the policy's folder; for the base policy perhaps a name on the hub.
+        folder: the policy's folder; a name on the hub is possible for the base policy.
     """
 
     iteration: int
@@ -120,7 +120,7 @@ class RunReader:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The content of summary.json; None where the file is missing or damaged."""
+        """The content of summary.json; None if the file is missing or damaged."""
         return read_summary(self.path)
 
     @property
@@ -139,12 +139,12 @@ class RunReader:
     @property
     def is_older(self) -> bool:
         """Whether the records of the evaluations have the names that an older version gave them."""
-        records = (read_json(self.record_file(number, "evaluate")) for number in self.evaluated)
+        records = (read_stage_record(self.record_file(number, "evaluate")) for number in self.evaluated)
         return any(record is not None and not RENAMED.keys().isdisjoint(record) for record in records)
 
     @property
     def files(self) -> list[Path]:
-        """The recipe, the summary, and the records and metrics of every iteration: all but the tables and policies."""
+        """The recipe, the summary, and every iteration's records and metrics: all files but tables and policies."""
         named = [self.recipe_file, self.path / "summary.json"]
         return [*(file for file in named if file.is_file()), *self.path.glob("iter-*/*.json*")]
 
@@ -157,25 +157,31 @@ class RunReader:
         """
         times = []
         for file in (*self.files, *self.path.glob("iter-*/*/")):
-            with contextlib.suppress(OSError):  # a running process may have replaced or removed it meanwhile
+            with contextlib.suppress(
+                OSError
+            ):  # a running process may have replaced or removed the file meanwhile
                 times.append(file.stat().st_mtime)
         if not times:
             raise RunError(f"{self.path}: the run folder is empty")
         return max(times)
 
     def record_file(self, iteration: int, stage: str) -> Path:
-        """The file in which a stage says that it is done."""
+        """The file of the record that says that a stage is done."""
         name = "evaluation" if stage == "evaluate" else stage
         return self.folder.iteration(iteration) / f"{name}.json"
 
     def record(self, iteration: int, stage: str) -> dict[str, Any] | None:
-        """What a stage has published, in the present names; None where its record is missing or damaged."""
-        record = read_json(self.record_file(iteration, stage))
+        """A stage's record with the present names of its keys; None if the record is missing or damaged."""
+        record = read_stage_record(self.record_file(iteration, stage))
         return None if record is None else {RENAMED.get(key, key): value for key, value in record.items()}
 
     def metrics(self, iteration: int) -> list[dict[str, Any]]:
         """The lines of an iteration's metrics.jsonl; damaged lines are left out."""
         return self.folder.read_metrics(iteration)
+
+    def damaged_metrics(self, iteration: int) -> int:
+        """The number of lines of an iteration's metrics.jsonl that are damaged or were interrupted by a kill."""
+        return read_lines(self.folder.metrics(iteration))[1]
 
     def steps(self, iteration: int) -> list[dict[str, Any]]:
         """The lines of an iteration's metrics that describe a step of the optimiser."""
@@ -190,7 +196,7 @@ class RunReader:
         return sorted((self.folder.iteration(iteration) / table).glob("part-*.parquet"))
 
     def policy(self, iteration: int) -> Path:
-        """The folder of the policy that an iteration has trained, whether it is there or not."""
+        """The folder of the policy that an iteration trains, whether or not it exists yet."""
         return self.folder.iteration(iteration) / "policy"
 
     def policies(self) -> list[Policy]:
@@ -207,7 +213,7 @@ class RunReader:
         return [base, *(policy for policy in trained if policy.folder.is_dir())]
 
     def last_policy(self) -> Policy:
-        """The policy that the run has accepted last: what it is for.
+        """The policy that the run has accepted last, which is the run's result.
 
         Raises:
             RunError: no iteration is finished.
@@ -219,7 +225,7 @@ class RunReader:
         return Policy(BASE if place is None else place[1], folder)
 
     def owns(self, recorded: Path | str) -> bool:
-        """Whether a path, recorded anywhere, names a policy of this run, even if the run has been moved since."""
+        """Whether a recorded path names a policy of this run, even if the run has been moved since."""
         path, home = Path(recorded), self.path.resolve()
         if path.resolve().is_relative_to(home):
             return True
@@ -275,28 +281,28 @@ class RunReader:
         Raises:
             RunError: nothing has been annotated, or the oracle has compared some of the pairs only.
         """
-        found = {}
+        by_iteration = {}
         for number in self.iterations:
             shards = self.shards(number, "preferences")
             if shards and iteration in (None, number):
                 parts = [_preferences(shard) for shard in shards]
                 prompt_ids = [name for names, _ in parts for name in names]
-                matrices = [matrix for _, of_shard in parts for matrix in of_shard]
-                found[number] = Preferences(prompt_ids, np.array(matrices, dtype=np.float64))
-        if any(np.isnan(part.matrices).any() for part in found.values()):
+                matrices = [matrix for _, shard_matrices in parts for matrix in shard_matrices]
+                by_iteration[number] = Preferences(prompt_ids, np.array(matrices, dtype=np.float64))
+        if any(np.isnan(preferences.matrices).any() for preferences in by_iteration.values()):
             raise RunError(
-                f"{self.path}: its oracle has compared each response with some of the others only (oracle.opponents);"
-                " the game needs whole matrices: annotate without it"
+                f"{self.path}: its oracle has compared each response with some of the others only (oracle.opponents),"
+                " but the game needs whole matrices; annotate without oracle.opponents"
             )
-        if not found:
+        if not by_iteration:
             raise RunError(f"{self.path}: {self._lack_of_preferences(iteration)}")
-        return found
+        return by_iteration
 
     def _lack_of_preferences(self, iteration: int | None) -> str:
         algorithm = self.recipe.algorithm
         if not algorithm.preferences:
             return (
-                f"there are no preferences to look at: its algorithm, {algorithm.type}, asks no oracle in training;"
+                f"there are no preferences to look at, since its algorithm, {algorithm.type}, asks no oracle in training;"
                 " `sppo game policies` compares its policies"
             )
         which = "" if iteration is None else f" in iteration {iteration}"
@@ -314,7 +320,7 @@ def label(iteration: int) -> str:
 
 
 def last_policy(path: Path) -> Path | None:
-    """The folder of the policy that a run has accepted last; None where no summary.json names one."""
+    """The folder of the policy that a run has accepted last; None if no summary.json names one."""
     summary = read_summary(path)
     if summary is None or not isinstance(summary.get("policy"), str):
         return None
@@ -330,18 +336,9 @@ def run_and_iteration(policy: Path) -> tuple[Path, int] | None:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The content of a run's summary.json; None where the file is missing or damaged."""
-    summary = read_mapping(path / "summary.json")
+    """The content of a run's summary.json; None if the file is missing or damaged."""
+    summary = read_record(path / "summary.json")
     return summary if summary is not None and isinstance(summary.get("iterations"), list) else None
-
-
-def read_mapping(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None where the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _number(name: str) -> int | None:

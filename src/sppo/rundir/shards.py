@@ -1,8 +1,8 @@
-"""Shards on disk: parquet files that are there whole or not at all, and whose damage shows.
+"""Shards on disk: parquet files that are there whole or not at all, and whose later damage is noticed.
 
 The schema metadata of a shard says what it was computed from. A shard is written to a temporary name, synced and
-renamed, so that a file with a shard's name is a whole shard; page checksums, and the schema and the number of rows in
-the metadata, reveal later damage.
+renamed, so that a file with a shard's name is a whole shard. Page checksums reveal later damage to the rows; a digest of
+the schema and the number of rows, kept in the metadata, reveal damage to the footer.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class DamagedShard(ValueError):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which replaces `path` once it is whole and on the disk, or not at all."""
+    """Open a temporary file to write to, which replaces `path` once it is whole and on the disk, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,37 +44,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append a record to a file of JSON lines.
-
-    Objects in a storage cannot be appended to: there the whole file is replaced, and of two machines that do so at
-    the same moment one loses its line.
-    """
-    line = json.dumps(record).encode() + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not storage.is_within_a_copy(path):
-        with path.open("ab") as file:
-            file.write(line)
-        return
-    storage.fetch(path)
-    before = path.read_bytes() if path.is_file() else b""
-    with replacing(path) as whole:
-        whole.write(before + line)
-
-
 def write_shard(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> str:
     """Write one shard so that it is there whole or not at all.
 
     Args:
-        path: its final name.
-        table: its rows.
-        metadata: what it was computed from; kept in the file.
+        path: the shard's file.
+        table: the shard's rows.
+        metadata: what the shard was computed from; kept in the file.
 
     Returns:
         The SHA-256 of the file, in hexadecimal.
 
     Raises:
-        OSError: it could not be written; nothing of it is left.
+        OSError: the shard could not be written; nothing of it is left.
     """
     checks = {_ROWS: str(table.num_rows), _SCHEMA: _schema_digest(table.schema)}
     table = table.replace_schema_metadata(
@@ -86,7 +68,7 @@ def write_shard(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> str
 
 
 def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one shard, its checksums verified.
+    """Read one shard and verify its checksums.
 
     Raises:
         DamagedShard: the file is missing, truncated or altered.
@@ -96,10 +78,10 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             checks = parquet.schema_arrow.metadata or {}
             rows = parquet.read(columns=columns)
-            # no checksum of parquet's covers its footer, which says how the pages are read
+            # Parquet's checksums do not cover the footer, which says how the pages are read.
             for key, value in ((_ROWS, str(rows.num_rows)), (_SCHEMA, _schema_digest(parquet.schema_arrow))):
                 if checks.get(key.encode(), value.encode()) != value.encode():
-                    raise DamagedShard(f"{path}: not a whole shard: its footer was altered")
+                    raise DamagedShard(f"{path}: not a whole shard: its footer has been altered")
             return rows
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedShard(f"{path}: not a whole shard: {error}") from error
@@ -113,14 +95,14 @@ def shard_metadata(path: Path) -> dict[str, str]:
     """
     try:
         raw: Mapping[bytes, bytes] = pq.read_schema(path).metadata or {}
-        found = {key.decode(): value.decode() for key, value in raw.items()}
+        metadata = {key.decode(): value.decode() for key, value in raw.items()}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedShard(f"{path}: not a whole shard: {error}") from error
-    return {key: value for key, value in found.items() if key not in (_ROWS, _SCHEMA)}
+    return {key: value for key, value in metadata.items() if key not in (_ROWS, _SCHEMA)}
 
 
 def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """The rows, given as mappings, as a table of the schema."""
+    """A table of the schema from rows that are given as mappings."""
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -137,7 +119,7 @@ def _file_digest(path: Path, *state: int) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames inside the folder survive a power cut, where the system can."""
+    """Make renames inside the folder survive a power failure, on systems that allow it."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -153,7 +135,7 @@ def _schema_digest(schema: pa.Schema) -> str:
 
 
 def _names_and_types(kind: pa.DataType) -> Any:
-    if pa.types.is_list(kind):  # parquet gives its items a name of its own
+    if pa.types.is_list(kind):  # parquet renames the items of a list, so their name does not count
         return [_names_and_types(kind.value_type)]
     if pa.types.is_struct(kind):
         return {

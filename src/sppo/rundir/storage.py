@@ -1,12 +1,12 @@
 """A run folder on remote storage: any address that fsspec understands (`s3://bucket/runs/mine`, `gs://`, `hdfs://`, ...).
 
-A folder with the file `.storage` in it is a working copy of the address in that file, on this machine. Everything else
-keeps working on paths: what is published at a path of a working copy is put into the storage first, what is to be read
-is fetched where the storage has another version, and what is removed is removed there as well. Of any other folder these
-functions do what the file system does, so that no caller asks where a run lies.
+A folder that contains the file `.storage` is a working copy, on this machine, of the address in that file. The rest of
+the program works on paths: a file that is published at a path of a working copy is put into the storage first, a file
+that is to be read is fetched if the storage has another version, and a file that is removed is removed from the storage
+as well. In any other folder these functions do what the file system does, so no caller asks where a run lies.
 
-The storage is what counts: a file of the working copy that is not there is taken for removed. An object is put
-whole or not at all; on a file system, under a temporary name that is then replaced.
+The storage is authoritative: a file of the working copy that the storage does not have is taken for removed. On an
+object store a file is put whole or not at all; on a file system it is put under a temporary name and then renamed.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from typing import Any
 
 _MARK, _VERSIONS, _LOCK = ".storage", ".versions", ".lock.json"
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}
-"""Where a put is whole or not at all; elsewhere a rename is."""
+"""Protocols whose put is atomic. On all others the file is put under a temporary name, since a rename is atomic there."""
 _RENEWAL_SECONDS = 10.0
 _SILENCE_SECONDS = 60.0
-"""The lock of a run that is at work elsewhere changes within this time."""
+"""The lock of a run that is at work on another machine changes within this time."""
 
 
 class StorageError(ValueError):
-    """Storage that cannot be used; the message says why and what to do."""
+    """Storage that cannot be used; the message gives the reason and says what to do."""
 
 
 class StorageLocked(StorageError):
@@ -42,12 +42,21 @@ class StorageLocked(StorageError):
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether this is an address instead of a path; also after `Path` has taken one of its slashes."""
-    return re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) is not None
+    """Whether this is an address instead of a path.
+
+    `Path` removes one of an address's slashes. With one slash, `ab:/run` is a path if fsspec knows no protocol `ab` and
+    there is a folder `ab:` here.
+    """
+    match = re.match(r"([a-z][a-z0-9+.-]+):/(/?)", str(path))
+    if match is None or match[2]:
+        return match is not None
+    from fsspec import available_protocols
+
+    return match[1] in available_protocols() or not Path(f"{match[1]}:").is_dir()
 
 
 def located(path: Path) -> Path:
-    """The path itself; of an address, the working copy of it on this machine, as it is in the storage now.
+    """The path itself, or for an address the working copy on this machine, brought up to date with the storage.
 
     Working copies lie in `$SPPO_WORKING_COPIES`, by default `~/.cache/sppo/runs`.
 
@@ -56,7 +65,7 @@ def located(path: Path) -> Path:
     """
     if not is_address(path):
         return path
-    address = re.sub(r"^([a-z0-9+.-]+):/+", lambda found: f"{found[1]}://", str(path)).rstrip("/")
+    address = re.sub(r"^([a-z0-9+.-]+):/+", lambda match: f"{match[1]}://", str(path)).rstrip("/")
     if address.startswith(("file://", "local://")):
         address = address.replace("://", ":///", 1)
     home = os.environ.get("SPPO_WORKING_COPIES") or "~/.cache/sppo/runs"
@@ -68,7 +77,7 @@ def located(path: Path) -> Path:
 
 
 def adopt(folder: Path, address: str) -> None:
-    """Make a folder of this machine a working copy of an address."""
+    """Make a folder on this machine a working copy of an address."""
     _connect(address)
     folder.mkdir(parents=True, exist_ok=True)
     if address_of(folder) != address:
@@ -78,7 +87,7 @@ def adopt(folder: Path, address: str) -> None:
 
 
 def address_of(folder: Path) -> str | None:
-    """What the folder is a working copy of, if it is one."""
+    """The address that the folder is a working copy of; None if it is not a working copy."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return (folder / _MARK).read_text(encoding="utf-8")
     return None
@@ -90,15 +99,15 @@ def is_within_a_copy(path: Path) -> bool:
 
 
 def shown(path: Path) -> str:
-    """A path as the user knows it: within a working copy, its address."""
+    """A path as the user knows it, which within a working copy is its address."""
     copy = _copy_of(path)
     return str(path) if copy is None else copy.remote(path)
 
 
 def fetch(path: Path) -> None:
-    """Make a file or a folder of a working copy as it is in the storage; without an answer there, remove it.
+    """Bring a file or a folder of a working copy up to date with the storage, removing files that are not there.
 
-    Files that were never published (of a stage in progress) stay.
+    Files that were never published, such as those of a stage in progress, stay.
 
     Raises:
         StorageError: the storage does not answer.
@@ -116,14 +125,14 @@ def fetch(path: Path) -> None:
 
 
 def publish(path: Path, content: Path | None = None) -> None:
-    """Put a file, or all files of a folder that are not there, into the storage.
+    """Put a file, or those files of a folder that the storage does not have, into the storage.
 
     Args:
-        path: where it belongs.
-        content: the file that is to be it, and will be renamed to it; None: `path` itself.
+        path: the path under which the file is published.
+        content: the file with the content, which the caller will rename to `path`; None: `path` itself.
 
     Raises:
-        StorageError: it could not be put; what was there before still is.
+        StorageError: the file could not be put; what was there before is unchanged.
     """
     copy = _copy_of(path)
     if copy is None:
@@ -138,7 +147,7 @@ def publish(path: Path, content: Path | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there; of a working copy in the storage as well.
+    """Remove a file or a folder if it exists; within a working copy, remove it from the storage as well.
 
     Raises:
         StorageError: the storage does not answer.
@@ -155,13 +164,13 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep processes of other machines out of a working copy's address; on this one a lock on the folder does.
+    """Keep processes of other machines out of a working copy's address.
 
-    A lock that is not renewed for a minute was left by a process that was killed and is taken over; one that was
-    left by this working copy, at once.
+    A lock that is not renewed for a minute was left by a process that was killed, and is taken over. A lock that this
+    working copy left is taken over at once, since the lock on its folder keeps processes of this machine out.
 
     Raises:
-        StorageLocked: another process is at work there.
+        StorageLocked: another process is at work at the address.
         StorageError: the storage does not answer.
     """
     copy = _copy_of(folder)
@@ -184,7 +193,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def arrow_location(path: Path) -> tuple[str, Any] | None:
-    """A path of a working copy as pyarrow's file systems have it: the path there and the file system; else None."""
+    """The path and the file system by which pyarrow reaches a file of a working copy; None for any other path."""
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     copy = _copy_of(path)
@@ -195,7 +204,7 @@ def arrow_location(path: Path) -> tuple[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Copy:
-    """A working copy: its folder, and the storage that it follows."""
+    """A working copy: its folder on this machine, and the address in the storage that it follows."""
 
     folder: Path
     address: str
@@ -210,7 +219,7 @@ class _Copy:
 
     @property
     def name(self) -> str:
-        """Of this copy, which no other has, on this machine or elsewhere."""
+        """A name that no other working copy has, on this machine or another."""
         file = self.folder / _VERSIONS / ".name"
         if not file.is_file():
             file.parent.mkdir(exist_ok=True)
@@ -224,18 +233,20 @@ class _Copy:
         return f"{self.address}/{self.relative(path)}".removesuffix("/.")
 
     def versions(self, path: Path) -> dict[Path, str]:
-        """What the storage has at a path or below it, as paths of this copy, with what tells versions apart."""
+        """The files that the storage has at a path or below it, each with a text that tells its versions apart."""
         at = f"{self.root}/{self.relative(path)}".removesuffix("/.")
         with self._asked(path):
             self.storage.invalidate_cache()
             try:
-                found = {
+                listing = {
                     name: info or self.storage.info(name)
                     for name, info in self.storage.find(at, detail=True).items()
                 }
             except FileNotFoundError:
                 return {}
-        paths = {self.folder / name.removeprefix(self.root).lstrip("/"): info for name, info in found.items()}
+        paths = {
+            self.folder / name.removeprefix(self.root).lstrip("/"): info for name, info in listing.items()
+        }
         own = (_MARK, _LOCK)
         return {
             file: _version(info)
@@ -244,16 +255,17 @@ class _Copy:
         }
 
     def known(self, path: Path) -> list[Path]:
-        """The files at a path or below it that were once published or fetched."""
+        """The files at a path or below it that have been published or fetched before."""
         notes = self._note(path)
-        if notes.is_dir():
-            found = [file for file in notes.rglob("*") if file.is_file() and file.name != ".name"]
-        else:
-            found = [notes] if notes.is_file() else []
-        return [self.folder / file.relative_to(self.folder / _VERSIONS) for file in found]
+        files = [notes, *notes.rglob("*")] if notes.exists() else []
+        return [
+            self.folder / file.relative_to(self.folder / _VERSIONS)
+            for file in files
+            if file.is_file() and file.name != ".name"
+        ]
 
     def has(self, file: Path, version: str | None) -> bool:
-        """Whether a file is here as it was when it was published or fetched in this version."""
+        """Whether the file on this machine is unchanged since this version of it was published or fetched."""
         try:
             noted = json.loads(self._note(file).read_text(encoding="utf-8"))
             return bool(noted == [version, *_stamp(file)])
@@ -265,7 +277,7 @@ class _Copy:
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
             before, now = "", version
-            while now != before:  # it was replaced while it was read
+            while now != before:  # the file was replaced while it was read
                 before = now
                 with self._asked(file):
                     self.storage.get_file(self._at(file), str(temporary))
@@ -296,7 +308,7 @@ class _Copy:
         self._write_note(file, _version(info), content)
 
     def sweep(self) -> None:
-        """Remove what a put that was killed has left under its temporary name."""
+        """Remove temporary files that a killed put has left."""
         with self._asked(self.folder), contextlib.suppress(FileNotFoundError):
             for name in self.storage.find(self.root):
                 if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name.rsplit("/", 1)[-1]):
@@ -305,7 +317,7 @@ class _Copy:
     def _rename(self, source: str, target: str) -> None:
         try:
             self.storage.mv(source, target)
-        except OSError:  # some do not replace what is there
+        except OSError:  # some file systems do not replace an existing file
             self.storage.rm_file(target)
             self.storage.mv(source, target)
 
@@ -318,18 +330,18 @@ class _Copy:
             self.storage.rm_file(self._at(file))
         self.forget(file)
 
-    # The lock: an object that says whose it is and changes while its owner is at work.
+    # The lock is an object that names its owner, and that changes while its owner is at work.
 
     def take_lock(self, token: str) -> None:
-        found = self._read_lock()
-        if found is not None and not found["owner"].startswith(f"{self.name}:"):
+        left = self._read_lock()
+        if left is not None and not left["owner"].startswith(f"{self.name}:"):
             end = time.monotonic() + _SILENCE_SECONDS
             while time.monotonic() < end:
                 time.sleep(min(1.0, _SILENCE_SECONDS / 10))
                 now = self._read_lock()
                 if now is None:
                     break
-                if now != found:
+                if now != left:
                     raise StorageLocked(
                         f"{self.address}: another sppo is at work in this run; wait for it, or stop it"
                     )
@@ -347,13 +359,15 @@ class _Copy:
         count = 0
         while not ended.wait(_RENEWAL_SECONDS):
             count += 1
-            with contextlib.suppress(Exception):  # what matters fails where it is needed
+            with contextlib.suppress(
+                Exception
+            ):  # a storage that fails for longer stops the stages themselves
                 self._write_lock(token, count, "overwrite")
 
     def release_lock(self, token: str) -> None:
         with contextlib.suppress(Exception):
-            found = self._read_lock()
-            if found is not None and found["owner"] == token:
+            held = self._read_lock()
+            if held is not None and held["owner"] == token:
                 self.storage.rm_file(f"{self.root}/{_LOCK}")
 
     def _read_lock(self) -> dict[str, Any] | None:
@@ -364,10 +378,10 @@ class _Copy:
             except FileNotFoundError:
                 return None
         with contextlib.suppress(ValueError):
-            found = json.loads(content)
-            if isinstance(found, dict) and isinstance(found.get("owner"), str):
-                return found
-        return {"owner": ""}  # damaged: nobody's, unless it changes
+            lock = json.loads(content)
+            if isinstance(lock, dict) and isinstance(lock.get("owner"), str):
+                return lock
+        return {"owner": ""}  # a damaged lock belongs to nobody, unless it changes
 
     def _write_lock(self, token: str, count: int, mode: str) -> None:
         if _protocol(self.storage) not in _OBJECT_STORES:
@@ -390,15 +404,15 @@ class _Copy:
 
     @contextlib.contextmanager
     def _asked(self, path: Path) -> Iterator[None]:
-        """Errors of whatever library answers, in words."""
+        """Turn the errors of the library behind fsspec into a StorageError."""
         try:
             yield
         except (StorageError, FileExistsError):
             raise
         except Exception as error:
             raise StorageError(
-                f"{self.remote(path)}: the storage refuses ({type(error).__name__}: {error}); everything published"
-                " is kept: the same command continues"
+                f"{self.remote(path)}: the storage refuses ({type(error).__name__}: {error}). Everything that was published"
+                " is kept, and the same command continues"
             ) from error
 
 
@@ -431,14 +445,14 @@ def _protocol(storage: Any) -> str:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """What differs between two versions of an object: its digest where the storage says it, else its time."""
+    """A text that differs between two versions of an object: its digest if the storage gives one, else its time."""
     for key in ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created"):
         value = info.get(key)
-        if value is not None:  # a listing may say the time in another form than the object itself does
+        if value is not None:  # a listing may give the time in another form than the object itself
             return f"{info['size']} {value.timestamp() if isinstance(value, datetime) else value}"
     return f"{info['size']}"
 
 
 def _stamp(file: Path) -> list[int]:
-    of = file.stat()
-    return [of.st_size, of.st_mtime_ns]
+    state = file.stat()
+    return [state.st_size, state.st_mtime_ns]

@@ -1,9 +1,7 @@
-"""The figures of a run as they are read back: summary.json, seconds per stage, and what the oracle counted."""
+"""Figures of a run that are read back from its metrics, and settings in words."""
 
-import platform
 from collections import Counter
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 from sppo.recipe import Section
@@ -13,7 +11,7 @@ STAGES = ("sample", "annotate", "select", "train", "evaluate")
 
 
 def seconds(run: RunFolder, iteration: int) -> dict[str, float]:
-    """The seconds spent in each stage of an iteration, resumed work included; work that a kill interrupted is not counted."""
+    """The seconds spent in each stage of an iteration: resumed work counts, work that a kill interrupted does not."""
     spent = dict.fromkeys(STAGES, 0.0)
     for record in run.read_metrics(iteration):
         if record.get("stage") in spent and "seconds" in record:
@@ -23,32 +21,22 @@ def seconds(run: RunFolder, iteration: int) -> dict[str, float]:
 
 def oracle_counts(run: RunFolder, iteration: int) -> dict[str, int]:
     """What the oracle counted while it annotated an iteration, such as truncated texts."""
-    of_shards = {
+    by_shard = {
         record["shard"]: record["oracle"]
         for record in run.read_metrics(iteration)
         if record.get("stage") == "annotate" and "oracle" in record
     }
     total: Counter[str] = Counter()
-    for counts in of_shards.values():
+    for counts in by_shard.values():
         total.update(counts)
     return dict(total)
 
 
-def versions() -> str:
-    """The versions of the packages that a recipe is run with, as a comment line of YAML."""
-    names = ("sppo", "torch", "transformers", "accelerate", "numpy", "pyarrow")
-    installed = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-    return f"# {installed}, Python {platform.python_version()}\n"
-
-
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
+    """A nested mapping as a flat one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
     return flat
 
 

@@ -1,8 +1,7 @@
 """The tables that pass between the stages: the schema of each, and its rows as typed records.
 
-A row is a frozen dataclass with the columns of its schema as fields. :meth:`Row.from_row` takes a row as parquet gives
-it and refuses a column too many or too few, so nothing is added to a table or lost from it silently;
-:meth:`Row.to_row` is its inverse.
+A row is a frozen dataclass whose fields are the columns of its schema. :meth:`Row.from_row` refuses a row with a column
+too many or too few, so nothing is added to a table or lost from it silently; :meth:`Row.to_row` is its inverse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,20 +45,40 @@ _WIN_RATE = pa.struct([("opponent", pa.string()), ("oracle", pa.string()), ("win
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table, or one struct inside a row."""
+    """One row of a table, or one struct inside a row.
+
+    Attributes:
+        structs: the fields that hold further records, or lists of them, with the class of each.
+    """
+
+    structs: ClassVar[Mapping[str, type["Row"]]] = {}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The record of a row as pyarrow gives it.
+        """The record of a row, given as pyarrow returns it.
 
         Raises:
             TypeError: the row has another set of columns than the record has fields.
         """
-        return cls(**row)
+        values = dict(row)
+        for name, kind in cls.structs.items():
+            value = values[name]
+            if isinstance(value, list):
+                values[name] = [kind.from_row(item) for item in value]
+            elif value is not None:
+                values[name] = kind.from_row(value)
+        return cls(**values)
 
     def to_row(self) -> dict[str, Any]:
-        """The row as pyarrow takes it."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The row as pyarrow accepts it."""
+        row = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in self.structs:
+            value = row[name]
+            if isinstance(value, list):
+                row[name] = [item.to_row() for item in value]
+            elif value is not None:
+                row[name] = value.to_row()
+        return row
 
 
 @dataclass(frozen=True)
@@ -67,8 +86,8 @@ class Demonstration(Row):
     """A response that came with its prompt.
 
     Attributes:
-        text: as it was given.
-        token_ids: up to and including the end of the turn.
+        text: the text as it was given.
+        token_ids: its tokens up to and including the end of the turn.
     """
 
     text: str
@@ -80,10 +99,10 @@ class PromptRow(Row):
     """One prompt.
 
     Attributes:
-        prompt_id: derived from the prompt's content.
+        prompt_id: the source's own identifier, or one that is derived from the prompt's content.
         messages: the conversation up to the user's last message.
-        prompt_token_ids: the chat template's rendering of it, generation prompt included.
-        demonstration: a response that came with the prompt; None where none was read.
+        prompt_token_ids: the conversation as the chat template renders it, generation prompt included.
+        demonstration: a response that came with the prompt; None if none was read.
     """
 
     schema: ClassVar[pa.Schema] = pa.schema(
@@ -95,21 +114,12 @@ class PromptRow(Row):
         ]
     )
 
+    structs: ClassVar[Mapping[str, type[Row]]] = {"demonstration": Demonstration}
+
     prompt_id: str
     messages: list[Any]
     prompt_token_ids: list[int]
     demonstration: Demonstration | None
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The prompt of a row, its demonstration as a record."""
-        given = row["demonstration"]
-        return cls(**{**row, "demonstration": None if given is None else Demonstration.from_row(given)})
-
-    def to_row(self) -> dict[str, Any]:
-        """The row of the prompt, its demonstration as a mapping."""
-        given = self.demonstration
-        return {**super().to_row(), "demonstration": None if given is None else given.to_row()}
 
 
 @dataclass(frozen=True)
@@ -117,11 +127,11 @@ class ResponseRecord(Row):
     """One response drawn from a policy.
 
     Attributes:
-        token_ids: with the end-of-turn token where `finish_reason` is `stop`; a truncated response has none.
-        text: for the oracle and for people, never tokenised again. It ends before a stop string (`sampling.stop`)
-            whose tokens `token_ids` keeps.
-        finish_reason: `stop`, or `length` where the response was truncated.
-        log_prob: log pi_t(y|x) in nats, at temperature 1 and without truncation, as the sampler computed it.
+        token_ids: the tokens, with the end-of-turn token if `finish_reason` is `stop`; a truncated response has none.
+        text: the text for the oracle and for people, which is never tokenised again. It ends before a stop string
+            (`sampling.stop`), whose tokens stay in `token_ids`.
+        finish_reason: `stop`, or `length` if the response was truncated.
+        log_prob: log pi_t(y|x) in nats as the sampler computed it, at temperature 1 and over the whole vocabulary.
         token_log_probs: the terms of `log_prob`, one for each token.
     """
 
@@ -142,17 +152,9 @@ class ResponsesRow(PromptRow):
 
     schema: ClassVar[pa.Schema] = pa.schema([*PromptRow.schema, ("responses", pa.list_(_RESPONSE))])
 
+    structs: ClassVar[Mapping[str, type[Row]]] = {**PromptRow.structs, "responses": ResponseRecord}
+
     responses: list[ResponseRecord]
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The prompt and its responses as records."""
-        responses = [ResponseRecord.from_row(response) for response in row["responses"]]
-        return super().from_row({**row, "responses": responses})
-
-    def to_row(self) -> dict[str, Any]:
-        """The row of the prompt, its responses as mappings."""
-        return {**super().to_row(), "responses": [response.to_row() for response in self.responses]}
 
     @property
     def texts(self) -> list[str]:
@@ -165,10 +167,10 @@ class PreferencesRow(Row):
     """What the oracle says of the K responses to a prompt.
 
     Attributes:
-        prompt_id: of the prompt.
-        matrix: [K, K], entry [i, j] is P(y_i > y_j | x); NaN where the pair was not compared (`oracle.opponents`).
+        prompt_id: the prompt's identifier.
+        matrix: [K, K]; entry [i, j] is P(y_i > y_j | x), or NaN if the pair was not compared (`oracle.opponents`).
         components: the matrices that `matrix` was made from, by the name of the oracle: those of a panel's members,
-            and that of the oracle inside a wrapper. Empty where the oracle is a single one.
+            and that of the oracle inside a wrapper. Empty for a single oracle.
     """
 
     schema: ClassVar[pa.Schema] = pa.schema(
@@ -181,12 +183,12 @@ class PreferencesRow(Row):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The preferences of a row as arrays."""
-        components = {part["oracle"]: np.array(part["matrix"]) for part in row["components"]}
+        """The preferences of a row, with matrices as arrays."""
+        components = {item["oracle"]: np.array(item["matrix"]) for item in row["components"]}
         return cls(**{**row, "matrix": np.array(row["matrix"]), "components": components})
 
     def to_row(self) -> dict[str, Any]:
-        """The row of the preferences, matrices as nested lists."""
+        """The row of the preferences, with matrices as nested lists."""
         components = [{"oracle": name, "matrix": matrix.tolist()} for name, matrix in self.components.items()]
         return {"prompt_id": self.prompt_id, "matrix": self.matrix.tolist(), "components": components}
 
@@ -196,14 +198,14 @@ class SelectedResponse(Row):
     """A response that is trained on.
 
     Attributes:
-        k: its number among the K responses of the prompt; None for a demonstration.
-        token_ids: what of the response is trained on.
-        win_rate: P^(y > pi_t | x) over all K responses of the prompt; None for a demonstration, and where no oracle
-            was asked.
+        k: the response's number among the K of its prompt; None for a demonstration.
+        token_ids: the tokens of the response that are trained on.
+        win_rate: P^(y > pi_t | x) over all K responses of the prompt; None for a demonstration, and if no oracle was
+            asked.
         opponent_log_prob: log pi_t(y|x) in nats.
         reference_log_probs: log pi(y|x) in nats under each reference policy of the row, in that order.
-        reward: what the algorithm makes of the comparisons beside P^; None where it has no use for it.
-        sampler_deviation: the trainer's log pi_t(y|x) minus the sampler's, in nats; None where only one was computed.
+        reward: the value beside P^ that the algorithm computes from the comparisons; None for algorithms without one.
+        sampler_deviation: the trainer's log pi_t(y|x) minus the sampler's, in nats; None if only one was computed.
     """
 
     k: int | None
@@ -220,12 +222,12 @@ class TrainingRow(Row):
     """A prompt with the responses that are trained on.
 
     Attributes:
-        prompt_id: of the prompt.
-        prompt_token_ids: as in :class:`PromptRow`.
+        prompt_id: the prompt's identifier.
+        prompt_token_ids: the tokens of the prompt, as in :class:`PromptRow`.
         opponent: the fingerprint of pi_t.
         reference_policies: the fingerprints of the further policies that stand in the algorithm's loss.
         log_partition: log Z in nats.
-        responses: the selected ones; none where nothing of the prompt can be trained on.
+        responses: the selected responses; an empty list if none of the prompt's can be trained on.
     """
 
     schema: ClassVar[pa.Schema] = pa.schema(
@@ -239,6 +241,8 @@ class TrainingRow(Row):
         ]
     )
 
+    structs: ClassVar[Mapping[str, type[Row]]] = {"responses": SelectedResponse}
+
     prompt_id: str
     prompt_token_ids: list[int]
     opponent: str
@@ -246,24 +250,14 @@ class TrainingRow(Row):
     log_partition: float
     responses: list[SelectedResponse]
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The row with its responses as records."""
-        responses = [SelectedResponse.from_row(response) for response in row["responses"]]
-        return cls(**{**row, "responses": responses})
-
-    def to_row(self) -> dict[str, Any]:
-        """The row with its responses as mappings."""
-        return {**super().to_row(), "responses": [response.to_row() for response in self.responses]}
-
 
 @dataclass(frozen=True)
 class WinRate(Row):
     """The win rate of a policy's responses to one prompt.
 
     Attributes:
-        opponent: `base` or `previous`.
-        oracle: `oracle`, or `held_out` for `evaluation.oracle`.
+        opponent: the policy that the responses are compared with, `base` or `previous`.
+        oracle: the oracle that compares, `oracle` or `held_out` (`evaluation.oracle`).
         win_rate: the mean of P(y > y' | x) over the policy's responses y and the opponent's y'.
     """
 
@@ -277,9 +271,9 @@ class EvaluationRow(Row):
     """What is measured of a policy's responses to a held-out prompt.
 
     Attributes:
-        prompt_id: of the prompt.
+        prompt_id: the prompt's identifier.
         base_log_probs: log pi_1(y|x) of each response, in nats.
-        win_rates: one for each opponent and oracle.
+        win_rates: one win rate for each opponent and oracle.
     """
 
     schema: ClassVar[pa.Schema] = pa.schema(
@@ -290,25 +284,18 @@ class EvaluationRow(Row):
         ]
     )
 
+    structs: ClassVar[Mapping[str, type[Row]]] = {"win_rates": WinRate}
+
     prompt_id: str
     base_log_probs: list[float]
     win_rates: list[WinRate]
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The row with its win rates as records."""
-        return cls(**{**row, "win_rates": [WinRate.from_row(rate) for rate in row["win_rates"]]})
-
-    def to_row(self) -> dict[str, Any]:
-        """The row with its win rates as mappings."""
-        return {**super().to_row(), "win_rates": [rate.to_row() for rate in self.win_rates]}
 
 
 TableRow = TypeVar("TableRow", PromptRow, ResponsesRow, PreferencesRow, TrainingRow, EvaluationRow)
 
 
 def to_table(rows: Sequence[TableRow], kind: type[TableRow]) -> pa.Table:
-    """The rows as a table of their schema; an empty table where there are none."""
+    """The rows as a table of their schema; an empty table for no rows."""
     return pa.Table.from_pylist([row.to_row() for row in rows], schema=kind.schema)
 
 
@@ -326,7 +313,7 @@ def read_rows(path: Path, kind: type[TableRow]) -> list[TableRow]:
 
     Raises:
         DamagedShard: the file is missing, truncated or altered.
-        TypeError: it is a shard of another table.
+        TypeError: the file is a shard of another table.
     """
     return from_table(read_shard(path), kind)
 

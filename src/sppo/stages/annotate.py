@@ -12,7 +12,8 @@ from jaxtyping import Bool
 from sppo import randomness
 from sppo.oracle import Comparison
 from sppo.oracle.opponents import opponents
-from sppo.rundir.shards import append_line, read_shard
+from sppo.rundir.records import append_line
+from sppo.rundir.shards import read_shard
 from sppo.rundir.tables import PreferencesRow, ResponsesRow, read_rows, to_table
 from sppo.stages.jobs import Advance
 from sppo.stages.models import Models
@@ -21,7 +22,7 @@ from sppo.stages.sample import Sample
 from sppo.stages.stage import ShardedStage
 
 ORACLE_PROMPTS = 64
-"""The number of prompts in one call of the oracle: a progress bar's step, and what a time limit covers."""
+"""The number of prompts in one call of the oracle: the step of the progress bar, and what a time limit covers."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class CompareResponses:
     """Asks the oracle about the responses of a shard.
 
     Attributes:
-        metrics: a file that gets a line of what the oracle counted: truncated texts, requests, tokens.
+        metrics: the file to which a line with the oracle's counts is appended: truncated texts, requests, tokens.
     """
 
     metrics: Path
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
-        """The preferences between the responses of the shard."""
+        """Ask the oracle about the responses of the shard, and return its preferences."""
         rows = read_rows(sources[0], ResponsesRow)
         before: Mapping[str, int] = models.oracle.counts
         compared: list[PreferencesRow] = []
@@ -54,7 +55,7 @@ class CompareResponses:
 def wanted_pairs(
     models: Models, rows: Sequence[ResponsesRow]
 ) -> Bool[np.ndarray[Any, Any], "prompts K K"] | None:
-    """Which pairs of the K responses to each prompt are compared; None: all."""
+    """Choose the pairs of each prompt's K responses that are compared; None: all pairs."""
     m, k = models.recipe.needed_oracle("the annotate stage").compared_opponents(), models.recipe.sampling.k
     if m is None or m >= k - 1:
         return None
@@ -63,7 +64,7 @@ def wanted_pairs(
 
 
 def preference_rows(prompt_ids: Sequence[str], answer: Comparison) -> list[PreferencesRow]:
-    """The rows of the oracle's answer about some prompts."""
+    """The oracle's answer about some prompts as rows."""
     return [
         PreferencesRow(
             prompt_id, matrix, {name: matrices[number] for name, matrices in answer.components.items()}
@@ -73,12 +74,12 @@ def preference_rows(prompt_ids: Sequence[str], answer: Comparison) -> list[Prefe
 
 
 class Annotate(ShardedStage):
-    """What the oracle says of the responses.
+    """The oracle's preferences between the responses.
 
     Args:
         run: the run.
         iteration: t.
-        sample: the responses.
+        sample: the stage that draws the responses.
     """
 
     name = "annotate"
@@ -91,7 +92,7 @@ class Annotate(ShardedStage):
         self.sample = sample
 
     def settings(self) -> Mapping[str, Any]:
-        """The oracle, and which pairs it is asked about."""
+        """The oracle, and the choice of the pairs that it is asked about."""
         oracle = self.run.recipe.needed_oracle("the annotate stage")
         settings: dict[str, Any] = {"oracle": self.run.oracle_identity}
         m = oracle.compared_opponents()
@@ -104,11 +105,11 @@ class Annotate(ShardedStage):
         return (self.sample.fingerprint,)
 
     def sources(self) -> list[list[Path]]:
-        """A shard of responses for each shard."""
+        """The shard of responses that each shard compares."""
         return [[self.sample.files.shard(number)] for number in range(len(self.units()))]
 
     def units(self) -> list[int]:
-        """Prompts of each shard."""
+        """The number of prompts in each shard."""
         return self.sample.prompts.counts()
 
     def work(self) -> CompareResponses:
@@ -116,12 +117,12 @@ class Annotate(ShardedStage):
         return CompareResponses(self.run.folder.metrics(self.iteration).resolve())
 
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
-        """The share of the triples of responses that are preferred in a circle."""
+        """The share of triples of responses whose preferences form a cycle."""
         from sppo.game import cyclic_triples
 
         columns = [read_shard(path, columns=["matrix"]) for path in shards]
         matrices = np.array([matrix for column in columns for matrix in column["matrix"].to_pylist()])
-        # a triple has three pairs: where some were not compared, the share of cycles is not known
+        # A triple has three pairs: if some were not compared, the share of cycles is unknown.
         return {
             "cyclic_triples": None if np.isnan(matrices).any() else float(cyclic_triples(matrices).mean())
         }

@@ -37,22 +37,22 @@ class Respond(Sample):
 
     @property
     def k(self) -> int:
-        """Responses per held-out prompt."""
+        """The number of responses to each held-out prompt."""
         return self.run.recipe.evaluation.responses
 
     @property
     def timed_as(self) -> str:
-        """The seconds belong to the evaluate stage."""
+        """The evaluate stage, to which the time belongs."""
         return Evaluate.name
 
     def settings(self) -> Mapping[str, Any]:
-        """How responses are drawn, and how many."""
+        """How responses are drawn, and their number."""
         return {**self.run.sampling_settings, "responses": self.k}
 
     def work(self) -> Any:
         """Draw the responses to one shard of held-out prompts."""
         drawing = super().work()
-        # the key of the random numbers names the stage that the responses are drawn for
+        # The key of the random numbers names the stage for which the responses are drawn.
         return type(drawing)(drawing.policy, drawing.k, (Evaluate.name, self.iteration))
 
 
@@ -61,9 +61,9 @@ class CompareWithOpponents:
     """Compares a policy's responses with those of its opponents, and computes their log-probabilities under the base.
 
     Attributes:
-        opponents: whose responses the second and further sources hold.
-        oracles: whose win rates are wanted.
-        responses: per prompt and policy.
+        opponents: the policies whose responses the second and further sources hold.
+        oracles: the oracles that give win rates.
+        responses: the number of responses per prompt and policy.
     """
 
     opponents: tuple[Opponent, ...]
@@ -71,8 +71,8 @@ class CompareWithOpponents:
     responses: int
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
-        """The comparisons of a shard; sources are the policy's responses, then those of each opponent."""
-        rows, *theirs = [read_rows(source, ResponsesRow) for source in sources]
+        """Make the comparisons of a shard; sources are the policy's responses, then those of each opponent."""
+        rows, *opponents_rows = [read_rows(source, ResponsesRow) for source in sources]
         log_probs = models.scorer(None)(
             [row.prompt_token_ids for row in rows],
             [[response.token_ids for response in row.responses] for row in rows],
@@ -80,21 +80,21 @@ class CompareWithOpponents:
         rates: list[list[WinRate]] = []
         for start in range(0, len(rows), ORACLE_PROMPTS):
             part = slice(start, start + ORACLE_PROMPTS)
-            rates += self._win_rates(models, rows[part], [opposite[part] for opposite in theirs])
+            rates += self._win_rates(models, rows[part], [opponent[part] for opponent in opponents_rows])
             advance(len(rows[part]))
         compared = [
-            EvaluationRow(row.prompt_id, of_prompt, won)
-            for row, of_prompt, won in zip(rows, log_probs, rates, strict=True)
+            EvaluationRow(row.prompt_id, base_log_probs, win_rates)
+            for row, base_log_probs, win_rates in zip(rows, log_probs, rates, strict=True)
         ]
         return to_table(compared, EvaluationRow)
 
     def _win_rates(
-        self, models: Models, rows: Sequence[ResponsesRow], theirs: Sequence[Sequence[ResponsesRow]]
+        self, models: Models, rows: Sequence[ResponsesRow], opponents_rows: Sequence[Sequence[ResponsesRow]]
     ) -> list[list[WinRate]]:
-        """The win rates of each prompt, for each opponent and oracle."""
+        """The win rates on each prompt, against each opponent and by each oracle."""
         wanted = across(len(rows), self.responses, self.responses)
         rates: list[list[WinRate]] = [[] for _ in rows]
-        for opponent, opposite in zip(self.opponents, theirs, strict=True):
+        for opponent, opponent_rows in zip(self.opponents, opponents_rows, strict=True):
             for oracle in self.oracles:
                 values = win_rates_against(
                     lambda _, texts, held_out=oracle == "held_out": models.compare(  # type: ignore[misc]
@@ -102,15 +102,15 @@ class CompareWithOpponents:
                     ),
                     [row.prompt_id for row in rows],
                     [row.texts for row in rows],
-                    [row.texts for row in opposite],
+                    [row.texts for row in opponent_rows],
                 )
-                for of_prompt, value in zip(rates, values.tolist(), strict=True):
-                    of_prompt.append(WinRate(opponent, oracle, value))
+                for prompt_rates, value in zip(rates, values.tolist(), strict=True):
+                    prompt_rates.append(WinRate(opponent, oracle, value))
         return rates
 
 
 class Evaluate(ShardedStage):
-    """How good pi_{t+1} is.
+    """The evaluation of pi_{t+1} on the held-out prompts.
 
     Args:
         run: the run.
@@ -118,7 +118,7 @@ class Evaluate(ShardedStage):
         prompts: the held-out prompts.
         policy: pi_{t+1}.
         base: the evaluation of the base; None for the base itself.
-        previous: the evaluation of pi_t; the same object as `base` where pi_t is the base.
+        previous: the evaluation of pi_t; the same object as `base` if pi_t is the base.
     """
 
     name = "evaluate"
@@ -146,11 +146,11 @@ class Evaluate(ShardedStage):
 
     @property
     def oracles(self) -> tuple[OracleName, ...]:
-        """The oracles that win rates are given by; the first one's count."""
+        """The oracles that give win rates; those of the first one are the run's."""
         return evaluating_oracles(self.run.recipe)
 
     def settings(self) -> Mapping[str, Any]:
-        """The oracles, and how intervals are computed."""
+        """The oracles, how intervals are computed, and how log-probabilities under the base are."""
         recipe = self.run.recipe
         settings: dict[str, Any] = {
             "evaluation": recipe.evaluation.model_dump(exclude={"oracle"}),
@@ -165,16 +165,16 @@ class Evaluate(ShardedStage):
         return settings
 
     def reads(self) -> Sequence[str]:
-        """The responses that are compared, and the base that their log-probabilities are computed under."""
-        opposite = [opponent.responses.fingerprint for opponent in self.opponents.values()]
-        return [self.responses.fingerprint, *opposite, self.run.base.fingerprint]
+        """The responses that are compared, and the base, under which their log-probabilities are computed."""
+        opponents = [opponent.responses.fingerprint for opponent in self.opponents.values()]
+        return [self.responses.fingerprint, *opponents, self.run.base.fingerprint]
 
     def all_files(self) -> list[StageFolder]:
-        """The responses, and the comparisons."""
+        """The folders of the responses and of the comparisons."""
         return [self.responses.files, self.files]
 
     def is_done(self) -> bool:
-        """Whether the responses and the comparisons are there."""
+        """Whether the responses and the comparisons are there and whole."""
         return self.responses.is_done() and super().is_done()
 
     def sources(self) -> list[list[Path]]:
@@ -200,7 +200,7 @@ class Evaluate(ShardedStage):
         return self.files
 
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
-        """What the responses are like, and the measures of the comparisons."""
+        """The statistics of the responses, and the measures of the comparisons."""
         responses = self.responses.files.shards()
         statistics = response_statistics(responses, self.run.models.chat.end_of_turn)
         return {**statistics, **(self._measures(responses, shards) if self.opponents else {})}
@@ -208,15 +208,15 @@ class Evaluate(ShardedStage):
     def _measures(self, responses: Sequence[Path], comparisons: Sequence[Path]) -> dict[str, Any]:
         r"""Win rates against the base and against pi_t with intervals, and the KL to the base in nats per response.
 
-        The KL is the mean of :math:`\log\pi_{t+1}(y|x) - \log\pi_1(y|x)` over the responses y of pi_{t+1}. Where
-        there is a held-out oracle, win rates are its own, and those of the recipe's oracle stand under `by_oracle`.
-        Without an oracle there are none.
+        The KL is the mean of :math:`\log\pi_{t+1}(y|x) - \log\pi_1(y|x)` over the responses y of pi_{t+1}. If there is
+        a held-out oracle, the win rates are its own, and those of the recipe's oracle stand under `by_oracle`. Without
+        an oracle there are no win rates.
         """
         rows = [row for path in comparisons for row in read_rows(path, EvaluationRow)]
-        drawn = [row for path in responses for row in read_rows(path, ResponsesRow)]
+        sampled = [row for path in responses for row in read_rows(path, ResponsesRow)]
         divergences = [
             response.log_prob - value
-            for row, compared in zip(drawn, rows, strict=True)
+            for row, compared in zip(sampled, rows, strict=True)
             for response, value in zip(row.responses, compared.base_log_probs, strict=True)
         ]
         intervals = {oracle: self._intervals(rows, oracle) for oracle in self.oracles}
@@ -241,12 +241,12 @@ class Evaluate(ShardedStage):
             )
             for opponent in self.opponents
         }
-        previous = by_opponent.get("previous", by_opponent["base"])  # pi_1 was the base
+        previous = by_opponent.get("previous", by_opponent["base"])  # in iteration 1, pi_t is the base
         return {"win_rate_vs_base": by_opponent["base"], "win_rate_vs_previous": previous}
 
 
 def evaluating_oracles(recipe: Recipe) -> tuple[OracleName, ...]:
-    """The oracles that a recipe gives win rates by: the held-out oracle first, where there is one."""
+    """The oracles that give a recipe's win rates, beginning with the held-out oracle if there is one."""
     held_out: tuple[OracleName, ...] = () if recipe.evaluation.oracle is None else ("held_out",)
     return held_out if recipe.oracle is None else (*held_out, "oracle")
 
@@ -261,5 +261,5 @@ def _rates(rows: Sequence[EvaluationRow], opponent: Opponent, oracle: OracleName
 
 
 def evaluate_base(run: Run) -> Evaluate:
-    """The evaluation of the base policy, which every later one is compared with."""
+    """The evaluation of the base policy, with which every later policy is compared."""
     return Evaluate(run, HELD_OUT, Prompts(run, HELD_OUT), run.base)

@@ -1,9 +1,9 @@
-"""The iterations of a run: which policy plays, which stages there are, and what the guard says of the result."""
+"""The iterations of a run: which policy plays, which stages there are, and how the guard judges the result."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from sppo.rundir import guard
 from sppo.stages.annotate import Annotate
@@ -23,13 +23,13 @@ class Iteration:
     """One iteration of Algorithm 1.
 
     Attributes:
-        number: t.
+        number: the iteration, t.
         policy: pi_t.
-        sample: the responses of pi_t; None where the algorithm needs none.
-        annotate: what the oracle says of them; None where the algorithm does not ask.
-        select: what is trained on.
-        train: pi_{t+1}.
-        evaluate: how good pi_{t+1} is.
+        sample: the stage that draws responses from pi_t; None for algorithms that need none.
+        annotate: the stage that asks the oracle about them; None for algorithms that need no preferences.
+        select: the stage that selects what is trained on.
+        train: the stage that trains pi_{t+1}.
+        evaluate: the stage that measures how good pi_{t+1} is.
     """
 
     number: int
@@ -53,17 +53,30 @@ class Iteration:
         return {name: stage for name, stage in stages.items() if stage is not None}
 
     @cached_property
+    def measures(self) -> dict[str, Any]:
+        """What is measured of pi_{t+1}, and how much it was trained on; known once it is evaluated."""
+        selected, prompts = self.select.record(), self.select.prompts.record()
+        trained = {name: selected[name] for name in ("trained_prompts", "trained_responses")}
+        return {**self.evaluate.record(), "trained": {"prompts": prompts["prompts"], **trained}}
+
+    @cached_property
     def alarms(self) -> list[str]:
-        """What the guard says of pi_{t+1}, once it is evaluated; nothing where it may stand."""
-        run = self.evaluate.run
+        """The reasons for which the guard fails pi_{t+1}, once it is evaluated; an empty list if it does not."""
         base = self.evaluate.opponents["base"].record()
-        return guard.alarms(self.evaluate.record(), base, run.recipe.guard)
+        return guard.alarms(self.measures, base, self.evaluate.run.recipe.guard)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Why pi_{t+1} may have learnt next to nothing, once it is evaluated."""
+        opponents = self.evaluate.opponents
+        previous = opponents.get("previous", opponents["base"]).record()
+        return guard.warnings(self.measures, previous, self.train.record()["steps"])
 
 
 def iterations(run: Run) -> Iterator[Iteration]:
-    """The iterations one after another, each planned when the one before it has been judged by the guard.
+    """Plan the iterations one after another, each when the guard has judged the one before.
 
-    After a failed iteration with `guard.on_failure: fall_back` the next one starts from the same policy again.
+    After a failed iteration, `guard.on_failure: fall_back` lets the next one start from the same policy again.
     """
     recipe, held_out = run.recipe, Prompts(run, 0)
     base = previous = evaluate_base(run)

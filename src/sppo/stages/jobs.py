@@ -1,7 +1,7 @@
 """The shards of a stage as a job of plain values, which an executor can hand to another process or machine.
 
-A process that makes shards brings models of its own (:class:`sppo.stages.models.Models`). Where a shard is made, and in
-which order, is the executor's choice (:mod:`sppo.executors`); the rows do not depend on it.
+A process that makes shards has models of its own (:class:`sppo.stages.models.Models`). The executor chooses where and in
+which order shards are made (:mod:`sppo.executors`); the rows do not depend on it.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,8 +39,8 @@ class ShardJob:
     Attributes:
         title: the name of the job in messages.
         unit: what the progress bar counts.
-        kind: which of the recipe's `workers` make the shards.
-        work: makes the rows of one shard.
+        kind: the key of the recipe's `workers` that says how many processes make the shards.
+        work: what makes the rows of one shard.
         shards: all shards of the stage.
         units: the number of units in each shard.
     """

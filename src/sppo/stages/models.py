@@ -1,6 +1,6 @@
 """The models that a process holds: the tokenizer, the oracles, and one policy as a sampler or as a scorer.
 
-Each is loaded when it is first needed, in whichever process needs it: the run's own, a worker, or one on a cluster.
+Each is loaded when it is first needed, in the process that needs it: the run's own, a worker, or one on a cluster.
 """
 
 import sys
@@ -38,7 +38,7 @@ class Models:
 
     Args:
         recipe: the run's recipe.
-        threads: the number of torch's threads where the recipe does not say; None: torch's own choice.
+        threads: the number of torch's threads if the recipe does not say; None: torch's own choice.
     """
 
     def __init__(self, recipe: Recipe, threads: int | None = None) -> None:
@@ -49,29 +49,31 @@ class Models:
     @cached_property
     def base(self) -> Path:
         """The folder of pi_1, on this machine."""
-        of = self.recipe.policy
-        return policies.folder(of.model, revision=of.revision, trust_remote_code=of.trust_remote_code)
+        policy = self.recipe.policy
+        return policies.folder(
+            policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code
+        )
 
     @cached_property
     def chat(self) -> chat_format.ChatFormat:
         """The tokenizer and template, which all policies of the run share."""
-        of = self.recipe.policy
+        policy = self.recipe.policy
         return chat_format.load(
-            str(policies.tokenizer_folder(self.base, trust_remote_code=of.trust_remote_code)),
-            config=str(policies.config_folder(self.base, trust_remote_code=of.trust_remote_code)),
-            chat_template=of.chat_template,
-            trust_remote_code=of.trust_remote_code,
+            str(policies.tokenizer_folder(self.base, trust_remote_code=policy.trust_remote_code)),
+            config=str(policies.config_folder(self.base, trust_remote_code=policy.trust_remote_code)),
+            chat_template=policy.chat_template,
+            trust_remote_code=policy.trust_remote_code,
             system=self.recipe.prompts.system,
         )
 
     @cached_property
     def context(self) -> int:
-        """The longest sequence that the policy takes, in tokens."""
+        """The longest sequence that the policy accepts, in tokens."""
         return policies.context_length(self.base, self.recipe.policy.trust_remote_code)
 
     @cached_property
     def sampling_limit(self) -> int:
-        """The longest prompt and response together that the sampler takes, in tokens."""
+        """The longest prompt and response together that the sampler accepts, in tokens."""
         return min(self.context, self.recipe.sampling.engine_context or self.context)
 
     @cached_property
@@ -79,24 +81,24 @@ class Models:
         """The longest prompt and response together that are trained on, in tokens."""
         return min(self.context, self.recipe.training.max_tokens or self.context)
 
-    # A policy's weights: one at a time, as a sampler or as a scorer.
+    # One policy's weights are in memory at a time, as a sampler or as a scorer.
 
     def sampler(self, policy: Path | None) -> Sampler:
         """The recipe's sampler with a policy's weights; None: the base."""
-        found: Sampler = self._held("sampler", policy, self._load_sampler)
-        return found
+        sampler: Sampler = self._held("sampler", policy, self._load_sampler)
+        return sampler
 
     def scorer(self, policy: Path | None) -> Scorer:
-        """log pi(y|x) by the trainer's own code with a policy's weights; None: the base."""
-        found: Scorer = self._held("scorer", policy, self._load_scorer)
-        return found
+        """A function that computes log pi(y|x) by the trainer's own code with a policy's weights; None: the base."""
+        scorer: Scorer = self._held("scorer", policy, self._load_scorer)
+        return scorer
 
     def in_loading_order(self, policies: Sequence[Path | None]) -> list[Path | None]:
-        """The distinct policies, the one that is loaded as a scorer already first, so that it is not loaded again."""
+        """The distinct policies, beginning with the one that is loaded as a scorer, so that it is not loaded again."""
         return sorted(dict.fromkeys(policies), key=lambda policy: self._holds("scorer", policy), reverse=True)
 
     def release(self) -> None:
-        """Unload the policy and free the memory that its weights took."""
+        """Unload the policy and free the memory of its weights."""
         if self._policy is not None and self._policy[0] == "sampler":
             self._policy[2].close()
         self._policy = None
@@ -115,7 +117,7 @@ class Models:
         return self._policy is not None and self._policy[:2] == (use, policy)
 
     def limit_threads(self) -> None:
-        """Give torch in this process as many threads as the recipe, or else the caller, says."""
+        """Set the number of torch's threads in this process to the recipe's, or else to the caller's."""
         if self._threads is not None:
             import torch
 
@@ -124,37 +126,34 @@ class Models:
     def _load_sampler(self, policy: Path) -> Sampler:
         from sppo import sampling
 
-        of = self.recipe.policy
         return sampling.load(
             self.recipe.sampling,
             policy,
             stop_ids=self.chat.stop_ids,
             decode=self.chat.decode,
-            dtype=of.dtype,
-            attn_implementation=of.attn_implementation,
-            trust_remote_code=of.trust_remote_code,
-            quantization=of.quantization,
+            **self._loading,
+        )
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        """How the weights of every policy of the run are loaded."""
+        return self.recipe.policy.model_dump(
+            include={"dtype", "attn_implementation", "trust_remote_code", "quantization"}
         )
 
     def _load_scorer(self, policy: Path) -> Scorer:
         from sppo.training.log_probs import Tree, log_probs, measure_capabilities
 
-        of, training = self.recipe.policy, self.recipe.training
-        model = policies.load(
-            policy,
-            dtype=of.dtype,
-            attn_implementation=of.attn_implementation,
-            trust_remote_code=of.trust_remote_code,
-            quantization=of.quantization,
-        )
+        training = self.recipe.training
+        model = policies.load(policy, **self._loading)
         capabilities = measure_capabilities(model)  # measured once, not for every shard
 
         def score(
             prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]
         ) -> list[list[float]]:
             trees = [
-                Tree(list(prompt), [list(token_ids) for token_ids in of_prompt])
-                for prompt, of_prompt in zip(prompts, responses, strict=True)
+                Tree(list(prompt), [list(token_ids) for token_ids in prompt_responses])
+                for prompt, prompt_responses in zip(prompts, responses, strict=True)
             ]
             return log_probs(
                 model,
@@ -166,17 +165,15 @@ class Models:
 
         return score
 
-    # The oracles.
-
     @cached_property
     def oracle(self) -> oracles.CheckedOracle:
-        """P(y > y' | x), the oracle that the policy learns from.
+        """The oracle that the policy learns from, P(y > y' | x).
 
         Raises:
-            RecipeError: the recipe has none.
+            RecipeError: the recipe has no oracle.
         """
         loaded = oracles.load(self.recipe.needed_oracle("comparing responses").model_dump())
-        if "torch" in sys.modules:  # an oracle with a model has loaded it
+        if "torch" in sys.modules:  # an oracle with a model has imported torch
             self.limit_threads()
         return loaded
 
@@ -199,11 +196,11 @@ class Models:
         Args:
             rows: the prompts.
             texts: K responses for each prompt.
-            wanted: which pairs are compared, the others being NaN; None: all.
+            wanted: the pairs that are compared, while the others are NaN; None: all pairs.
             held_out: ask the held-out oracle.
 
         Raises:
-            OracleError: the oracle fails or its answer is no preference matrix; the message names the prompt.
+            OracleError: the oracle fails, or its answer is no preference matrix; the message names the prompt.
         """
         return self.compare_with_components(rows, texts, wanted, held_out=held_out).matrix
 
@@ -215,7 +212,7 @@ class Models:
         *,
         held_out: bool = False,
     ) -> oracles.Comparison:
-        """Like `compare`, but also returns each component oracle's matrices where all pairs are compared."""
+        """Like `compare`, but also returns each component oracle's matrices if all pairs are compared."""
         oracle = self.held_out_oracle if held_out else self.oracle
         prompts = self.prompt_texts([row.messages for row in rows], held_out=held_out)
         try:
@@ -230,7 +227,7 @@ class Models:
     def prompt_texts(
         self, conversations: Sequence[Sequence[Message]], *, held_out: bool = False
     ) -> list[str]:
-        """The prompts as the oracle, or the held-out oracle, is to see them."""
+        """The prompts as text in the form that the recipe chooses for the oracle, or for the held-out oracle."""
         needed = self.recipe.needed_held_out_oracle if held_out else self.recipe.needed_oracle
         if needed("comparing responses").text == "chat":
             return [self.chat.text(messages) for messages in conversations]

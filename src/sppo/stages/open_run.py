@@ -1,5 +1,6 @@
 """Opening a run folder: what lies there must belong to the recipe, and what is stale is refused or removed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sppo import training
@@ -9,8 +10,10 @@ from sppo.policy import adapter as adapters
 from sppo.progress import Terminal
 from sppo.recipe import Recipe, RecipeError, dump, load
 from sppo.rundir import storage
+from sppo.rundir.environment import changes, environment, header
 from sppo.rundir.folder import RunFolder, StageFolder, StaleRun, write_text
-from sppo.rundir.summary import flatten, versions
+from sppo.rundir.records import read_lines
+from sppo.rundir.summary import flatten
 from sppo.stages.evaluate import evaluate_base
 from sppo.stages.iterations import iterations
 from sppo.stages.prompts import all_prompts
@@ -37,7 +40,9 @@ def open_run(
     stale = [stage for stage in planned if stage.is_stale()]
     if stale and not redo_stale:
         raise StaleRun(_why_stale(run, stale))
-    if stale or not all(stage.is_done() for stage in planned):
+    _say_what_is_damaged(run, planned)
+    unfinished = bool(stale) or not all(stage.is_done() for stage in planned)
+    if unfinished:
         check(run)
     for stage in stale:
         terminal.say(f"removed as stale: {stage.title}", "yellow")
@@ -45,10 +50,50 @@ def open_run(
         folder.forget_metrics(stage.iteration, stage.name)
     if stale:
         storage.remove(folder.path / "summary.json")
-    recorded = versions() + dump(recipe)
-    if not _says(folder.path / "recipe.yaml", recorded):
-        write_text(folder.path / "recipe.yaml", recorded)
+    _record(run, unfinished=unfinished)
     return run
+
+
+def _say_what_is_damaged(run: Run, planned: Sequence[StageFolder]) -> None:
+    for stage in planned:
+        reason = stage.damage()
+        if reason is not None:
+            run.terminal.say(
+                f"note: {reason}. {stage.title.capitalize()} counts as not done; what is whole of it is kept",
+                "yellow",
+            )
+    for number in range(run.recipe.iterations + 1):
+        path = run.folder.metrics(number)
+        damaged = read_lines(path)[1]
+        if damaged:
+            run.terminal.say(
+                f"note: {damaged} lines of {path} are damaged, or were interrupted by a kill; they are left out",
+                "yellow",
+            )
+
+
+def _record(run: Run, *, unfinished: bool) -> None:
+    """Write recipe.yaml, and say how the packages and threads of this process differ from those before it.
+
+    Neither is in a fingerprint, though both can change the last digits of a result, so a run that mixes them says so. A
+    finished run keeps the recipe.yaml that it was computed with.
+    """
+    path, resolved = run.folder.path / "recipe.yaml", dump(run.recipe)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if text.partition("\n")[2] == resolved and not unfinished:
+        return
+    run.models.limit_threads()
+    now = environment()
+    changed = changes(text, now) if text else []
+    if changed and unfinished:
+        run.terminal.say(
+            f"note: this run was begun with other versions or threads ({', '.join(changed)}); what is computed from now"
+            " on can differ in the last digits from what they would have given. Each stage's record says what it was"
+            " computed with",
+            "yellow",
+        )
+    if text != header(now) + resolved:
+        write_text(path, header(now) + resolved)
 
 
 def planned_files(run: Run) -> list[StageFolder]:
@@ -78,10 +123,6 @@ def check(run: Run) -> None:
             trust_remote_code=recipe.policy.trust_remote_code,
         )
     run.executor.check()
-
-
-def _says(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 def _why_stale(run: Run, stale: list[StageFolder]) -> str:

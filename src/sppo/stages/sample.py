@@ -24,7 +24,7 @@ class DrawResponses:
     Attributes:
         policy: the folder of the policy's weights; None: the base.
         k: responses per prompt.
-        key: the stage and the iteration that the random numbers are keyed by, together with seed and prompt.
+        key: the stage and the iteration, which key the random numbers together with the seed and the prompt.
     """
 
     policy: Path | None
@@ -97,11 +97,11 @@ class Sample(ShardedStage):
         return (self.prompts.fingerprint, self.policy.fingerprint)
 
     def sources(self) -> list[list[Path]]:
-        """A shard of prompts for each shard."""
+        """The shard of prompts that each shard is drawn for."""
         return [[path] for path in self.prompts.shards()]
 
     def units(self) -> list[int]:
-        """Responses of each shard."""
+        """The number of responses in each shard."""
         return [count * self.k for count in self.prompts.counts()]
 
     def work(self) -> DrawResponses:
@@ -114,16 +114,16 @@ class Sample(ShardedStage):
 
 
 def response_statistics(shards: Sequence[Path], end_of_turn: int) -> dict[str, Any]:
-    """What the responses in some shards are like.
+    """Count the responses in some shards, and average their lengths, endings and repetition.
 
     Args:
         shards: files of responses.
         end_of_turn: the token that ends a response in the chat template.
 
     Returns:
-        `responses_drawn`: how many; `response_tokens`: their mean length; `truncated_share`: the share that reached
-        the length limit; `missing_end_of_turn`: how many ended by another token; `repetition`: the mean share of
-        their 4-grams that are repeats.
+        `responses_drawn`: the number of responses; `response_tokens`: their mean length; `truncated_share`: the share
+        that reached the length limit; `missing_end_of_turn`: the number that ended with another token; `repetition`:
+        the mean share of their 4-grams that are repeats.
     """
 
     def responses() -> Iterator[ResponseRecord]:

@@ -1,4 +1,4 @@
-"""The select stage: P^(y > pi_t | x), the responses that are trained on, and log pi_t(y|x) of each."""
+"""The select stage: P^(y > pi_t | x), the responses that are trained on, and their log pi_t(y|x)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import pyarrow as pa
 from sppo import randomness, winrates
 from sppo.recipe import Algorithm
 from sppo.rundir.folder import RunError
+from sppo.rundir.guard import LOUD_SHARE, untrained
 from sppo.rundir.tables import (
     PreferencesRow,
     PromptRow,
@@ -38,10 +39,10 @@ class Candidate:
     """A response that is trained on, before its log-probabilities are known.
 
     Attributes:
-        k: its number among the K; None for a demonstration.
-        token_ids: what of it is trained on.
-        win_rate: P^(y > pi_t | x); None where the oracle was not asked about it.
-        sampler_log_prob: log pi_t(y|x) as the sampler computed it; None where it does not hold for `token_ids`.
+        k: the response's number among the K; None for a demonstration.
+        token_ids: the tokens of the response that are trained on.
+        win_rate: P^(y > pi_t | x); None if the oracle was not asked about the response.
+        sampler_log_prob: log pi_t(y|x) as the sampler computed it; None if `token_ids` are not all that it drew.
     """
 
     k: int | None
@@ -52,12 +53,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is trained on of one prompt.
+    """The responses to one prompt that are trained on.
 
     Attributes:
         prompt: the prompt.
-        candidates: the responses, in the order of their numbers, and the demonstration behind them.
-        matrix: P(y_i > y_j | x) between those of the K that were selected; None where the oracle was not asked.
+        candidates: the responses in the order of their numbers, followed by the demonstration.
+        matrix: P(y_i > y_j | x) between the selected ones of the K responses; None if the oracle was not asked.
         log_partition: log Z in nats.
     """
 
@@ -69,12 +70,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class SelectResponses:
-    """Selects what is trained on of a shard, and computes log-probabilities under pi_t and the reference policies.
+    """Selects the responses of a shard to train on, and computes their log-probabilities.
+
+    The log-probabilities are those under pi_t and under the reference policies.
 
     Attributes:
         policy: the folder of pi_t; None: the base.
         fingerprint: the fingerprint of pi_t.
-        reference_policies: folder and fingerprint of each further policy that stands in the algorithm's loss.
+        reference_policies: the folder and the fingerprint of each further policy in the algorithm's loss.
     """
 
     policy: Path | None
@@ -82,14 +85,15 @@ class SelectResponses:
     reference_policies: tuple[tuple[Path | None, str], ...] = ()
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
-        """The training rows of the shard; sources as :func:`selections` takes them."""
-
+        """Make the training rows of the shard; `sources` are the files that :func:`selections` reads."""
         algorithm = models.recipe.algorithm
         selected = selections(models, algorithm, *sources)
         opponents, references = self._log_probs(models, selected)
         rows = [
-            self._row(algorithm, selection, of_opponent, of_references)
-            for selection, of_opponent, of_references in zip(selected, opponents, references, strict=True)
+            self._row(algorithm, selection, opponent_log_probs, reference_log_probs)
+            for selection, opponent_log_probs, reference_log_probs in zip(
+                selected, opponents, references, strict=True
+            )
         ]
         advance(len(rows))
         return to_table(rows, TrainingRow)
@@ -97,26 +101,31 @@ class SelectResponses:
     def _log_probs(
         self, models: Models, selected: Sequence[Selection]
     ) -> tuple[list[list[opponent.OpponentLogProb]], list[Array]]:
-        """log pi(y|x) of each prompt's responses under pi_t, and under each reference policy: [policies, responses]."""
+        """log pi(y|x) of each prompt's responses under pi_t, and under the reference policies: [policies, responses]."""
 
         def score(scorer: Scorer, numbers: Sequence[int]) -> list[list[float]]:
             prompts = [selected[number].prompt.prompt_token_ids for number in numbers]
-            tokens = [[one.token_ids for one in selected[number].candidates] for number in numbers]
+            tokens = [
+                [candidate.token_ids for candidate in selected[number].candidates] for number in numbers
+            ]
             return scorer(prompts, tokens)
 
         everything = range(len(selected))
         by_policy: dict[Path | None, list[list[float]]] = {}
-        # One policy is in memory at a time, and the one that is loaded already comes first.
+        # One policy is in memory at a time, beginning with the one that is loaded already.
         folders = [self.policy, *(folder for folder, _ in self.reference_policies)]
         for folder in models.in_loading_order(folders):
             scorer = models.scorer(folder)
             if folder == self.policy:
                 opponents = opponent.log_probs(
-                    [[one.sampler_log_prob for one in selection.candidates] for selection in selected],
+                    [
+                        [candidate.sampler_log_prob for candidate in selection.candidates]
+                        for selection in selected
+                    ],
                     lambda numbers, scorer=scorer: score(scorer, numbers),  # type: ignore[misc]
                     models.recipe.training.opponent_log_probs,
                 )
-                by_policy[folder] = [[one.value for one in of_prompt] for of_prompt in opponents]
+                by_policy[folder] = [[log_prob.value for log_prob in prompt] for prompt in opponents]
             else:
                 by_policy[folder] = score(scorer, everything)
         references = [
@@ -137,7 +146,7 @@ class SelectResponses:
         rewards = None
         if selection.matrix is not None and selection.candidates:
             rewards = algorithm.rewards(
-                selection.matrix, references - np.array([one.value for one in opponents])
+                selection.matrix, references - np.array([log_prob.value for log_prob in opponents])
             )
         responses = [
             SelectedResponse(
@@ -164,13 +173,14 @@ class SelectResponses:
 def selections(
     models: Models, algorithm: Algorithm, prompts: Path, preferences: Path | None = None
 ) -> list[Selection]:
-    """What is trained on of each prompt of a shard.
+    """Select the responses to train on for each prompt of a shard.
 
     Args:
         models: the models of the process.
         algorithm: the update.
-        prompts: a shard of responses; or of prompts, where the algorithm learns from demonstrations alone.
-        preferences: the preferences between the responses; None: the oracle was not asked, and all are taken.
+        prompts: a shard of responses; or a shard of prompts, if the algorithm learns from demonstrations alone.
+        preferences: a shard of the preferences between the responses; None: the oracle was not asked, and all
+            responses are taken.
     """
     recipe = models.recipe
     rows: Sequence[PromptRow] = read_rows(prompts, ResponsesRow if recipe.algorithm.samples else PromptRow)
@@ -184,9 +194,9 @@ def selections(
 
 def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Array | None) -> Selection:
     recipe = models.recipe
-    drawn = row.responses if isinstance(row, ResponsesRow) else []
-    usable = _usable(models, row, drawn)
-    rates: Sequence[float | None] = [None] * len(drawn)
+    responses = row.responses if isinstance(row, ResponsesRow) else []
+    usable = _usable(models, row, responses)
+    rates: Sequence[float | None] = [None] * len(responses)
     log_partition = 0.0
     if matrix is not None:
         win_rates = winrates.win_rates(matrix)
@@ -196,20 +206,20 @@ def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Arr
         usable = {k: usable[k] for k in sorted(list(usable)[index] for index in chosen)}
         matrix = matrix[np.ix_(list(usable), list(usable))]
     candidates = [
-        Candidate(k, token_ids, rates[k], _sampler_log_prob(drawn[k], token_ids))
+        Candidate(k, token_ids, rates[k], _sampler_log_prob(responses[k], token_ids))
         for k, token_ids in usable.items()
     ]
     if recipe.algorithm.demonstrations:
-        demonstrated = _demonstrated(models, row)
-        whole = demonstrated and (candidates or not recipe.algorithm.samples)
-        candidates = [*candidates, *demonstrated] if whole else []
+        demonstrations = _demonstrations(models, row)
+        is_complete = demonstrations and (candidates or not recipe.algorithm.samples)
+        candidates = [*candidates, *demonstrations] if is_complete else []
     return Selection(row, candidates, matrix, log_partition)
 
 
-def _usable(models: Models, row: PromptRow, drawn: Sequence[ResponseRecord]) -> dict[int, list[int]]:
+def _usable(models: Models, row: PromptRow, responses: Sequence[ResponseRecord]) -> dict[int, list[int]]:
     """The token ids of the responses that may be trained on, by the number of the response among the K."""
     usable = {}
-    for k, response in enumerate(drawn):
+    for k, response in enumerate(responses):
         truncated = response.finish_reason == "length"
         token_ids = _fitting(models, row, response.token_ids, truncated=truncated)
         if token_ids:
@@ -217,7 +227,7 @@ def _usable(models: Models, row: PromptRow, drawn: Sequence[ResponseRecord]) -> 
     return usable
 
 
-def _demonstrated(models: Models, row: PromptRow) -> list[Candidate]:
+def _demonstrations(models: Models, row: PromptRow) -> list[Candidate]:
     """The prompt's demonstration, unless it is too long to be trained on."""
     assert row.demonstration is not None, "the recipe names a column of demonstrations"
     token_ids = _fitting(models, row, row.demonstration.token_ids, truncated=False)
@@ -225,7 +235,7 @@ def _demonstrated(models: Models, row: PromptRow) -> list[Candidate]:
 
 
 def _fitting(models: Models, row: PromptRow, token_ids: list[int], *, truncated: bool) -> list[int]:
-    """What of a response is trained on: what fits the limit of tokens, or nothing where it would be truncated."""
+    """The tokens of a response that are trained on: those within the limit, or none if a truncated one only counts."""
     room = max(0, models.training_limit - len(row.prompt_token_ids))
     score_only = models.recipe.training.truncated_responses == "score_only"
     if (truncated or len(token_ids) > room) and score_only:
@@ -234,21 +244,21 @@ def _fitting(models: Models, row: PromptRow, token_ids: list[int], *, truncated:
 
 
 def _sampler_log_prob(response: ResponseRecord, token_ids: Sequence[int]) -> float | None:
-    """log pi_t(y|x) as the sampler computed it; None where less of the response is used than was drawn."""
+    """log pi_t(y|x) as the sampler computed it; None if fewer tokens are used than were drawn."""
     return response.log_prob if len(token_ids) == len(response.token_ids) else None
 
 
 class Select(ShardedStage):
-    """What pi_{t+1} is trained on.
+    """The responses that pi_{t+1} is trained on.
 
     Args:
         run: the run.
         iteration: t.
         prompts: the iteration's prompts.
         policy: pi_t.
-        sample: the responses; None where the algorithm needs none.
-        annotate: the preferences; None where the algorithm needs none.
-        reference_policies: the further policies that stand in the algorithm's loss.
+        sample: the stage that draws the responses; None for algorithms that need none.
+        annotate: the stage that compares them; None for algorithms that need no preferences.
+        reference_policies: the further policies in the algorithm's loss.
     """
 
     name = "select"
@@ -296,25 +306,27 @@ class Select(ShardedStage):
         return [stage.fingerprint for stage in self.reads_from] + [policy.fingerprint for policy in policies]
 
     def sources(self) -> list[list[Path]]:
-        """A shard of responses and one of preferences for each shard; or one of prompts."""
+        """A shard of responses and a shard of preferences for each shard; or a shard of prompts."""
         return [
             [stage.files.shard(number) for stage in self.reads_from] for number in range(len(self.units()))
         ]
 
     def units(self) -> list[int]:
-        """Prompts of each shard."""
+        """The number of prompts in each shard."""
         return self.prompts.counts()
 
     def work(self) -> SelectResponses:
         """Select from one shard."""
-        further = tuple((self.run.weights(policy), policy.fingerprint) for policy in self.reference_policies)
-        return SelectResponses(self.run.weights(self.policy), self.policy.fingerprint, further)
+        references = tuple(
+            (self.run.weights(policy), policy.fingerprint) for policy in self.reference_policies
+        )
+        return SelectResponses(self.run.weights(self.policy), self.policy.fingerprint, references)
 
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
-        """How many prompts and responses are trained on, and how far sampler and trainer lie apart.
+        """The numbers of prompts and responses that are trained on, and how far sampler and trainer lie apart.
 
         Raises:
-            RunError: there are none.
+            RunError: nothing can be trained on.
         """
         counts = [len(row.responses) for row in _rows(shards)]
         prompts = sum(count > 0 for count in counts)
@@ -326,6 +338,9 @@ class Select(ShardedStage):
                 " response that are trained on; raise sampling.max_new_tokens or training.max_tokens, or set"
                 " training.truncated_responses: train"
             )
+        missing = untrained({"prompts": len(counts), "trained_prompts": prompts}, LOUD_SHARE)
+        if missing is not None:
+            self.run.terminal.say(f"WARNING: iteration {self.iteration}: {missing}", "bold yellow")
         return {
             "trained_prompts": prompts,
             "trained_responses": sum(counts),

@@ -29,13 +29,13 @@ def run_stage(
         recipe: the run's recipe.
         folder: the run's folder; made if it is not there.
         terminal: where progress is shown.
-        name: which stage.
-        iteration: which iteration; None: the first that lacks the stage.
-        redo_stale: as in :func:`sppo.selfplay.run`.
+        name: the name of the stage.
+        iteration: the number of the iteration; None: the first iteration that lacks the stage.
+        redo_stale: remove stale stages, as in :func:`sppo.selfplay.run`.
 
     Raises:
-        RunError: a stage that is read is not done.
-        GuardStop: an iteration before it has failed, or this one has just been found to fail.
+        RunError: a stage that this one reads is not done.
+        GuardStop: an earlier iteration has failed, or this one has just failed.
     """
     with folder.locked():
         run = open_run(recipe, folder, terminal, redo_stale=redo_stale)
@@ -56,11 +56,12 @@ def run_stage(
 
 
 def _make(run: Run, iteration: Iteration, name: StageName) -> Stage:
-    """Make a stage whose inputs are done; the prompts and the base's evaluation are made where they are missing."""
+    """Make a stage whose inputs are done; missing prompts, and a missing evaluation of the base, are made as well."""
     order = list(iteration.stages)
     if name not in order:
         raise RunError(
-            f"algorithm {run.recipe.algorithm.type} learns from demonstrations: there is no {name} stage"
+            f"algorithm.type: {run.recipe.algorithm.type} needs no {name} stage, so there is nothing to make; run the"
+            f" others: {', '.join(order)}"
         )
     for needed in order[: order.index(name)]:
         stage = iteration.stages[needed]

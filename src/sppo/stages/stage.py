@@ -1,7 +1,7 @@
 """What every stage is: what its result depends on, what it reads, its work, and what it publishes.
 
-Planning and running go by the same object: its fingerprint says whether what lies in the run folder is its result, and
-:meth:`Stage.make` computes what does not.
+Planning and running use the same object: its fingerprint tells whether the run folder holds its result already, and
+:meth:`Stage.make` computes what is missing.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ class Stage(ABC):
 
     name: ClassVar[str]
     folder_name: ClassVar[str]
-    """The folder of its files within the iteration's folder."""
+    """The name of the stage's folder within the iteration's folder."""
     record_name: ClassVar[str | None] = None
-    """The file that says that the stage is done; None: its name, ending in .json."""
+    """The name of the record that says that the stage is done; None: the stage's name with the ending .json."""
 
     def __init__(self, run: Run, iteration: int) -> None:
         self.run = run
@@ -37,7 +37,7 @@ class Stage(ABC):
 
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """The recipe's values, and the identities of files and oracles, that the result depends on."""
+        """The values of the recipe, and the identities of files and oracles, that the result depends on."""
 
     @abstractmethod
     def reads(self) -> Sequence[str]:
@@ -45,7 +45,7 @@ class Stage(ABC):
 
     @abstractmethod
     def make(self) -> StageFolder:
-        """Compute and publish what is not done yet; return where the result lies."""
+        """Compute and publish what is not done yet, and return where the result lies."""
 
     @cached_property
     def files(self) -> StageFolder:
@@ -60,7 +60,7 @@ class Stage(ABC):
         )
 
     def all_files(self) -> list[StageFolder]:
-        """The files of this stage and of the parts that it consists of, in the order in which they are made."""
+        """The folders of this stage and of its parts, in the order in which they are made."""
         return [self.files]
 
     @property
@@ -82,7 +82,7 @@ class Stage(ABC):
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """Log the seconds that pass inside the context as those of this stage."""
+        """Log the time that passes inside the context as this stage's."""
         begin, finished = time.perf_counter(), False
         try:
             yield
@@ -94,15 +94,15 @@ class Stage(ABC):
 
     @property
     def timed_as(self) -> str:
-        """The stage that the seconds are counted for."""
+        """The name of the stage that the time is counted for."""
         return self.name
 
 
 class ShardedStage(Stage):
-    """A stage that is made shard by shard, by whichever process the executor chooses."""
+    """A stage that is made shard by shard, in the processes that the executor chooses."""
 
     kind: ClassVar[Kind]
-    """Which of the recipe's `workers` make the shards."""
+    """The key of the recipe's `workers` that says how many processes make the shards."""
     unit: ClassVar[str]
     """What the progress bar counts."""
 
@@ -116,11 +116,11 @@ class ShardedStage(Stage):
 
     @abstractmethod
     def work(self) -> Work:
-        """What makes the rows of one shard."""
+        """The work that makes the rows of one shard."""
 
     @abstractmethod
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
-        """What the record says of the finished shards."""
+        """The figures of the finished shards that go into the record."""
 
     def job(self) -> ShardJob:
         """The shards as a job for the executor."""
@@ -133,15 +133,15 @@ class ShardedStage(Stage):
         return self.files
 
     def publish(self, job: ShardJob) -> None:
-        """Say that the stage is done."""
+        """Write the record that says that the stage is done."""
         described = self.files.describe_shards(job.shards)
         self.files.publish(described, **self.summary([shard.path for shard in job.shards]))
 
 
 def make_together(stages: Sequence[ShardedStage]) -> None:
-    """Make and publish the stages that are not done; shard i of a stage may read shard i of those before it.
+    """Make and publish the stages that are not done; shard i of a stage may read shard i of the stages before it.
 
-    Where the executor can, a shard passes to the next stage as soon as the one before has made it.
+    If the executor can, it passes a shard to the next stage as soon as the stage before has made it.
     """
     waiting = [stage for stage in stages if not stage.is_done()]
     if not waiting:

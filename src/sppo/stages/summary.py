@@ -1,4 +1,4 @@
-"""A run in figures: the row after each iteration, summary.json, and three examples at the end."""
+"""The figures of a run: the row that is shown after each iteration, summary.json, and three examples at the end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from sppo import randomness
 from sppo.progress import printable
 from sppo.rundir import storage
-from sppo.rundir.folder import write_json
-from sppo.rundir.reader import read_mapping, read_summary
+from sppo.rundir.reader import read_summary
+from sppo.rundir.records import read_record, write_record
 from sppo.rundir.summary import STAGES, oracle_counts, seconds, settings_text
 from sppo.rundir.tables import ResponsesRow, read_rows
 from sppo.stages.evaluate import Evaluate, evaluate_base, evaluating_oracles
@@ -22,6 +22,7 @@ _COLUMNS = (
     ("tokens", 6),
     ("KL", 5),
     ("truncated", 9),
+    ("trained on", 12),
     (f"seconds ({'+'.join(STAGES)})", 0),
 )
 _BY_ORACLE = ("vs base by oracle", 20)
@@ -49,18 +50,18 @@ class Summary:
 
     @property
     def count(self) -> int:
-        """How many iterations have been added."""
+        """The number of iterations that have been added."""
         return len(self.played)
 
     def show_header(self) -> None:
-        """Say what the rows are about, and show their heads and the base policy's row."""
+        """Explain the table, and show its head and the base policy's row."""
         recipe, terminal = self.run.recipe, self.run.terminal
         held_out, *trained = [prompts.record()["prompts"] for prompts in all_prompts(self.run)]
-        learnt = f"K = {recipe.sampling.k}; " if recipe.algorithm.samples else ""
+        k = f"K = {recipe.sampling.k}; " if recipe.algorithm.samples else ""
         terminal.say(
             f"{recipe.policy.model}: {recipe.iterations} iterations over {' + '.join(map(str, trained))} prompts,"
-            f" {learnt}{settings_text(recipe.algorithm)}.\n{self._measured(held_out)};\ntokens per response, KL to the"
-            " base in nats per response, share of responses truncated at the limit.\n"
+            f" {k}{settings_text(recipe.algorithm)}.\n{self._measured(held_out)};\ntokens per response, KL to the"
+            " base in nats per response, share of responses truncated at the limit,\nprompts that were trained on.\n"
         )
         if (
             recipe.evaluation.oracle is not None
@@ -73,33 +74,30 @@ class Summary:
             )
         columns = self._columns()
         terminal.say(_line([title for title, _ in columns], columns), "bold")
-        empty = [""] * (len(columns) - 5)
+        empty = [""] * (len(columns) - 6)
         record = self.base.record()
         terminal.say(
-            _line(["base", *empty, *_response_cells(record, kl=None), self._seconds(HELD_OUT)], columns)
+            _line(["base", *empty, *_response_cells(record, kl=None), "", self._seconds(HELD_OUT)], columns)
         )
 
     def _measured(self, held_out: int) -> str:
         recipe = self.run.recipe
         if not evaluating_oracles(recipe):
-            return f"No oracle, hence no win rates; of the responses to {held_out} held-out prompts"
-        oracle = recipe.evaluation.oracle
-        name = (
-            f"the held-out {oracle.type}"
-            if oracle is not None
-            else f"the {recipe.needed_oracle('win rates').type} oracle"
-        )
+            return f"There is no oracle, hence no win rates. Measured on the responses to {held_out} held-out prompts"
+        oracle = recipe.needed_held_out_oracle("win rates")
+        held_out_oracle = "held-out " if recipe.evaluation.oracle is not None else ""
         return (
-            f"Win rates by {name} on {held_out} held-out prompts, with {recipe.evaluation.confidence:.0%} intervals by"
+            f"Win rates by the {held_out_oracle}{oracle.type} oracle on {held_out} held-out prompts, with {recipe.evaluation.confidence:.0%} intervals by"
             " bootstrap over prompts"
         )
 
     def add(self, iteration: Iteration, *, show: bool = True) -> None:
-        """Show the row of an iteration; summary.json follows unless it knows of later ones."""
+        """Show the row of an iteration, and write summary.json unless it holds later iterations already."""
         self.played.append(iteration)
         if not show:
             return
-        run, record = self.run, iteration.evaluate.record()
+        run, record = self.run, iteration.measures
+        trained = record["trained"]
         by_oracle = [_interval_cell(record["by_oracle"]["win_rate_vs_base"])] if "by_oracle" in record else []
         cells = [
             str(iteration.number),
@@ -107,15 +105,18 @@ class Summary:
             _interval_cell(record.get("win_rate_vs_previous")),
             *by_oracle,
             *_response_cells(record, kl=record["kl_to_base"]),
+            f"{trained['trained_prompts']} of {trained['prompts']}",
             self._seconds(iteration.number),
         ]
         run.terminal.say(_line(cells, self._columns()))
         self._note_truncated_texts(iteration.number)
-        other_end = record["missing_end_of_turn"]
-        if other_end:
+        if record["missing_end_of_turn"]:
             run.terminal.say(
-                f"note: {other_end} held-out responses ended without the template's end of turn", "yellow"
+                f"note: {record['missing_end_of_turn']} held-out responses ended without the template's end of turn",
+                "yellow",
             )
+        for warning in iteration.warnings:
+            run.terminal.say(f"WARNING: iteration {iteration.number}: {warning}", "bold yellow")
         known = (read_summary(run.folder.path) or {}).get("iterations", [])
         if len(self.played) > len(known):
             self.write()
@@ -131,7 +132,7 @@ class Summary:
                 )
 
     def write(self) -> dict[str, Any]:
-        """Write summary.json for the iterations so far, and their rows into their metrics.jsonl."""
+        """Write summary.json for the iterations so far, and each row into the metrics.jsonl of its iteration."""
         run = self.run
         rows: list[dict[str, Any]] = []
         policy, accepted = run.base.folder, self.base
@@ -157,13 +158,13 @@ class Summary:
             "examples": _examples(self.base, accepted, seed=run.recipe.seed),
         }
         path = run.folder.path / "summary.json"
-        if read_mapping(path) != content:
-            write_json(path, content)
+        if read_record(path) != content:
+            write_record(path, content)
         return content
 
     def _row(self, iteration: Iteration) -> dict[str, Any]:
-        """An iteration's part of summary.json."""
-        record, selected = iteration.evaluate.record(), iteration.select.record()
+        """The entry of an iteration in summary.json."""
+        record = iteration.measures
         row: dict[str, Any] = {
             "iteration": iteration.number,
             **{name: record[name] for name in _MEASURES if name in record},
@@ -177,14 +178,15 @@ class Summary:
             row["cyclic_triples"] = iteration.annotate.record()["cyclic_triples"]
         return {
             **row,
-            "sampler_deviation": selected["sampler_deviation"],
+            "sampler_deviation": iteration.select.record()["sampler_deviation"],
             "oracle": oracle_counts(self.run.folder, iteration.number),
-            "trained": {name: selected[name] for name in ("trained_prompts", "trained_responses")},
+            "trained": record["trained"],
             "alarms": iteration.alarms,
+            "warnings": iteration.warnings,
         }
 
     def finish(self) -> dict[str, Any]:
-        """Show where the policy lies and three examples of before and after."""
+        """Show three examples of before and after, and where the policy lies."""
         terminal, content = self.run.terminal, self.write()
         for example in content["examples"]:
             terminal.say(f"\nprompt  {_shown(example['prompt'])}", "bold")
@@ -203,7 +205,7 @@ class Summary:
 
 
 def _examples(base: Evaluate, after: Evaluate, *, seed: int) -> list[dict[str, str]]:
-    """The first responses of the base and of the accepted policy to held-out prompts chosen by the seed."""
+    """The first responses of the base and of the accepted policy to a few held-out prompts, chosen by the seed."""
     chosen: list[list[ResponsesRow]] = []
     for evaluation in (base, after):
         rows = [row for path in evaluation.responses.files.shards() for row in read_rows(path, ResponsesRow)]

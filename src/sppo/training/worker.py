@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from sppo import randomness
 from sppo.policy import load as policy
 from sppo.policy.tokenizer_files import copy_tokenizer
-from sppo.rundir.shards import append_line
+from sppo.rundir.records import append_line
 from sppo.training import TrainingJob, lora, optimizer, sharding
 from sppo.training.checkpoints import Checkpoints
 from sppo.training.examples import StepBatches, check, read
