@@ -95,7 +95,7 @@ class RunReader:
 
     def __init__(self, path: Path) -> None:
         if not is_run(path):
-            raise RunError(f"{path} is no run folder: it has no recipe.yaml")
+            raise RunError(f"{path} is not a run folder, because it has no recipe.yaml")
         self.path = path
         self.folder = RunFolder(path)
 
