@@ -127,12 +127,12 @@ def test_sides_and_their_own_values(recipe, tmp_path):
         ("sppo,spppo", {}, "spppo: .*algorithm.type.*spppo"),
         ("sppo,dpo", {"dpo.algorithm.eta": 1}, "dpo: .*algorithm.eta: unknown key"),
         ("sppo,dpo", {"algorithm.beta": 1}, "sppo: .*algorithm.beta: unknown key"),
-        ("sppo,sppo", {}, "sppo is there twice; name one of them, e.g. sppo-2=sppo"),
+        ("sppo,sppo", {}, "sppo is named twice; rename one of them, for example sppo-2=sppo"),
         ("sppo,training=dpo", {}, "a section of the recipe has this name"),
-        ("sppo,", {}, "give names with commas between them"),
-        ("../x=sppo", {}, "give names with commas between them"),
-        ("sppo,dpo", {"dpo.prompts.per_iteration": 9}, "what else is compared must be the same"),
-        ("sppo,dpo", {"dpo.seed": 9}, "what else is compared must be the same"),
+        ("sppo,", {}, "give names separated by commas"),
+        ("../x=sppo", {}, "give names separated by commas"),
+        ("sppo,dpo", {"dpo.prompts.per_iteration": 9}, "sides may only differ in algorithm, selection, training"),
+        ("sppo,dpo", {"dpo.seed": 9}, "sides may only differ in algorithm, selection, training"),
         ("sppo,dpo", {"dpo2.algorithm.beta": 1}, "dpo2: unknown key"),
     ],
 )
@@ -214,7 +214,7 @@ def test_another_recipe_in_the_same_folder_is_refused(compared, recipe, tmp_path
 
 
 @pytest.mark.slow
-def test_seeds_a_judge_and_a_side_that_the_guard_stops(recipe, tmp_path):
+def test_seeds_a_held_out_oracle_and_a_side_that_the_guard_stops(recipe, tmp_path):
     home = tmp_path / "home"
     found = run(
         recipe,
@@ -226,7 +226,7 @@ def test_seeds_a_judge_and_a_side_that_the_guard_stops(recipe, tmp_path):
             "wild.training.learning_rate": 1.0,
             "guard.on_failure": "stop",
             "sampling.max_new_tokens": 60,
-            "evaluation.judge": {"type": "near_tie", "delta": 0.1, "oracle": {"type": "panel"}},
+            "evaluation.oracle": {"type": "near_tie", "delta": 0.1, "oracle": {"type": "panel"}},
         },
     )
     calm, wild = found["sides"]

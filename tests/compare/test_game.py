@@ -133,7 +133,7 @@ def test_several_runs_share_the_first_ones_base(run):
 
 
 def test_what_is_no_evaluated_run_is_refused(run, tmp_path):
-    with pytest.raises(RunError, match="no policy of it has been evaluated"):
+    with pytest.raises(RunError, match="no policy of this run has been evaluated"):
         run_games.policies([run("base-only", [["r"]])], beats)
     with pytest.raises(RunError, match=r"no recipe.yaml"):
         RunReader(tmp_path).preferences()

@@ -1,4 +1,4 @@
-"""Algorithms side by side: the same prompts, oracle and budget for each, several seeds, one table and one figure."""
+"""Compares algorithms on the same prompts, with the same oracle and budget, over several seeds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,24 +19,24 @@ def compare(
     *,
     redo_stale: bool = False,
 ) -> dict[str, Any]:
-    """Play a recipe with several algorithms and seeds, from wherever the folder stands, and compare.
+    """Runs a recipe with several algorithms and seeds, continuing what is there, and compares the results.
 
     Args:
-        recipe: a file.
-        algorithms: as :func:`sppo.compare.runs.entries`.
-        seeds: how many.
-        changes: dotted keys to values; those of one algorithm begin with its name.
-        home: the comparison's folder: `runs/`, one folder for each algorithm and seed; `comparison.json` and
-            `comparison.svg`.
-        terminal: where progress is shown.
-        redo_stale: remove what was computed from another recipe, instead of refusing.
+        recipe: the recipe's file.
+        algorithms: the names, as :func:`sppo.compare.runs.entries` takes them.
+        seeds: the number of seeds.
+        changes: dotted keys of the recipe with their values; keys for one algorithm begin with its name.
+        home: the comparison's folder, which receives `runs/` with one run for each algorithm and seed,
+            `comparison.json` and `comparison.svg`.
+        terminal: shows progress and the results.
+        redo_stale: whether to remove what was computed from a different recipe, instead of refusing to go on.
 
     Returns:
-        As in comparison.json.
+        The content of comparison.json.
 
     Raises:
-        sppo.recipe.RecipeError: an algorithm, a key or the recipe is wrong; nothing has been computed.
-        sppo.rundir.folder.StaleRun: the folder holds runs of another recipe.
+        sppo.recipe.RecipeError: an algorithm, a key or the recipe is invalid; nothing has been computed.
+        sppo.rundir.folder.StaleRun: the folder holds runs of a different recipe.
     """
     from sppo.compare import results
     from sppo.compare.figure import draw
@@ -49,9 +49,9 @@ def compare(
         reason = play(run, [*reversed(runs[:number]), *runs[number + 1 :]], terminal, redo_stale=redo_stale)
         if reason is not None:
             stopped[run.folder.path.name] = reason
-    found, played = results.gather(home, runs, stopped, terminal)
-    write_json(home / "comparison.json", found)
-    draw(found, played, home / "comparison.svg")
-    results.show(terminal, found)
+    comparison, played = results.gather(home, runs, stopped, terminal)
+    write_json(home / "comparison.json", comparison)
+    draw(comparison, played, home / "comparison.svg")
+    results.show(terminal, comparison)
     terminal.say(f"\nThe figure is in {home / 'comparison.svg'}, all values in {home / 'comparison.json'}.")
-    return found
+    return comparison

@@ -1,4 +1,4 @@
-"""The game between the policies of runs, played with the responses that their evaluations have recorded."""
+"""The game between the policies of runs, computed from the responses that their evaluations have recorded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,44 +20,47 @@ Array = winrates.Array
 def policies(
     runs: Sequence[Path], compare: Compare
 ) -> tuple[list[str], Float[Array, "prompts m m"], list[str], Float[Array, "prompts c m"]]:
-    """The game between all evaluated policies of some runs, on the held-out prompts that they share.
+    """The game between all evaluated policies of some runs, on the held-out prompts that the runs share.
 
-    The base policy of the first run stands for all. The challengers are best-of-n: of each policy's n recorded
-    responses to a prompt the one with the highest win rate among them.
+    The base policy of the first run stands for those of all runs. The challengers are best-of-n policies: of a
+    policy's n recorded responses to a prompt, they give the one with the highest win rate among them.
 
     Args:
-        runs: run folders; the last one's last policy is the last strategy.
-        compare: of the oracle.
+        runs: the run folders; the last policy of the last run is the last strategy of the game.
+        compare: the method of the oracle that judges the game.
 
     Returns:
-        m names and their win rates prompt by prompt; the challengers' names and win rates against the m.
+        The names of the m policies, their win rates on each prompt, the names of the challengers, and the win rates
+        of the challengers against the m policies on each prompt.
 
     Raises:
         RunError: a run has no evaluated policy, or the runs share no held-out prompt.
     """
-    names, said = answers(runs)
-    shared = sorted(set.intersection(*(set(of_policy) for of_policy in said)))
+    names, by_policy = answers(runs)
+    shared = sorted(set.intersection(*map(set, by_policy)))
     if not shared:
-        raise RunError(f"{', '.join(map(str, runs))}: they have no held-out prompt in common")
-    counts = [min(len(of_policy[prompt][1]) for prompt in shared) for of_policy in said]
-    found = []
+        raise RunError(f"{', '.join(map(str, runs))}: these runs have no held-out prompt in common")
+    counts = [min(len(responses[prompt][1]) for prompt in shared) for responses in by_policy]
+    batches = []
     for start in range(0, len(shared), _BATCH):
-        part = shared[start : start + _BATCH]
+        batch = shared[start : start + _BATCH]
         texts = [
-            [of_policy[prompt][1][:n] for prompt in part] for of_policy, n in zip(said, counts, strict=True)
+            [responses[prompt][1][:n] for prompt in batch]
+            for responses, n in zip(by_policy, counts, strict=True)
         ]
-        found.append(games(compare, [said[0][prompt][0] for prompt in part], texts))
-    rivals = [f"{name}, best of {n}" for name, n in zip(names, counts, strict=True) if n > 1]
+        batches.append(games(compare, [by_policy[0][prompt][0] for prompt in batch], texts))
+    challengers = [f"{name}, best of {n}" for name, n in zip(names, counts, strict=True) if n > 1]
     keep = [index for index, n in enumerate(counts) if n > 1]
-    payoff, best = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return names, payoff, rivals, best[:, keep]
+    payoff, best = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return names, payoff, challengers, best[:, keep]
 
 
 _BATCH = 64
+"""The number of prompts that the oracle is asked about at a time."""
 
 
 def oracle_of(run: Path) -> Any:
-    """The oracle that a run was annotated with."""
+    """Loads the oracle that annotates a run."""
     from sppo import oracle
 
     recipe = keep_answers_in(RunReader(run).recipe, run / ANSWERS)
@@ -65,28 +68,29 @@ def oracle_of(run: Path) -> Any:
 
 
 def is_transitive(run: Path) -> bool:
-    """Whether the run's oracle cannot prefer in circles."""
-
+    """Whether the preferences of the run's oracle cannot be cyclic."""
     return RunReader(run).recipe.needed_oracle("the game between policies").is_transitive
 
 
 def answers(runs: Sequence[Path]) -> tuple[list[str], list[dict[str, tuple[str, list[str]]]]]:
-    """For each evaluated policy of some runs its name, and by held-out prompt the prompt's text and its responses.
+    """The names of all evaluated policies of some runs, and for each policy and held-out prompt its responses.
+
+    Responses are a mapping from the prompt's id to the text of the prompt and the texts of the responses.
 
     Raises:
         RunError: a run has no evaluated policy.
     """
     names: list[str] = []
-    found: list[dict[str, tuple[str, list[str]]]] = []
+    by_policy: list[dict[str, tuple[str, list[str]]]] = []
     for position, run in enumerate(runs):
         reader = RunReader(run)
         evaluated = reader.evaluated
         if len(evaluated) < 2:
-            raise RunError(f"{run}: no policy of it has been evaluated; finish an iteration first")
+            raise RunError(f"{run}: no policy of this run has been evaluated; finish an iteration first")
         for number in evaluated if position == 0 else evaluated[1:]:
             name = label(number)
             names.append(name if len(runs) == 1 or number == 0 else f"{run.name}, {name}")
-            found.append(
+            by_policy.append(
                 {row.prompt_id: (plain_text(row.messages), row.texts) for row in reader.held_out(number)}
             )
-    return names, found
+    return names, by_policy

@@ -1,8 +1,8 @@
-"""What a comparison finds: each side's measures by iteration, and the game between the sides' last policies.
+"""What a comparison finds: the measures of each side by iteration, and the game between the sides' last policies.
 
-Every win rate has two intervals. That over prompts is a percentile bootstrap of the mean over prompts of each prompt's
-mean over seeds: what other prompts would change. That over seeds is Student's t on the seeds' means: what another
-training run would change. Neither contains the other.
+Every win rate has two intervals. The one over prompts is a percentile bootstrap of each prompt's mean over seeds: it
+says what other prompts would change. The one over seeds is Student's t on the seeds' means: it says what other training
+runs would change. Neither contains the other.
 """
 
 from collections import defaultdict
@@ -29,19 +29,18 @@ from sppo.stages.models import Models
 from sppo.winrates import Array
 
 CURVES = ("log_ratio_winners", "log_ratio_losers")
-MEASURES = ("response_tokens", "kl_to_base", *CURVES)
 BASE = "base"
 _GAMES = pa.schema([("prompt_id", pa.string()), ("payoff", pa.list_(pa.list_(pa.float64())))])
 
 
 @dataclass(frozen=True)
 class Played:
-    """What one run has left behind.
+    """The results of one run.
 
     Attributes:
-        rows: of its summary.json, one for each iteration.
-        by_prompt: for each iteration the win rate against the base on each held-out prompt.
-        steps: for each iteration its optimiser's steps in order, as in metrics.jsonl.
+        rows: the rows of its summary.json, one for each iteration.
+        by_prompt: for each iteration, the win rate against the base on each held-out prompt.
+        steps: for each iteration, the steps of its optimiser in order, as in metrics.jsonl.
     """
 
     rows: list[dict[str, Any]]
@@ -50,27 +49,27 @@ class Played:
 
 
 def read(run: Run) -> Played:
-    """What a run has left behind.
+    """Reads the results of one run.
 
     Raises:
-        RunError: nothing of it has been evaluated, or not by this version.
+        RunError: no iteration has been evaluated, or an older version has evaluated it.
     """
-    reader = RunReader(run.folder.path)
-    found = reader.summary
-    if found is None:
-        raise RunError(f"{run.folder.path}: no iteration of it is finished; run it first")
+    path, reader = run.folder.path, RunReader(run.folder.path)
+    summary = reader.summary
+    if summary is None:
+        raise RunError(f"{path}: no iteration of this run is finished; run it first")
     by_prompt, steps = [], []
-    for row in found["iterations"]:
+    for row in summary["iterations"]:
         number = row["iteration"]
         rates = (reader.record(number, "evaluate") or {}).get("win_rates_vs_base")
         if rates is None:
             raise RunError(
-                f"{run.folder.path}: iteration {number} has no win rates by prompt; remove its evaluation.json"
+                f"{path}: iteration {number} has no win rates by prompt; remove its evaluation.json"
             )
         prompts = [row.prompt_id for row in reader.held_out(number)]
         by_prompt.append(dict(zip(prompts, rates, strict=True)))
         steps.append(reader.steps(number))
-    return Played(found["iterations"], by_prompt, steps)
+    return Played(summary["iterations"], by_prompt, steps)
 
 
 def rate(
@@ -79,104 +78,89 @@ def rate(
     """A win rate over seeds and prompts.
 
     Args:
-        by_prompt: for each seed the win rate on each prompt; seeds may have other prompts.
-        confidence: of both intervals.
-        resamples: of the bootstrap over prompts.
-        seed: of its draws.
+        by_prompt: for each seed, the win rate on each prompt; seeds may have different prompts.
+        confidence: the level of both intervals.
+        resamples: the number of bootstrap samples of the prompts.
+        seed: the random seed of the bootstrap.
 
     Returns:
-        `mean`; `prompts` and `seeds`, each with `low` and `high`; `of_seeds`, the seeds' own means.
+        `mean`; `prompts` and `seeds`, each with the `low` and `high` of an interval; `of_seeds`, the seeds' own means.
     """
     of_seeds = np.array([np.mean(list(rates.values())) for rates in by_prompt])
-    gathered: dict[str, list[float]] = defaultdict(list)
+    over_seeds: dict[str, list[float]] = defaultdict(list)
     for rates in by_prompt:
         for prompt, value in rates.items():
-            gathered[prompt].append(value)
-    of_prompts = np.array([np.mean(values) for values in gathered.values()])
-    over_prompts = head_to_head.interval(of_prompts, confidence=confidence, resamples=resamples, seed=seed)
-    over_seeds = head_to_head.over_seeds(of_seeds, confidence=confidence)
-    return {
-        "mean": float(of_seeds.mean()),
-        "prompts": {end: over_prompts[end] for end in ("low", "high")},
-        "seeds": {end: over_seeds[end] for end in ("low", "high")},
-        "of_seeds": of_seeds.tolist(),
+            over_seeds[prompt].append(value)
+    of_prompts = np.array([np.mean(values) for values in over_seeds.values()])
+    intervals = {
+        "prompts": head_to_head.interval(of_prompts, confidence=confidence, resamples=resamples, seed=seed),
+        "seeds": head_to_head.over_seeds(of_seeds, confidence=confidence),
     }
+    ends = {over: {end: found[end] for end in ("low", "high")} for over, found in intervals.items()}
+    return {"mean": float(of_seeds.mean()), **ends, "of_seeds": of_seeds.tolist()}
 
 
 def at_the_end(steps: Sequence[Mapping[str, Any]], name: str, share: float = 0.2) -> float | None:
-    """Mean of a training metric over the last steps of an iteration; None where the steps do not tell it.
+    """The mean of a training metric over the last steps of an iteration; None where the steps do not have it.
 
     Args:
-        steps: in order.
-        name: of the metric.
-        share: of the steps, at least one.
+        steps: the steps in order.
+        name: the name of the metric.
+        share: the share of the steps to average over, at least one step.
     """
     values = [step[name] for step in steps[-max(1, round(share * len(steps))) :] if name in step]
     return float(np.mean(values)) if values else None
 
 
 def measures(played: Sequence[Played], *, confidence: float, resamples: int) -> list[dict[str, Any]]:
-    """One side's rows, one for each iteration that any seed has played; a seed that was stopped is missing in later ones."""
+    """The rows of one side, one for each iteration; seeds that the guard stopped are missing in later iterations."""
     rows = []
-    for index in range(max(len(one.rows) for one in played)):
-        present = [one for one in played if len(one.rows) > index]
-        of_each: dict[str, list[float | None]] = {
-            "response_tokens": [one.rows[index]["response_tokens"] for one in present],
-            "kl_to_base": [one.rows[index]["kl_to_base"] for one in present],
-            **{name: [at_the_end(one.steps[index], name) for one in present] for name in CURVES},
-        }
-        told = {name: [value for value in values if value is not None] for name, values in of_each.items()}
-        row: dict[str, Any] = {
-            "iteration": index + 1,
-            "seeds": len(present),
-            "win_rate_vs_base": rate(
-                [one.by_prompt[index] for one in present], confidence=confidence, resamples=resamples
-            ),
-            **{
-                name: head_to_head.over_seeds(np.array(values), confidence=confidence) if values else None
-                for name, values in told.items()
-            },
-            "failed": sum(bool(one.rows[index]["alarms"]) for one in present),
-        }
-        by_oracle = [one.rows[index]["by_oracle"] for one in present if "by_oracle" in one.rows[index]]
-        if by_oracle:
-            means = np.array([found["win_rate_vs_base"]["mean"] for found in by_oracle])
-            row["win_rate_vs_base_by_oracle"] = head_to_head.over_seeds(means, confidence=confidence)
+    for index in range(max(len(run.rows) for run in played)):
+        present = [run for run in played if len(run.rows) > index]
+        recorded = [run.rows[index] for run in present]
+        by_oracle = [row["by_oracle"]["win_rate_vs_base"]["mean"] for row in recorded if "by_oracle" in row]
+        by_measure = {name: [row[name] for row in recorded] for name in ("response_tokens", "kl_to_base")}
+        by_measure |= {name: [at_the_end(run.steps[index], name) for run in present] for name in CURVES}
+        by_measure |= {"win_rate_vs_base_by_oracle": by_oracle} if by_oracle else {}
+        row: dict[str, Any] = {"iteration": index + 1, "seeds": len(present)}
+        row["failed"] = sum(bool(one["alarms"]) for one in recorded)
+        rates = [run.by_prompt[index] for run in present]
+        row["win_rate_vs_base"] = rate(rates, confidence=confidence, resamples=resamples)
+        for name, values in by_measure.items():
+            known = np.array([value for value in values if value is not None])
+            row[name] = head_to_head.over_seeds(known, confidence=confidence) if len(known) else None
         rows.append(row)
     return rows
 
 
 def curves(played: Sequence[Played], name: str) -> tuple[Float[Array, "seeds steps"], list[int]]:
-    """A training metric through all iterations, of the seeds that were played to the end, and where iterations end."""
-    longest = max(sum(map(len, one.steps)) for one in played)
-    whole = [one for one in played if sum(map(len, one.steps)) == longest]
-    values = [[step.get(name, np.nan) for steps in one.steps for step in steps] for one in whole]
+    """A training metric through all iterations, for the seeds that were run to the end, and where iterations end."""
+    longest = max(sum(map(len, run.steps)) for run in played)
+    whole = [run for run in played if sum(map(len, run.steps)) == longest]
+    values = [[step.get(name, np.nan) for steps in run.steps for step in steps] for run in whole]
     return np.array(values), np.cumsum([len(steps) for steps in whole[0].steps]).tolist()
 
 
 def last_policies(
     home: Path, runs: Sequence[Run], terminal: Terminal, *, confidence: float, resamples: int
 ) -> dict[str, Any]:
-    """The game between the last policies of the sides and the base, seed by seed, by the evaluation's oracle.
+    """The game between the last policies of the sides and the base, by the oracle of the evaluation.
 
-    Policies meet those of their own seed with the responses that their evaluation has recorded.
+    Policies of the same seed are compared, by the responses that their evaluations have recorded.
     """
     names = [BASE, *dict.fromkeys(run.entry for run in runs)]
-    of_seeds = []
-    for seed in dict.fromkeys(run.seed for run in runs):
-        of_seeds.append(_games(home, [run for run in runs if run.seed == seed], names, terminal))
-    count = len(names)
-    payoff = np.full((count, count), 0.5)
+    games_of_seeds = [
+        _games(home, [run for run in runs if run.seed == seed], names, terminal)
+        for seed in dict.fromkeys(run.seed for run in runs)
+    ]
+    payoff = np.full((len(names), len(names)), 0.5)
     ends = {over: {end: payoff.copy() for end in ("low", "high")} for over in ("prompts", "seeds")}
-    for i, j in np.argwhere(~np.eye(count, dtype=bool)):
-        found = rate(
-            [{prompt: game[i, j] for prompt, game in games.items()} for games in of_seeds],
-            confidence=confidence,
-            resamples=resamples,
-        )
+    for i, j in np.argwhere(~np.eye(len(names), dtype=bool)):
+        by_prompt = [{prompt: game[i, j] for prompt, game in games.items()} for games in games_of_seeds]
+        found = rate(by_prompt, confidence=confidence, resamples=resamples)
         payoff[i, j] = found["mean"]
-        for over, of in ends.items():
-            for end, matrix in of.items():
+        for over, matrices in ends.items():
+            for end, matrix in matrices.items():
                 matrix[i, j] = found[over][end]
     return {
         "policies": names,
@@ -189,125 +173,114 @@ def last_policies(
 def _games(
     home: Path, runs: Sequence[Run], names: Sequence[str], terminal: Terminal
 ) -> dict[str, Float[Array, "m m"]]:
-    """Prompt by prompt the game between the base and the last policies of one seed's runs."""
+    """For each prompt, the game between the base and the last policies of one seed's runs."""
     last = [max(row["iteration"] for row in read(run).rows) for run in runs]
     first = runs[0]
-    played = [
+    policies = [
         (RunReader(run.folder.path), number) for run, number in [(first, 0), *zip(runs, last, strict=True)]
     ]
-    responses = [list(run.held_out(number)) for run, number in played]
-    of_evaluations = [(run.record(number, "evaluate") or {})["fingerprint"] for run, number in played]
+    responses = [list(run.held_out(number)) for run, number in policies]
+    evaluations = [(run.record(number, "evaluate") or {})["fingerprint"] for run, number in policies]
     config = first.recipe.needed_held_out_oracle("a comparison")
     settings = {"oracle": oracles.identity(config), "policies": list(names)}
-    found = evaluation_stage(home, f"head to head, seed {first.seed}", "games", settings, of_evaluations)
+    stage = evaluation_stage(home, f"head to head, seed {first.seed}", "games", settings, evaluations)
     models = Models(first.recipe)
 
     def work(part: range, advance: Advance) -> list[dict[str, Any]]:
-        rows = [responses[0][index] for index in part]
-        prompts = [PromptRow(row.prompt_id, row.messages, [], None) for row in rows]
+        prompts = [
+            PromptRow(row.prompt_id, row.messages, [], None) for row in responses[0][part.start : part.stop]
+        ]
         payoff = head_to_head.games(
             lambda _, texts: models.compare(prompts, texts, held_out=True),
-            [row.prompt_id for row in prompts],
+            [prompt.prompt_id for prompt in prompts],
             [[rows_of_policy[index].texts for index in part] for rows_of_policy in responses],
         ).payoff
-        advance(len(rows))
-        return [
-            {"prompt_id": row.prompt_id, "payoff": matrix.tolist()}
-            for row, matrix in zip(rows, payoff, strict=True)
-        ]
+        advance(len(prompts))
+        pairs = zip(prompts, payoff, strict=True)
+        return [{"prompt_id": prompt.prompt_id, "payoff": matrix.tolist()} for prompt, matrix in pairs]
 
-    rows = found.compute(len(responses[0]), work, _GAMES, terminal, "prompts")
+    rows = stage.compute(len(responses[0]), work, _GAMES, terminal, "prompts")
     return {row["prompt_id"]: np.array(row["payoff"]) for row in rows}
 
 
-def show(terminal: Terminal, found: Mapping[str, Any]) -> None:
-    """The table of sides and iterations, and the matrix of their last policies."""
-    judged = any("win_rate_vs_base_by_oracle" in row for side in found["sides"] for row in side["iterations"])
+def show(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
+    """Shows the table of sides and iterations, and the matrix of the last policies."""
+    rows = [(side["name"], row) for side in comparison["sides"] for row in side["iterations"]]
+    is_by_oracle = any("win_rate_vs_base_by_oracle" in row for _, row in rows)
     heads = ["", "iteration", "seeds", "vs base", "over prompts", "over seeds"]
-    heads += ["by oracle"] if judged else []
+    heads += ["by oracle"] if is_by_oracle else []
     heads += ["tokens", "KL", "winners", "losers", "failed"]
-    rows = []
-    for side in found["sides"]:
-        for row in side["iterations"]:
-            rates = row["win_rate_vs_base"]
-            rows.append(
-                [
-                    side["name"] if row["iteration"] == 1 else "",
-                    row["iteration"],
-                    row["seeds"],
-                    f"{rates['mean']:.3f}",
-                    _ends(rates["prompts"]),
-                    _ends(rates["seeds"]) if row["seeds"] > 1 else "",
-                    *([_mean(row.get("win_rate_vs_base_by_oracle"), ".3f")] if judged else []),
-                    _mean(row["response_tokens"], ".1f"),
-                    _mean(row["kl_to_base"], ".2f"),
-                    _mean(row["log_ratio_winners"], "+.2f"),
-                    _mean(row["log_ratio_losers"], "+.2f"),
-                    row["failed"] or "",
-                ]
-            )
     title = (
-        f"Win rates on held-out prompts with {found['confidence']:.0%} intervals; tokens per response; KL to the base"
-        " in nats;\nlog pi/pi_t of winners and losers in nats, at the end of the iteration's training; failed: seeds"
-        " that the guard found fault with"
+        f"Win rates on held-out prompts with {comparison['confidence']:.0%} intervals; tokens per response; KL to the base"
+        " in nats;\nlog-ratios of winners and losers in nats, at the end of the iteration's training; failed: the number"
+        " of seeds with alarms of the guard"
     )
-    show_table(terminal, heads, rows, title)
-    game = found["head_to_head"]
+    show_table(terminal, heads, [_row(name, row, is_by_oracle) for name, row in rows], title)
+    game = comparison["head_to_head"]
     names = game["policies"]
-    over = "seeds" if len(found["seeds"]) > 1 else "prompts"
-    matrix = [
-        [
-            names[i],
-            *(
-                "-"
-                if i == j
-                else f"{game['win_rates'][i][j]:.3f} {_ends({end: game[over][end][i][j] for end in ('low', 'high')})}"
-                for j in range(len(names))
-            ),
-            f"{game['von_neumann_winner'][i]:.3f}",
-        ]
-        for i in range(len(names))
-    ]
+    over = "seeds" if len(comparison["seeds"]) > 1 else "prompts"
+
+    def cell(i: int, j: int) -> str:
+        ends = {end: game[over][end][i][j] for end in ("low", "high")}
+        return "-" if i == j else f"{game['win_rates'][i][j]:.3f} {_ends(ends)}"
+
+    indices = range(len(names))
+    winner = game["von_neumann_winner"]
+    matrix = [[names[i], *(cell(i, j) for j in indices), f"{winner[i]:.3f}"] for i in indices]
     terminal.say("")
-    show_table(
-        terminal,
-        ["P(row > column)", *names, "winner"],
-        matrix,
-        f"The last policies, with intervals over {over}; winner: the von Neumann winner, the mixture that none beats",
-    )
+    title = f"The last policies, with intervals over {over}; winner: the von Neumann winner, the mixture that none beats"
+    show_table(terminal, ["P(row > column)", *names, "winner"], matrix, title)
+
+
+def _row(name: str, row: Mapping[str, Any], is_by_oracle: bool) -> list[Any]:
+    rates = row["win_rate_vs_base"]
+    return [
+        name if row["iteration"] == 1 else "",
+        row["iteration"],
+        row["seeds"],
+        f"{rates['mean']:.3f}",
+        _ends(rates["prompts"]),
+        _ends(rates["seeds"]) if row["seeds"] > 1 else "",
+        *([_mean(row.get("win_rate_vs_base_by_oracle"), ".3f")] if is_by_oracle else []),
+        _mean(row["response_tokens"], ".1f"),
+        _mean(row["kl_to_base"], ".2f"),
+        _mean(row["log_ratio_winners"], "+.2f"),
+        _mean(row["log_ratio_losers"], "+.2f"),
+        row["failed"] or "",
+    ]
 
 
 def _ends(interval: Mapping[str, float]) -> str:
     return f"[{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def _mean(found: Mapping[str, float] | None, how: str) -> str:
-    return "" if found is None else format(found["mean"], how)
+def _mean(measure: Mapping[str, float] | None, how: str) -> str:
+    return "" if measure is None else format(measure["mean"], how)
 
 
 def gather(
     home: Path, runs: Sequence[Run], stopped: Mapping[str, str], terminal: Terminal
 ) -> tuple[dict[str, Any], dict[str, list[Played]]]:
-    """Everything that the runs have found, as in comparison.json, and what it was made of."""
-    of = runs[0].recipe.evaluation
-    interval: dict[str, Any] = {"confidence": of.confidence, "resamples": of.resamples}
+    """Everything that the runs have found, as in comparison.json, and the results of each side's runs."""
+    evaluation = runs[0].recipe.evaluation
+    interval: dict[str, Any] = {"confidence": evaluation.confidence, "resamples": evaluation.resamples}
     played: dict[str, list[Played]] = {}
     for run in runs:
         played.setdefault(run.entry, []).append(read(run))
     recipes = {run.entry: run.recipe for run in runs}
-    found = {
-        "confidence": of.confidence,
+    comparison = {
+        "confidence": evaluation.confidence,
         "seeds": list(dict.fromkeys(run.seed for run in runs)),
         "sides": [
             {
                 "name": name,
                 "algorithm": recipes[name].algorithm.model_dump(mode="json"),
                 "selection": recipes[name].selection,
-                "iterations": measures(ones, **interval),
+                "iterations": measures(of_seeds, **interval),
             }
-            for name, ones in played.items()
+            for name, of_seeds in played.items()
         ],
         "stopped": dict(stopped),
         "head_to_head": last_policies(home, runs, terminal, **interval),
     }
-    return found, played
+    return comparison, played

@@ -1,8 +1,8 @@
-"""The runs of a comparison: one for each entry and seed, which share what is equal in them.
+"""The runs of a comparison: one for each side and seed, which share the results that they have in common.
 
-What every run of a seed begins with is equal: the prompts, the base's answers to the held-out ones, and the first
-iteration's responses and preferences. A stage is taken over from another run where its fingerprint, which covers all
-that it is computed from, says that it is the same (:meth:`sppo.rundir.folder.StageFolder.adopt`); nothing is shared by name.
+All runs of a seed begin with the same prompts, the same responses of the base to held-out prompts, and the same
+responses and preferences in the first iteration. A stage's result is adopted from another run when its fingerprint,
+which covers everything that it is computed from, is the same (:meth:`sppo.rundir.folder.StageFolder.adopt`).
 """
 
 import re
@@ -24,7 +24,7 @@ from sppo.stages.run import Run as OpenedRun
 from sppo.stages.stage import Stage
 
 OWN = ("algorithm", "selection", "training")
-"""Sections of the recipe that entries may differ in; prompts, oracle, policy and sampling are the comparison's."""
+"""The sections of the recipe that sides may differ in; all other sections are the same for every side."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Entry:
     """One side of a comparison.
 
     Attributes:
-        name: in tables and folders.
-        changes: dotted keys of the recipe to this side's values.
+        name: its name in tables and folders.
+        changes: dotted keys of the recipe with this side's values.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a comparison."""
+    """One run of a comparison: a side with a seed."""
 
     entry: str
     seed: int
@@ -51,29 +51,31 @@ class Run:
 
 
 def entries(algorithms: str, changes: Mapping[str, Any]) -> tuple[list[Entry], dict[str, Any]]:
-    """The sides that a command line names, and the changes that are for all of them.
+    """The sides that a command line names, and the changes that apply to all of them.
 
     Args:
-        algorithms: names of `algorithm.type` with commas between them; NAME=TYPE is a side with a name of its own, so
-            that one algorithm can stand there twice.
-        changes: dotted keys to values; a key that begins with a side's name and a dot is for that side alone.
+        algorithms: values of `algorithm.type`, separated by commas; NAME=TYPE gives a side a name of its own, so
+            that an algorithm can be compared with itself at other settings.
+        changes: dotted keys with their values; a key that begins with a side's name and a dot applies to that side.
 
     Raises:
-        RecipeError: a name that is there twice, is no name, or is a section of the recipe; a side's key that is not
-            among :data:`OWN`.
+        RecipeError: a name is invalid, repeated, or a section of the recipe; or a key of a side is not in
+            :data:`OWN`.
     """
     sides: dict[str, dict[str, Any]] = {}
     for word in algorithms.split(","):
         name, _, kind = (part.strip() for part in word.partition("="))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise RecipeError(
-                f"--algorithms {word!r}: give names with commas between them, e.g. sppo,dpo,ipo"
+                f"--algorithms {word!r}: give names separated by commas, for example sppo,dpo,ipo"
             )
         if name in Recipe.model_fields:
-            raise RecipeError(f"--algorithms {name}: a section of the recipe has this name; choose another")
+            raise RecipeError(
+                f"--algorithms {name}: a section of the recipe has this name; choose another name"
+            )
         if name in sides:
             raise RecipeError(
-                f"--algorithms: {name} is there twice; name one of them, e.g. {name}-2={kind or name}"
+                f"--algorithms: {name} is named twice; rename one of them, for example {name}-2={kind or name}"
             )
         sides[name] = {"algorithm.type": kind or name}
     common: dict[str, Any] = {}
@@ -84,7 +86,7 @@ def entries(algorithms: str, changes: Mapping[str, Any]) -> tuple[list[Entry], d
             continue
         if own.split(".")[0] not in OWN:
             raise RecipeError(
-                f"--set {key}: sides differ in {', '.join(OWN)} alone; what else is compared must be the same for all"
+                f"--set {key}: sides may only differ in {', '.join(OWN)}; set other keys for all sides"
             )
         sides[side][own] = value
     return [Entry(name, own) for name, own in sides.items()], common
@@ -93,58 +95,57 @@ def entries(algorithms: str, changes: Mapping[str, Any]) -> tuple[list[Entry], d
 def plan(
     recipe: Path, sides: Sequence[Entry], common: Mapping[str, Any], seeds: Sequence[int] | int, home: Path
 ) -> list[Run]:
-    """The runs, seed by seed, each in a folder of its own in `home`.
+    """The runs of a comparison, seed by seed, each in a folder of its own in `home`.
 
     Args:
-        recipe: a file.
-        sides: as :func:`entries` gives them.
-        common: dotted keys of the recipe to values that all sides have.
-        seeds: or how many, counted from the recipe's own.
+        recipe: the recipe's file.
+        sides: the sides, as :func:`entries` returns them.
+        common: dotted keys of the recipe with the values that all sides have.
+        seeds: the seeds, or their number, counted from the recipe's own seed.
         home: the comparison's folder.
 
     Raises:
-        RecipeError: a recipe that cannot be used, with the side's name.
+        RecipeError: the recipe of a side is invalid; the message begins with the side's name.
     """
     if isinstance(seeds, int):
         first = _recipe(recipe, sides[0], common).seed
         seeds = range(first, first + seeds)
-    found = []
+    runs = []
     for seed in seeds:
         for side in sides:
-            of = _recipe(recipe, side, {**common, "seed": seed})
-            folder = RunFolder(home / "runs" / f"{side.name}-seed-{seed}")
-            found.append(Run(side.name, seed, keep_answers_in(of, (home / ANSWERS).resolve()), folder))
-    return found
+            own = keep_answers_in(_recipe(recipe, side, {**common, "seed": seed}), (home / ANSWERS).resolve())
+            runs.append(Run(side.name, seed, own, RunFolder(home / "runs" / f"{side.name}-seed-{seed}")))
+    return runs
 
 
 def _recipe(path: Path, side: Entry, common: Mapping[str, Any]) -> Recipe:
-    # the type first: another type of algorithm keeps no key of the one below it
+    # the type comes first, because changing it drops the keys of the algorithm that was there before
     values = {"algorithm.type": side.changes["algorithm.type"], **common, **side.changes}
     try:
-        found = load(path, values)
+        recipe = load(path, values)
     except RecipeError as error:
         raise RecipeError(f"{side.name}: {error}") from None
-    if found.oracle is None and found.evaluation.oracle is None:
+    if recipe.oracle is None and recipe.evaluation.oracle is None:
         raise RecipeError(
-            f"{side.name}: a comparison needs an oracle, or an evaluation.oracle, to compare by"
+            f"{side.name}: a comparison needs an oracle to judge it; set oracle or evaluation.oracle"
         )
-    return found
+    return recipe
 
 
 def play(run: Run, donors: Iterable[Run], terminal: Terminal, *, redo_stale: bool = False) -> str | None:
-    """Play one run to its end, from wherever it stands.
+    """Runs one run of a comparison to its end, continuing what is there.
 
     Args:
-        run: of the comparison.
-        donors: runs whose stages may be taken over.
-        terminal: where progress is shown.
-        redo_stale: as :func:`sppo.selfplay.run`.
+        run: the run.
+        donors: the runs whose stages may be adopted.
+        terminal: shows progress.
+        redo_stale: whether to remove what was computed from a different recipe, instead of refusing to go on.
 
     Returns:
-        What the guard said where it has stopped the run, which then counts as it stands; None where it has not.
+        The guard's reason where it has stopped the run, which then counts as it is; None where it has not.
 
     Raises:
-        sppo.rundir.folder.StaleRun: the folder holds a run of another recipe.
+        sppo.rundir.folder.StaleRun: the folder holds a run of a different recipe.
     """
     share(run, donors, terminal)
     try:
@@ -156,8 +157,8 @@ def play(run: Run, donors: Iterable[Run], terminal: Terminal, *, redo_stale: boo
 
 
 def share(run: Run, donors: Iterable[Run], terminal: Terminal) -> list[StageFolder]:
-    """Take over the stages up to the first iteration's training that another run has computed from the same."""
-    taken = []
+    """Adopts the stages before the first iteration's training that other runs have computed from the same inputs."""
+    adopted = []
     with run.folder.locked():
         opened = OpenedRun(run.recipe, run.folder, terminal, Local(run.recipe))
         first = next(iterations(opened))
@@ -168,15 +169,15 @@ def share(run: Run, donors: Iterable[Run], terminal: Terminal) -> list[StageFold
             for stage in list(waiting):
                 if stage.adopt(run.folder, donor.folder):
                     waiting.remove(stage)
-                    taken.append(stage)
+                    adopted.append(stage)
                     _log(run, donor, stage)
             if not waiting:
                 break
-    return taken
+    return adopted
 
 
 def _log(run: Run, donor: Run, stage: StageFolder) -> None:
-    """The run's metrics say where a stage comes from, and what its oracle counted; its seconds are the donor's."""
+    """Logs where a stage comes from, and what its oracle counted; the seconds that it took stay the donor's."""
     for record in donor.folder.read_metrics(stage.iteration):
         if record.get("stage") == stage.name and "oracle" in record:
             run.folder.log(stage.iteration, record)
