@@ -131,7 +131,11 @@ def test_sides_and_their_own_values(recipe, tmp_path):
         ("sppo,training=dpo", {}, "a section of the recipe has this name"),
         ("sppo,", {}, "give names separated by commas"),
         ("../x=sppo", {}, "give names separated by commas"),
-        ("sppo,dpo", {"dpo.prompts.per_iteration": 9}, "sides may only differ in algorithm, selection, training"),
+        (
+            "sppo,dpo",
+            {"dpo.prompts.per_iteration": 9},
+            "sides may only differ in algorithm, selection, training",
+        ),
         ("sppo,dpo", {"dpo.seed": 9}, "sides may only differ in algorithm, selection, training"),
         ("sppo,dpo", {"dpo2.algorithm.beta": 1}, "dpo2: unknown key"),
     ],
