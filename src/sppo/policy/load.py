@@ -283,6 +283,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def default_dtype() -> str:
+    """The data type of weights that only compute: `bfloat16` on an accelerator, `float32` without."""
+    return "float32" if default_device() == "cpu" else "bfloat16"
+
+
 def config_folder(path: Path, *, trust_remote_code: bool = False) -> Path:
     """Where a policy's config.json lies: in its folder, or in that of an adapter's base."""
     return (
