@@ -20,7 +20,8 @@ class COMAL(INPO):
     """INPO whose reference moves to the current policy after every `inner` iterations."""
 
     type: Literal["comal"] = "comal"  # type: ignore[assignment]
-    inner: int = Field(2, ge=1, description="iterations before the reference moves to the policy")
+    inner: int = Field(2, ge=1)
+    """Iterations before the reference moves to the policy."""
 
     def reference_policies(self, t: int) -> tuple[int, ...]:
         """The policy to which the reference last moved."""

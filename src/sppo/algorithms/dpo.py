@@ -26,7 +26,8 @@ class DPO(Algorithm):
     """Iterative DPO on the best and the worst response of each prompt."""
 
     type: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0, description="as in DPO: a larger value keeps pi_{t+1} closer to pi_t")
+    beta: float = Field(0.1, gt=0)
+    """Larger values keep pi_{t+1} closer to pi_t, as in DPO."""
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Apply :func:`sppo.objectives.dpo` to the best and the worst response of each prompt."""

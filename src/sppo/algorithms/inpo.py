@@ -40,4 +40,8 @@ class INPO(Regularised):
         """The mean over the pairs of each prompt, in nats squared."""
         # h up to a constant per prompt, which cancels in the differences: all log-probabilities are relative to pi_t.
         h = responses.log_ratio - self.eta * self.tau * responses.references[0]
-        return responses.pairwise(h - self.eta * responses.win_rate)
+        return responses.pairwise(h - self.eta * self.payoffs(responses))
+
+    def payoffs(self, responses: Responses) -> Float[Tensor, " responses"]:
+        """The win rates that the step follows: those against pi_t."""
+        return responses.win_rate

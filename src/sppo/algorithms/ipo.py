@@ -25,9 +25,8 @@ class IPO(Algorithm):
     """Iterative IPO on the best and the worst response of each prompt."""
 
     type: Literal["ipo"] = "ipo"
-    tau: float = Field(
-        0.1, gt=0, description="as in IPO: the target of the difference of log-ratios is 1/(2 tau)"
-    )
+    tau: float = Field(0.1, gt=0)
+    """The target of the difference of the log-ratios is 1/(2 tau), as in IPO."""
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Apply :func:`sppo.objectives.ipo` to the best and the worst response of each prompt."""

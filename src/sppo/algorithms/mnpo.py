@@ -29,7 +29,8 @@ class MNPO(Regularised):
     """INPO against the geometric mean of several policies."""
 
     type: Literal["mnpo"] = "mnpo"
-    opponents: int = Field(2, ge=1, description="the number of last policies in the mean")
+    opponents: int = Field(2, ge=1)
+    """The number of last policies in the mean."""
 
     def reference_policies(self, t: int) -> tuple[int, ...]:
         """The base policy, then the last policies from the newest to the oldest."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from sppo.algorithms.regularised import Regularised
+from sppo.algorithms.inpo import INPO
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,21 +27,16 @@ if TYPE_CHECKING:
     from sppo.winrates import Array
 
 
-class NashMD(Regularised):
+class NashMD(INPO):
     """Mirror descent from, and against, the mixture of the policy and the base policy."""
 
     all_responses: ClassVar[bool] = True
 
-    type: Literal["nash_md"] = "nash_md"
+    type: Literal["nash_md"] = "nash_md"  # type: ignore[assignment]
 
-    def reference_policies(self, t: int) -> tuple[int, ...]:
-        """The base policy."""
-        return (1,)
-
-    def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """The mean over the pairs of each prompt, in nats squared."""
-        h = responses.log_ratio - self.eta * self.tau * responses.references[0]
-        return responses.pairwise(h - self.eta * responses.reward)
+    def payoffs(self, responses: Responses) -> Float[Tensor, " responses"]:
+        """The win rates against the mixture."""
+        return responses.reward
 
     def rewards(self, matrix: Array, references: Array) -> Array:
         """The win rate of each response against the mixture, [m]."""

@@ -34,7 +34,8 @@ class ONPO(Algorithm):
     """Optimistic mirror descent: the last win rates count twice, and the previous ones are subtracted."""
 
     type: Literal["onpo"] = "onpo"
-    eta: float = Field(1e3, gt=0, description="step size of the game, as SPPO's")
+    eta: float = Field(1e3, gt=0)
+    """Step size of the game, as in SPPO."""
 
     def reference_policies(self, t: int) -> tuple[int, ...]:
         """All policies before pi_t, whose updates reveal the earlier win rates."""

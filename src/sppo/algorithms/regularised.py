@@ -8,12 +8,10 @@ from sppo.recipe.algorithm import Algorithm
 class Regularised(Algorithm):
     """An algorithm whose updates are pulled towards a reference policy."""
 
-    eta: float = Field(1e3, gt=0, description="step size of the game, as in SPPO")
-    tau: float = Field(
-        3e-4,
-        gt=0,
-        description="pull towards the reference policy, in win rate per nat; eta tau, at most 1, is its share of pi_{t+1}",
-    )
+    eta: float = Field(1e3, gt=0)
+    """Step size of the game, as in SPPO."""
+    tau: float = Field(3e-4, gt=0)
+    """Pull towards the reference policy, in win rate per nat; eta tau, at most 1, is its share of pi_{t+1}."""
 
     @model_validator(mode="after")
     def _share_of_the_reference_is_at_most_one(self) -> "Regularised":

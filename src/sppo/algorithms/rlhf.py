@@ -43,7 +43,8 @@ class RLHF(Algorithm):
     all_responses: ClassVar[bool] = True
 
     type: Literal["rlhf"] = "rlhf"
-    beta: float = Field(0.1, gt=0, description="weight of the KL to the base policy, nats of reward per nat")
+    beta: float = Field(0.1, gt=0)
+    """Weight of the KL divergence from the base policy, in nats of reward per nat."""
 
     def reference_policies(self, t: int) -> tuple[int, ...]:
         """The base policy."""

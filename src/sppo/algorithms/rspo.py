@@ -32,9 +32,12 @@ class RSPO(Algorithm):
     """SPPO's least squares plus a divergence from the base policy."""
 
     type: Literal["rspo"] = "rspo"
-    eta: float = Field(1e3, gt=0, description="step size of the game, as in SPPO")
-    forward_kl: float = Field(0.1, ge=0, description="weight of KL(base || pi), nats squared per nat")
-    reverse_kl: float = Field(0.1, ge=0, description="weight of KL(pi || base), nats squared per nat")
+    eta: float = Field(1e3, gt=0)
+    """Step size of the game, as in SPPO."""
+    forward_kl: float = Field(0.1, ge=0)
+    """Weight of KL(base || pi), in nats squared per nat."""
+    reverse_kl: float = Field(0.1, ge=0)
+    """Weight of KL(pi || base), in nats squared per nat."""
 
     def reference_policies(self, t: int) -> tuple[int, ...]:
         """The base policy."""

@@ -32,9 +32,8 @@ class SPIN(Algorithm):
     demonstrations: ClassVar[bool] = True
 
     type: Literal["spin"] = "spin"
-    lam: float = Field(
-        0.1, gt=0, description="the paper's lambda: a larger value keeps pi_{t+1} closer to pi_t"
-    )
+    lam: float = Field(0.1, gt=0)
+    """The paper's lambda; larger values keep pi_{t+1} closer to pi_t."""
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """The mean of :func:`sppo.objectives.spin` over each prompt's generated responses."""

@@ -27,15 +27,12 @@ class SPPO(Algorithm):
     """The update of SPPO."""
 
     type: Literal["sppo"] = "sppo"
-    eta: float = Field(1e3, gt=0, description="step size of the game (the released code's 1/beta)")
-    log_partition: Literal["half_eta", "samples"] | float = Field(
-        "half_eta",
-        description="half_eta: eta/2 as in the paper; samples: computed from the K responses; or a number of nats",
-    )
-    reduction: Literal["sum", "mean"] = Field(
-        "mean",
-        description="over the selected responses of a prompt: their sum (paper) or their mean (released code)",
-    )
+    eta: float = Field(1e3, gt=0)
+    """Step size of the game (the released code's 1/beta)."""
+    log_partition: Literal["half_eta", "samples"] | float = "half_eta"
+    """log Z: half_eta is eta/2 as in the paper, samples computes it from the K responses, or it is a number of nats."""
+    reduction: Literal["sum", "mean"] = "mean"
+    """Take the sum (paper) or the mean (released code) over the selected responses of a prompt."""
 
     def compute_log_partition(self, win_rates: Array) -> float:
         """log Z in nats: eta/2 as in the paper, the value over the K samples, or a given number."""

@@ -173,7 +173,7 @@ def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilitie
     training, allowed = model.training, tolerance(model, mixed_precision)
     causal = causal_model(model)
     config, own = causal.config.get_text_config(), causal.config._attn_implementation
-    obstacles = _unmeasured_limits(config)
+    limits = _unmeasured_limits(config)
     model.eval()
     try:
         logits = _result_or_error(lambda: measure_logits(model, mixed_precision))
@@ -188,15 +188,17 @@ def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilitie
                     f"policy.model: {type(causal).__name__} fails to compute log-probabilities:"
                     f" {type(expected).__name__}: {expected}; choose another model, or another version of transformers"
                 ) from expected
-            for method in [] if obstacles else methods_to_try(own, device):
+            for method in [] if limits else methods_to_try(own, device):
                 shared = Capabilities(method, logits)
                 computed = _result_or_error(partial(_set_and_compute, model, trees, shared, own))
                 if isinstance(computed, Tensor) and _agree(computed, expected, allowed):
                     return shared
+        for name, limit in limits.items():
+            _refuse_padding_error(model, alone, f"{name}: {limit}", min(limit, _LONGEST_PROBE), allowed)
     finally:
         model.train(training)
     _result_or_error(lambda: causal.set_attn_implementation(own))
-    reason = ", ".join(obstacles) or "sharing the prompt would change the result"
+    reason = f"its configuration has {limits}" if limits else "sharing the prompt would change the result"
     _log.warning("%s gets a row with the prompt for each response: %s", type(causal).__name__, reason)
     return alone
 
@@ -223,6 +225,7 @@ def _small_trees(vocabulary: int, size: int) -> list[Tree]:
 _SHORTENED = ("sliding_window", "attention_chunk_size")
 _LIMIT = re.compile(r"window|chunk|index_topk|compress")
 _NO_LIMIT = re.compile(r"^use_|pattern$|_layers$|^chunk_size_feed_forward$")
+_LONGEST_PROBE = 2048
 
 
 @contextlib.contextmanager
@@ -241,15 +244,35 @@ def _shortened_limits(config: Any, tokens: int) -> Iterator[None]:
             setattr(config, name, value)
 
 
-def _unmeasured_limits(config: Any) -> list[str]:
+def _unmeasured_limits(config: Any) -> dict[str, int]:
     """The entries of a configuration that limit attention in ways that small trees do not reveal."""
     # Layers that count columns instead of positions, such as the local layers of GPT-Neo, are right for trees that are
     # shorter than their window and wrong for longer ones. Their window cannot be shortened: it is part of their buffers.
-    return [
-        f"its configuration has {name}: {value}"
+    return {
+        name: value
         for name, value in config.to_dict().items()
-        if value and name not in _SHORTENED and _LIMIT.search(name) and not _NO_LIMIT.search(name)
-    ]
+        if type(value) is int and value > 0 and name not in _SHORTENED
+        if _LIMIT.search(name) and not _NO_LIMIT.search(name)
+    }
+
+
+def _refuse_padding_error(
+    model: Any, capabilities: Capabilities, limit: str, tokens: int, allowed: float
+) -> None:
+    """Refuse a model for which the log-probabilities of one row depend on the length of another."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, _vocabulary(model), (2 * tokens + 8,), generator=generator).tolist()
+    # Both sequences exceed the limit; the shorter one is padded in one computation and not in the other.
+    tree = Tree(ids[:8], [ids[8:], ids[8 : 8 + tokens + tokens // 4]])
+    with torch.no_grad():
+        together = response_log_probs(model, [tree], capabilities)
+        alone = torch.cat([response_log_probs(model, [row], capabilities) for row in tree.sequences()])
+    lengths = torch.tensor([len(response) for response in tree.responses], device=alone.device)
+    if not _agree(together / lengths, alone / lengths, allowed):
+        raise PolicyError(
+            f"policy.model: {type(causal_model(model)).__name__} gives a response other log-probabilities beside a longer"
+            f" one, because of {limit} in its configuration; choose another model"
+        )
 
 
 def measure_noise(model: Any, capabilities: Capabilities, mixed_precision: str = "no") -> bool:
@@ -265,7 +288,9 @@ def measure_noise(model: Any, capabilities: Capabilities, mixed_precision: str =
     Raises:
         sppo.policy.load.PolicyError: the noise cannot be switched off.
     """
-    trees, allowed = _small_trees(_vocabulary(model), size=1), tolerance(model, mixed_precision)
+    # A router that draws its experts changes few tokens, so the trees are longer than those that measure the attention.
+    size = 16 if _context(model) > 9 * 16 else 1
+    trees, allowed = _small_trees(_vocabulary(model), size), tolerance(model, mixed_precision)
     model.eval()
     with torch.random.fork_rng(), torch.no_grad():
         expected = response_log_probs(model, trees, capabilities)
@@ -310,6 +335,12 @@ def _result_or_error(compute: Callable[[], _Result]) -> _Result | Exception:
 
 def _vocabulary(model: Any) -> int:
     return int(causal_model(model).config.get_text_config().vocab_size)
+
+
+def _context(model: Any) -> int:
+    return int(
+        getattr(causal_model(model).config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    )
 
 
 def precision(mixed_precision: str, device: torch.device | str) -> contextlib.AbstractContextManager[Any]:

@@ -288,7 +288,7 @@ def _candidates(config: Any) -> list[Logits]:
     """The rules that a configuration can mean; if the measurement cannot distinguish them, the first one is taken."""
     # Architectures disagree on the meaning of such a field: Cohere multiplies by `logit_scale`, Granite divides by
     # `logits_scaling`. Both readings are tried, each with the cap and without it.
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     names = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
     factors = [float(value) for name in names if (value := getattr(config, name, None))]
     scales = [scale for factor in factors for scale in (factor, 1 / factor)] + [1.0]
