@@ -34,6 +34,7 @@ HEAVY = {
 }
 # where a concrete engine lives, torch is at home
 ENGINES = {
+    "endpoint.server",
     "objectives",
     "algorithms",
     "sampling.decoding",

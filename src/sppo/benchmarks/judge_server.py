@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from sppo.endpoint.client import Answer, Endpoint, Request, tokens_of
+from sppo.endpoint.client import Endpoint
+from sppo.endpoint.exchange import Answer, Request
 from sppo.recipe import EndpointConfig
 
 JUDGED = [
@@ -54,15 +55,15 @@ def scoring(judgments: Path) -> Iterator[None]:
 
 
 def text_of(answer: Answer) -> str:
-    """The text of an answer."""
-    content = answer["choices"][0]["message"].get("content")
-    return _without_half_surrogates(content) if isinstance(content, str) else ""
+    """The text of an answer, thought included; empty where the text or a thought in it is unfinished."""
+    choice = answer.choices[0]
+    return "" if choice.conclusion is None else choice.said
 
 
 def judged(answers: Sequence[Answer]) -> dict[str, Any]:
     """The columns of :data:`JUDGED` for the answers that make up a judgment."""
     names = dict.fromkeys(name for name in map(_version, answers) if name)
-    counts = [tokens_of(answer) or (0, 0) for answer in answers]
+    counts = [answer.tokens for answer in answers]
     return {
         "judge": " + ".join(names) or None,
         "prompt_tokens": sum(prompt for prompt, _ in counts),
@@ -79,10 +80,4 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _version(answer: Answer) -> str:
-    parts = [answer.get("model"), answer.get("system_fingerprint")]
-    return " ".join(_without_half_surrogates(part) for part in parts if isinstance(part, str) and part)
-
-
-def _without_half_surrogates(text: str) -> str:
-    """The text with a question mark for half of a surrogate pair, which no table can hold."""
-    return text.encode("utf-8", "replace").decode()
+    return " ".join(part for part in (answer.model, answer.system_fingerprint) if part)

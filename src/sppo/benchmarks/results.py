@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sppo.endpoint.client import Usage
+from sppo.endpoint.exchange import Usage
 from sppo.progress import Terminal, printable
 from sppo.rundir.folder import write_json
 

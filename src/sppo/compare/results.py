@@ -67,7 +67,8 @@ def read(run: Run) -> Played:
                 f"{path}: iteration {number} has no win rates by prompt; remove its evaluation.json"
             )
         prompts = [row.prompt_id for row in reader.held_out(number)]
-        by_prompt.append(dict(zip(prompts, rates, strict=True)))
+        named = zip(prompts, rates, strict=True)
+        by_prompt.append({prompt: rate for prompt, rate in named if rate is not None})  # None: left out
         steps.append(reader.steps(number))
     return Played(summary["iterations"], by_prompt, steps)
 

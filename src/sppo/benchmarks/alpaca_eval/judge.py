@@ -2,13 +2,12 @@
 
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sppo import randomness
 from sppo.benchmarks.alpaca_eval.score import AlpacaEvalError
 from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError, read_text
+from sppo.endpoint.exchange import Answer
 
 FIRST, SECOND = "m", "M"
 SETTINGS = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 5}
@@ -42,7 +41,7 @@ def is_switched(instruction: str, seed: int) -> bool:
     return bool(randomness.generator("alpaca-eval position", seed, instruction).random() < 0.5)
 
 
-def preference(answer: Mapping[str, Any], *, switched: bool) -> float | None:
+def preference(answer: Answer, *, switched: bool) -> float | None:
     """The preference in a judge's answer, from 1 (the baseline is better) to 2 (the model is better).
 
     Let p be the first name's share of the two names' probability. The preference is 2 - p where the baseline stands
@@ -54,19 +53,15 @@ def preference(answer: Mapping[str, Any], *, switched: bool) -> float | None:
     Raises:
         AlpacaEvalError: the answer has no log-probabilities at all.
     """
-    try:
-        tokens = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        logprobs = {str(token["token"]): float(token["logprob"]) for token in tokens}
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    token = answer.choices[0].first_token
+    if token is None or not token.top_logprobs:
         raise AlpacaEvalError(
             "the judge's answer has no log-probabilities of tokens (logprobs.content[0].top_logprobs); AlpacaEval 2"
             " weighs by them: use a server that gives them, as vLLM's does"
-        ) from error
-    # a server may send a log-probability above 0, which must not overflow
-    first, second = (
-        math.exp(min(logprobs[name], 0.0)) if name in logprobs else 0.0 for name in (FIRST, SECOND)
-    )
-    if not math.isfinite(first + second) or first + second <= 0:
+        )
+    logprobs = {choice.token: choice.logprob for choice in token.top_logprobs}
+    first, second = (math.exp(logprobs.get(name, -math.inf)) for name in (FIRST, SECOND))
+    if first + second <= 0:
         return None
     p = first / (first + second)
     return 1 + p if switched else 2 - p

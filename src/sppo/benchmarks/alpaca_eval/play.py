@@ -14,12 +14,12 @@ from sppo.benchmarks.alpaca_eval.files import baseline_from_hub, in_order, read_
 from sppo.benchmarks.alpaca_eval.score import LengthControl
 from sppo.benchmarks.evaluation import Evaluation
 from sppo.benchmarks.judge_prompts import JudgePrompt
-from sppo.benchmarks.judge_server import JUDGED, Judge, judged, scoring, summary, text_of
+from sppo.benchmarks.judge_server import JUDGED, Judge, judged, scoring, summary
 from sppo.benchmarks.outputs import Outputs, read_outputs, read_rows, write_outputs
 from sppo.benchmarks.participants import Participant
 from sppo.benchmarks.question_files import Question
 from sppo.benchmarks.responses import empty_share, sample_best
-from sppo.endpoint.client import chat
+from sppo.endpoint.exchange import chat
 from sppo.progress import Advance
 from sppo.recipe import OracleConfig
 from sppo.rundir.shards import file_digest
@@ -185,7 +185,7 @@ class AlpacaEval:
                 {
                     "preference": alpaca_eval_judge.preference(answer, switched=switch),
                     "switched": switch,
-                    "said": text_of(answer),
+                    "said": answer.choices[0].said,
                     **judged([answer]),
                 }
                 for answer, switch in zip(judge.ask(requests, advance), switched, strict=True)

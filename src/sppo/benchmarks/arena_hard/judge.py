@@ -8,6 +8,7 @@ import yaml
 
 from sppo.benchmarks.arena_hard.score import VERDICTS
 from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError, read_text
+from sppo.endpoint.exchange import after_thought
 
 ATTEMPTS = 2
 SETTINGS = {"temperature": 0.0, "max_tokens": 4096}
@@ -46,13 +47,14 @@ def parse_verdict(judgment: str, *, last_counts: bool = False) -> str | None:
 
     In v0.1's files verdicts stand in double square brackets; the same verdict twice is one verdict, and two different
     ones are none. Where no verdict has that form, any case and then single brackets are tried, as the benchmark does
-    since April 2025.
+    since April 2025. What the judge thinks before its verdict is not read.
 
     Args:
         judgment: the text of the judge's answer.
         last_counts: whether the last of different verdicts counts, as it does in the benchmark's present layout.
     """
-    for pattern, text in ((_VERDICT, judgment), (_VERDICT, judgment.upper()), (_LATER, judgment.upper())):
+    said = after_thought(judgment) or ""
+    for pattern, text in ((_VERDICT, said), (_VERDICT, said.upper()), (_LATER, said.upper())):
         verdicts = pattern.findall(text)
         if verdicts:
             is_clear = last_counts or len(set(verdicts)) == 1
@@ -62,7 +64,8 @@ def parse_verdict(judgment: str, *, last_counts: bool = False) -> str | None:
 
 def has_verdict(judgment: str) -> bool:
     """Whether a judge need not be asked again, because it has given a verdict or several."""
-    return bool(_VERDICT.search(judgment.upper()) or parse_verdict(judgment))
+    said = after_thought(judgment) or ""
+    return bool(_VERDICT.search(said.upper()) or parse_verdict(said))
 
 
 def read_prompt(path: Path) -> JudgePrompt:

@@ -16,7 +16,7 @@ from sppo.benchmarks.outputs import OutputsError
 from sppo.benchmarks.participants import Participant, file_name
 from sppo.benchmarks.question_files import read_questions, read_responses, write_lines
 from sppo.benchmarks.responses import collect_responses
-from sppo.endpoint.client import chat
+from sppo.endpoint.exchange import chat
 from sppo.policy.chat_format import Message
 from sppo.progress import Advance
 from sppo.rundir.shards import file_digest
@@ -103,11 +103,10 @@ class ArenaHard:
                 for index in waiting
             ]
             for index, answer in zip(waiting, self.judge.ask(requests), strict=True):
-                text = text_of(answer)
-                said[index] += "\n" + text
+                said[index] += "\n" + text_of(answer)
                 answers[index].append(answer)
                 conversations[index] += [
-                    {"role": "assistant", "content": text},
+                    {"role": "assistant", "content": answer.choices[0].said},
                     {"role": "user", "content": judging.ASK_AGAIN},
                 ]
         last_counts = self.questions[0].id_key == "uid"

@@ -98,7 +98,7 @@ def play(
     """
     if len(participants) < 2:
         raise RunError("head to head needs at least two policies or files of outputs")
-    if config.text == "chat":
+    if config.prompt_form() == "chat":
         raise RunError(
             "oracle.text: chat; policies with templates of their own are compared on plain prompts here"
         )

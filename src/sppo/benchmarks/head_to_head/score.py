@@ -54,6 +54,8 @@ def win_rates_against(
 ) -> Float[Array, " prompts"]:
     r"""P(ours > theirs | x) for each prompt: the mean over all pairs of our m and their n responses.
 
+    Pairs that the oracle left out are not in the mean; it is NaN for a prompt of which all pairs are left out.
+
     Args:
         compare: the oracle's method.
         prompts: N prompts as text.
@@ -64,7 +66,11 @@ def win_rates_against(
     if not both:
         return np.zeros(0)
     m = len(ours[0])
-    return np.asarray(compare(prompts, both)[:, :m, m:].mean(axis=(1, 2)), dtype=np.float64)
+    pairs = compare(prompts, both)[:, :m, m:]
+    if not np.isnan(pairs).any():
+        return np.asarray(pairs.mean(axis=(1, 2)), dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(pairs, axis=(1, 2)) / (~np.isnan(pairs)).sum(axis=(1, 2)))
 
 
 def across(prompts: int, m: int, n: int) -> Bool[np.ndarray[Any, Any], "prompts K K"]:
@@ -76,11 +82,12 @@ def across(prompts: int, m: int, n: int) -> Bool[np.ndarray[Any, Any], "prompts 
 def interval(
     values: Float[Array, " prompts"], *, confidence: float, resamples: int, seed: int
 ) -> dict[str, float]:
-    """The mean of per-prompt values and its percentile bootstrap interval over prompts.
+    """The mean of per-prompt values and its percentile bootstrap interval over prompts; NaN values are left out.
 
     Returns:
         `mean`, `low` and `high`, all equal where there is only one prompt.
     """
+    values = values[~np.isnan(values)]
     mean = float(np.mean(values))
     if len(values) < 2 or np.ptp(values) == 0:
         return {"mean": mean, "low": mean, "high": mean}

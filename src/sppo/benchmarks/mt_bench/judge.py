@@ -7,6 +7,7 @@ from pathlib import Path
 from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError
 from sppo.benchmarks.outputs import read_rows
 from sppo.benchmarks.question_files import Question
+from sppo.endpoint.exchange import after_thought
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
 SETTINGS = {"temperature": 0.0, "max_tokens": 2048}
@@ -66,10 +67,12 @@ def parse_score(judgment: str) -> float | None:
     """The grade in a judge's answer, 0 to 10; None where there is none.
 
     The grade is the first ``[[x]]``, or else the first ``[x]``, as in FastChat, or else the first of the form
-    ``[rating: 7]`` or ``[[7/10]]``, which FastChat ignores. A number above 10 is no grade.
+    ``[rating: 7]`` or ``[[7/10]]``, which FastChat ignores. A number above 10 is no grade. What the judge thinks
+    before its grade is not read.
     """
+    said = after_thought(judgment) or ""
     for pattern in (_SCORE, _BACKUP, _WORDED):
-        match = pattern.search(judgment)
+        match = pattern.search(said)
         if match:
             value = float(match[1])
             return value if value <= 10 else None

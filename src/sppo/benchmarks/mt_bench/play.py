@@ -17,7 +17,7 @@ from sppo.benchmarks.outputs import OutputsError
 from sppo.benchmarks.participants import Participant, file_name
 from sppo.benchmarks.question_files import Question, read_questions, read_responses, write_lines
 from sppo.benchmarks.responses import CollectedResponses, collect_responses
-from sppo.endpoint.client import chat
+from sppo.endpoint.exchange import chat
 from sppo.progress import Advance
 from sppo.rundir.shards import file_digest
 
