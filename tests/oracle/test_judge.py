@@ -394,7 +394,7 @@ def test_who_needs_every_pair_is_told(load):
     with serve(empty) as server:
         judge = load(server, verdict="samples", unread="leave_out_pair", max_left_out_share=1.0)
         with pytest.raises(
-            OracleError, match="left out pairs .* every pair is needed here; set oracle.unread"
+            OracleError, match=r"left out pairs .* every pair is needed here; set oracle\.unread"
         ):
             judge.compare(["x"], [["a", "b"]])
 
