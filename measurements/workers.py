@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sppo.executors.local import Local
 from sppo.progress import Terminal
-from sppo.prompts import read_source
+from sppo.prompts import interpret, read_source
 from sppo.recipe import PromptSource, parse
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import table
@@ -61,7 +61,7 @@ def main() -> None:
     )
     models = Models(recipe)
     source = PromptSource.model_validate({"source": "tinyworld/train"})
-    prompts = [[{"role": "user", "content": value}] for _, value, *_ in read_source(source)]
+    prompts = [interpret(value, source).messages for _, value in read_source(source)]
     prompts = prompts[: options.shards * options.prompts]
     rows = [
         {

@@ -118,7 +118,7 @@ def test_the_dry_run_estimates_seconds_of_a_recipe(tmp_path):
 def test_rates_that_are_none_are_refused(tmp_path):
     with pytest.raises(RecipeError, match="neither a finished run nor one of the GPUs a100, h100, h200"):
         read_rates("z80", None)
-    with pytest.raises(RecipeError, match="give PROMPT,RESPONSE"):
+    with pytest.raises(RecipeError, match="must be two numbers, PROMPT,RESPONSE"):
         read_rates("h100", "100")
     (tmp_path / "recipe.yaml").write_text(
         json.dumps(

@@ -30,7 +30,7 @@ class Estimate:
     """What a recipe will do, in numbers. A number is None if it cannot be known without a download.
 
     `training_bytes` is the memory on each device, or on all devices together if their number is known only when
-    training begins.
+    training begins. `prompt_notes` say from which columns prompts are taken.
     """
 
     prompts: list[int | None]
@@ -41,11 +41,12 @@ class Estimate:
     checkpoint_bytes: float | None
     policy_bytes: float | None
     table_bytes: float | None
+    prompt_notes: list[str]
 
 
 def estimate(recipe: Recipe) -> Estimate:
     """Estimate what a recipe will do from the recipe and from local files."""
-    prompts, held_out = _prompt_counts(recipe)
+    prompts, held_out, notes = _prompt_counts(recipe)
     settings = recipe.training
     steps = [
         None
@@ -74,7 +75,7 @@ def estimate(recipe: Recipe) -> Estimate:
     if len(known) == len(prompts):
         tokens = sum(known) * recipe.sampling.k * recipe.sampling.max_new_tokens
         tables = tokens * _DISK_BYTES_PER_TOKEN
-    return Estimate(prompts, held_out, steps, parameters, training, checkpoints, saved, tables)
+    return Estimate(prompts, held_out, steps, parameters, training, checkpoints, saved, tables, notes)
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,11 @@ def _show_settings(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> N
         f"sampling    {sampling.engine}: temperature {sampling.temperature:g}, top-p {sampling.top_p:g},"
         f" at most {sampling.max_new_tokens} new tokens\n"
         f"training    {training.optimizer}, {training.batch_prompts} prompts a step; a {training.schedule} schedule"
-        f" over {training.epochs:g} epochs{kept}; peak {training.learning_rate:g}\n"
+        f" over {training.epochs:g} epochs{kept}; peak {training.learning_rate:g}"
     )
+    for note in estimated.prompt_notes:
+        terminal.say(f"prompts     {note}")
+    terminal.say("")
 
 
 def _show_iterations(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> None:
@@ -298,13 +302,14 @@ def _curve_text(recipe: Recipe, steps: Steps) -> str:
     return ", ".join(f"{curve[step]:.3g} at step {step + 1:,}" for step in points)
 
 
-def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None]:
-    """The number of prompts of each iteration and of held-out prompts; None if a source is not on this disk."""
+def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None, list[str]]:
+    """The prompts of each iteration and the held-out ones, None if a source is not on this disk; and notes on them."""
     settings, iterations = recipe.prompts, recipe.iterations
-    counts = [_source_count(source) for source in settings.train_sources]
+    notes: list[str] = []
+    counts = [_source_count(source, notes) for source in settings.train_sources]
     sizes = [count for count in counts if count is not None]
     if not isinstance(settings.held_out, int):
-        held_out = _source_count(settings.held_out)
+        held_out = _source_count(settings.held_out, notes)
     else:
         held_out = settings.held_out
         if len(sizes) == len(counts):
@@ -323,15 +328,17 @@ def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None]:
         counts = [stop - start for start, stop in pairwise(bounds)]
     if settings.per_iteration is not None:
         counts = [None if count is None else min(count, settings.per_iteration) for count in counts]
-    return counts, held_out
+    return counts, held_out, notes
 
 
-def _source_count(source: PromptSource) -> int | None:
+def _source_count(source: PromptSource, notes: list[str]) -> int | None:
     if prompt_sources.local_file(source) is None:
         if prompt_sources.names_a_file(source):
             raise prompt_sources.PromptError(f"prompts: there is no file {source.source!r} here")
         return source.rows if source.limit is None else min(source.limit, source.rows or source.limit)
-    return sum(1 for _ in prompt_sources.read_source(source))
+    counts = prompt_sources.survey(source)
+    notes += counts.notes()
+    return counts.read
 
 
 def _training_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float:

@@ -1,10 +1,9 @@
-import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prompt_files import QUESTION, all_texts, texts_of, write, write_lines
+from prompt_files import all_texts, texts_of, write, write_lines
 
 from sppo.prompts import PromptError
 
@@ -60,14 +59,14 @@ BAD = [
     (
         "a.jsonl",
         '"fine"\n{"question": "x", "answer": "y"}\n"also"',
-        "line 2: malformed: none of the columns prompt, messages, instruction, text; set `column` to one of"
-        " question, answer",
+        "line 2: malformed: none of the columns prompt, messages, instruction, text, conversations, conversation,"
+        " chosen; set `column` to one of question, answer",
         "malformed",
     ),
     (
         "a.jsonl",
-        '"fine"\n{"prompt": [' + json.dumps(QUESTION) + ', {"role": "assistant", "content": "y"}]}\n"also"',
-        "line 2: the last message is the assistant's; leave it out",
+        '"fine"\n{"messages": [{"role": "assistant", "content": "y"}]}\n"also"',
+        "line 2: a prompt is a string or a list of messages, not list",
         None,
     ),
     (
@@ -129,15 +128,15 @@ def test_an_empty_cell_of_parquet_is_refused_by_its_row(split):
         ("a.jsonl", "\n\n", "prompts.train: it has no prompt that can be used"),
         ("a.json", '{"a": "b"}', "a.json: holds a dict, not a list of prompts"),
         ("a.json", '["a", "b"', "a.json: not a JSON file: Expecting ',' delimiter"),
-        ("a.json", '"a"\n"b"\n', "name it .jsonl if it has an object a line"),
+        ("a.json", '"a"\n"b"\n', "name it .jsonl if each line is an object"),
         ("a.json", b'["caf\xe9"]', "a.json: not a JSON file: 'utf-8' codec"),
         ("a.json", "[" + "9" * 5000 + "]", "a.json: not a JSON file: Exceeds the limit"),
         (
-            "a.csv",
-            "prompt\na\n",
-            "a.csv is no .json, .jsonl, .parquet, .txt file; convert it to one of these",
+            "a.xml",
+            "<a/>",
+            "a.xml is not a .csv, .json, .jsonl, .parquet, .tsv, .txt file; convert it to one of these",
         ),
-        ("prompts", "a\nb\n", "prompts is no .json, .jsonl, .parquet, .txt file"),
+        ("prompts", "a\nb\n", "prompts is not a .csv, .json, .jsonl, .parquet, .tsv, .txt file"),
         ("a.parquet", "", "a.parquet: not a whole parquet file"),
         ("a.parquet", "PAR1" + "x" * 100 + "PAR1", "a.parquet: not a whole parquet file"),
     ],

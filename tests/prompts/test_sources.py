@@ -79,7 +79,7 @@ def test_a_data_set_saved_to_disk(split):
     assert all_texts(split("several")) == ["alpha", "beta", "gamma"]
     found = split("several", PromptSource(source="several", split="chats"))
     assert sorted(found.held_out["messages"].to_pylist(), key=len) == [[QUESTION], CONVERSATION]
-    with pytest.raises(PromptError, match="several has no split 'val'; it has train, chats"):
+    with pytest.raises(PromptError, match="several has no split 'val'; set `split` to one of train, chats"):
         split(PromptSource(source="several", split="val"))
     with pytest.raises(PromptError, match="one: no column 'question'; set `column` to one of prompt"):
         split(PromptSource(source="one", column="question"))
@@ -94,7 +94,7 @@ def test_the_embedded_prompts():
     rows = list(read_source(PromptSource(source="tinyworld/train")))
     assert len(rows) >= 600
     assert len(list(read_source(PromptSource(source="tinyworld/held-out")))) >= 200
-    assert all(entry.own_id for entry in rows)
+    assert all(row.value["prompt_id"] for row in rows)
 
 
 def test_no_more_than_the_limit_is_read(split):

@@ -1,4 +1,4 @@
-"""Find the policy that a path refers to."""
+"""Which folder holds the policy that a path stands for."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from sppo.rundir.reader import last_policy
 
 
 def policy_of(path: Path) -> Path:
-    """The folder of a policy, given itself or a run folder, whose last accepted policy is meant.
+    """The last accepted policy of a run folder; a policy's folder stands for itself.
 
     Raises:
-        RunError: the path is neither a policy nor a run with a finished iteration.
+        RunError: the path is neither.
     """
     accepted = last_policy(path)
     if accepted is not None:

@@ -31,7 +31,7 @@ from sppo.recipe.sampling import Sampling, SamplingConfig
 from sppo.recipe.section import RecipeError, Section
 from sppo.recipe.training import Lora, Training
 from sppo.recipe.workers import Workers
-from sppo.recipe.yaml_values import read_overrides, read_value, write_value
+from sppo.recipe.yaml_values import read_value, write_value
 from sppo.selection import Rule
 
 __all__ = [
@@ -63,7 +63,6 @@ __all__ = [
     "parse_endpoint",
     "parse_oracle",
     "parse_sampling",
-    "read_overrides",
     "read_value",
 ]
 
@@ -282,11 +281,21 @@ def parse_algorithm(mapping: Mapping[str, Any]) -> Algorithm:
 
 def _validated(annotation: Any, mapping: Mapping[str, Any], name: str) -> Any:
     """The section that an annotation makes of a mapping; the error lists everything that is wrong."""
+    mapping = _with_home_folders(mapping)
     try:
-        return TypeAdapter(annotation).validate_python(dict(mapping))
+        return TypeAdapter(annotation).validate_python(mapping)
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in describe(error, annotation, mapping))
         raise RecipeError(f"{name} cannot be used:\n{lines}") from None
+
+
+def _with_home_folders(value: Any) -> Any:
+    """Expand the `~` at the beginning of every path in a recipe, whichever section it stands in."""
+    if isinstance(value, Mapping):
+        return {key: _with_home_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_home_folders(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def dump(recipe: Recipe) -> str:

@@ -29,15 +29,20 @@ class Policy(Section):
 
 
 class PromptSource(Section):
-    """Where prompts come from: a .jsonl, .json, .parquet or .txt file, a hub data set, or tinyworld's own."""
+    """Where prompts come from: a file (.jsonl, .json, .parquet, .csv, .txt), a data set, or tinyworld's own."""
 
     source: str = Field(min_length=1)
+    """A path, the name of a data set on the hub, tinyworld/train or tinyworld/held-out."""
     split: str = "train"
+    """The split of a data set."""
+    config: str | None = Field(None, min_length=1)
+    """The configuration of a data set that has several."""
     column: str | None = None
-    """None: `prompt`, `messages`, `instruction` or `text`."""
+    """The column of prompts; None takes the first of the usual ones, which docs/data.md lists."""
     demonstration: str | None = Field(None, min_length=1)
-    """Column with a response to learn from, e.g. `completion`, `chosen` or `messages`; None: none is read."""
+    """The column of responses to learn from, e.g. `completion`, `chosen` or `messages`; None reads none."""
     revision: str | None = None
+    """The revision of a data set on the hub."""
     limit: int | None = Field(None, ge=1)
     """Read at most this many prompts, from the beginning."""
     rows: int | None = Field(None, ge=1)

@@ -95,8 +95,7 @@ def measured_line(
         group: the key in the record that the measure stands below, such as `by_oracle`.
     """
     values: dict[int, Any] = {
-        policy.number: (policy.measures.get(group, {}) if group else policy.measures).get(name)
-        for policy in iterations
+        one.number: (one.measures.get(group, {}) if group else one.measures).get(name) for one in iterations
     }
     intervals = {number: value for number, value in values.items() if isinstance(value, Mapping)}
     if intervals:

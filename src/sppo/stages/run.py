@@ -147,22 +147,17 @@ class Run:
                 seed=recipe.seed,
                 on_prompt=advance,
             )
-        counts = split.counts
-        if counts.doubled_bos:
-            self.terminal.say(
-                f"note: {counts.doubled_bos} prompts had a doubled BOS; one was removed", "yellow"
-            )
-        for reason, count in counts.skipped.items():
-            self.terminal.say(f"note: {count} prompts skipped ({counts.first_skipped[reason]})", "yellow")
+        for note in split.counts.notes():
+            self.terminal.say(f"note: {note}", "yellow")
         return split
 
 
 def source_identity(source: PromptSource) -> dict[str, Any]:
     """What the prompts of a source depend on: the content of files, or the name and revision of a hub data set."""
-    without = {"rows"} | ({"demonstration"} if source.demonstration is None else set())
-    values = source.model_dump(exclude=without)
+    unset = {name for name in ("demonstration", "config") if getattr(source, name) is None}
+    values = source.model_dump(exclude={"rows"} | unset)
     path = prompt_sources.local_file(source)
     if path is not None:
         return {**values, "source": file_digest(path)}
-    files = sorted(file for file in Path(source.source).rglob("*") if file.is_file())
+    files = sorted(file for file in Path(source.source).expanduser().rglob("*") if file.is_file())
     return {**values, "files": [[file.name, file_digest(file)] for file in files]} if files else values

@@ -1,0 +1,262 @@
+"""Prompts, demonstrations and preferences in the notations of the data sets that people have."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prompt_files import CONVERSATION, QUESTION, all_texts, write
+
+from sppo.prompts import PromptError, interpret, read_source, survey
+from sppo.recipe import PromptSource
+
+ANSWER = {"role": "assistant", "content": "It is so."}
+OTHER = {"role": "assistant", "content": "It is not."}
+SHAREGPT = [
+    {"from": "system", "value": "Be brief."},
+    {"from": "human", "value": "Is it so?"},
+    {"from": "gpt", "value": "It is."},
+    {"from": "human", "value": "And why?"},
+]
+FOURTH = {"from": "gpt", "value": "It is so."}
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "why?"}]}]
+
+
+def read(row, **settings):
+    return interpret(row, PromptSource(source="a.jsonl", **settings))
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "taken"),
+    [
+        # a conversation that stands in its column as JSON text
+        ({"messages": json.dumps(CONVERSATION)}, CONVERSATION, "`messages` (JSON text)"),
+        ({"prompt": json.dumps([QUESTION])}, [QUESTION], "`prompt` (JSON text)"),
+        ({"text": json.dumps(QUESTION)}, [QUESTION], "`text` (JSON text)"),
+        (
+            {"conversations": "\n " + json.dumps(SHAREGPT, indent=2)},
+            CONVERSATION,
+            "`conversations` (JSON text)",
+        ),
+        # other names of keys and roles
+        ({"conversations": SHAREGPT}, CONVERSATION, "`conversations`"),
+        ({"conversation": SHAREGPT[1:]}, CONVERSATION[1:], "`conversation`"),
+        ({"messages": SHAREGPT}, CONVERSATION, "`messages`"),
+        ({"messages": [{"role": "prompter", "content": "And why?"}]}, [QUESTION], "`messages`"),
+        ({"messages": [{"role": "User", "content": "And why?"}]}, [QUESTION], "`messages`"),
+        # tables join notations, and leave None under the keys of the others
+        ({"messages": [{**QUESTION, "from": None, "value": None, "name": None}]}, [QUESTION], "`messages`"),
+        ({"messages": {"role": ["user"], "content": ["And why?"]}}, [QUESTION], "`messages`"),
+        ({"messages": PARTS}, [QUESTION], "`messages`"),
+        # whole conversations
+        (
+            {"messages": [*CONVERSATION, ANSWER]},
+            CONVERSATION,
+            "`messages` without the assistant's last message",
+        ),
+        (
+            {"conversations": [*SHAREGPT, FOURTH]},
+            CONVERSATION,
+            "`conversations` without the assistant's last message",
+        ),
+        (
+            {"messages": json.dumps([QUESTION, ANSWER])},
+            [QUESTION],
+            "`messages` (JSON text) without the assistant's last message",
+        ),
+        # instructions with an input, and system messages of their own
+        ({"instruction": "And why?", "input": ""}, [QUESTION], "`instruction`"),
+        (
+            {"instruction": "Translate.", "input": "Ja.", "output": "Yes."},
+            [{"role": "user", "content": "Translate.\n\nJa."}],
+            "`instruction` and `input`",
+        ),
+        (
+            {"system": "Be brief.", "prompt": "And why?"},
+            [CONVERSATION[0], QUESTION],
+            "`prompt` after `system`",
+        ),
+        ({"system": "Be long.", "messages": CONVERSATION}, CONVERSATION, "`messages`"),
+        ({"system_prompt": " ", "prompt": "And why?"}, [QUESTION], "`prompt`"),
+        # preferences
+        ({"prompt": "And why?", "chosen": "a", "rejected": "b"}, [QUESTION], "`prompt`"),
+        (
+            {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, OTHER]},
+            [QUESTION],
+            "what `chosen` and `rejected` begin with",
+        ),
+        (
+            {"chosen": [*SHAREGPT, FOURTH], "rejected": json.dumps([*CONVERSATION, OTHER])},
+            CONVERSATION,
+            "what `chosen` and `rejected` begin with",
+        ),
+        (
+            {
+                "chosen": "\n\nHuman: Is it so?\n\nAssistant: It is.\n\nHuman: And why?\n\nAssistant: It is so.",
+                "rejected": "\n\nHuman: Is it so?\n\nAssistant: It is.\n\nHuman: And why?\n\nAssistant: Go away.",
+            },
+            CONVERSATION[1:],
+            "what `chosen` and `rejected` begin with",
+        ),
+    ],
+)
+def test_a_prompt_in_each_notation(row, messages, taken):
+    prompt = read(row)
+    assert prompt.messages == messages
+    assert prompt.taken == taken
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2, 3]",
+        '["a", "b"]',
+        '{"key": "value"}',
+        "[INST] hello",
+        "[{} for _ in range(3)]",
+        "{'a': 1}",
+        "[]",
+    ],
+)
+def test_text_that_only_looks_like_json_is_the_users(text):
+    assert read({"prompt": text}).messages == [{"role": "user", "content": text}]
+
+
+def test_a_named_column_is_taken_alone():
+    row = {"instruction": "Translate.", "input": "Ja.", "system": "Be brief."}
+    assert read(row, column="instruction").messages == [{"role": "user", "content": "Translate."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "refusal"),
+    [
+        (
+            {"messages": str([QUESTION])},
+            r"begins like a conversation, .* but is not JSON .*; store it as JSON",
+        ),
+        ({"messages": json.dumps([QUESTION])[:-9]}, "begins like a conversation, .* but is not JSON"),
+        ({"prompt": "[{'from': 'human', 'value': 'x'}]"}, "begins like a conversation, .* but is not JSON"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "message 1 holds a part that is not text",
+        ),
+        ({"messages": [QUESTION, {**ANSWER, "tool_calls": [{"id": 1}]}, QUESTION]}, "message 2 calls tools"),
+        ({"messages": [QUESTION, {"role": "tool", "content": "7"}]}, "message 2 has the role 'tool'"),
+        ({"messages": [QUESTION, ANSWER, ANSWER]}, "the last message is the assistant's"),
+        ({"conversations": [{"from": "human"}]}, "message 1 has no text"),
+        ({"messages": ["And why?"]}, "message 1 has no text"),
+        ({"chosen": "The sky is blue.", "rejected": "The sky is green."}, "name the column of prompts"),
+        (
+            {"chosen": [QUESTION, ANSWER], "rejected": [CONVERSATION[1], OTHER]},
+            "differ before their last message",
+        ),
+        ({"chosen": [QUESTION, ANSWER], "rejected": "It is not."}, "differ before their last message"),
+        ({"chosen": [QUESTION], "rejected": [QUESTION]}, "must each be a text or messages that end with"),
+    ],
+)
+def test_what_is_ambiguous_or_not_text_is_refused(row, refusal):
+    with pytest.raises(PromptError, match=refusal):
+        read(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"conversations": [*SHAREGPT, FOURTH]}, "conversations"),
+        ({"messages": json.dumps([*CONVERSATION, ANSWER])}, "messages"),
+        ({"prompt": CONVERSATION, "completion": json.dumps([ANSWER])}, "completion"),
+        ({"prompt": CONVERSATION, "messages": [*SHAREGPT, FOURTH]}, "messages"),
+        ({"chosen": [*SHAREGPT, FOURTH], "rejected": [*CONVERSATION, OTHER]}, "chosen"),
+    ],
+)
+def test_the_last_response_is_kept_where_demonstrations_are_asked_for(row, column):
+    prompt = read(row, demonstration=column)
+    assert prompt.messages == CONVERSATION
+    assert prompt.demonstration == "It is so."
+
+
+def test_a_text_alone_is_not_its_own_demonstration():
+    with pytest.raises(
+        PromptError, match=r"no demonstration in the column 'output': .* the row has no prompt"
+    ):
+        read({"output": "It is so."}, demonstration="output")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_tables_of_text(split, ending):
+    rows = [("id", "prompt"), (1, "alpha,\nbeta"), (2, json.dumps([QUESTION])), (3, '"gamma"')]
+    with open(f"a.{ending}", "w", newline="") as file:
+        csv.writer(file, delimiter="\t" if ending == "tsv" else ",").writerows(rows)
+    assert all_texts(split(f"a.{ending}")) == ['"gamma"', "And why?", "alpha,\nbeta"]
+    with pytest.raises(PromptError, match=rf"b\.{ending}, line 3: not UTF-8: invalid continuation byte"):
+        split(write(f"b.{ending}", b"prompt\nalpha\ncaf\xe9\n"))
+    with pytest.raises(
+        PromptError, match=rf"c\.{ending}: none of the columns .*; set `column` to one of question"
+    ):
+        split(write(f"c.{ending}", "question\nalpha\n"))
+
+
+def test_parquet_of_sharegpt_and_of_preferences(split):
+    pq.write_table(pa.Table.from_pylist([{"conversations": [*SHAREGPT, FOURTH]}] * 1), "a.parquet")
+    pairs = [{"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, OTHER]}]
+    pq.write_table(pa.Table.from_pylist(pairs), "b.parquet")
+    found = split("a.parquet", PromptSource(source="b.parquet"))
+    assert found.iterations[0]["messages"].to_pylist() == [CONVERSATION]
+    assert found.held_out["messages"].to_pylist() == [[QUESTION]]
+    assert found.counts.notes() == [
+        "1 prompts from what `chosen` and `rejected` begin with of b.parquet",
+        "1 prompts from `conversations` without the assistant's last message of a.parquet",
+    ]
+
+
+def test_files_that_count_from_0_each_keep_all_their_prompts(split):
+    for name, words in (("a.jsonl", "abc"), ("b.jsonl", "def"), ("held.jsonl", "gh")):
+        write(name, "".join(json.dumps({"id": n, "prompt": word}) + "\n" for n, word in enumerate(words)))
+    found = split(["a.jsonl", "b.jsonl"], PromptSource(source="held.jsonl"), iterations=2)
+    assert all_texts(found) == list("abcdefgh")
+    ids = [row["prompt_id"] for part in [*found.iterations, found.held_out] for row in part.to_pylist()]
+    assert len(set(ids)) == 8
+    assert found.held_out["prompt_id"].to_pylist() == ["0", "1"]
+    with pytest.raises(
+        PromptError, match=r"line 2: a duplicate id: '0' is also that of twice\.jsonl, line 1"
+    ):
+        split(write("twice.jsonl", '{"id": 0, "prompt": "a"}\n{"id": 0, "prompt": "b"}\n"c"\n'))
+
+
+def test_a_data_set_with_several_configurations(split, tmp_path, monkeypatch):
+    import datasets
+
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    for name in ("easy", "hard"):
+        write(f"data/{name}.jsonl", "".join(json.dumps({"prompt": f"{name} {n}"}) + "\n" for n in range(3)))
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("easy", "hard"))
+    write("data/README.md", f"---\nconfigs:\n{configs}---\n")
+    assert all_texts(split(PromptSource(source="data", config="hard"))) == ["hard 0", "hard 1", "hard 2"]
+    with pytest.raises(PromptError, match=r"(?s)'easy', 'hard'.*; set `config` to the configuration to read"):
+        split("data")
+    with pytest.raises(PromptError, match=r"(?s)easy.*; set `config` to the configuration to read"):
+        split(PromptSource(source="data", config="esay"))
+    with pytest.raises(PromptError, match=r"(?s)train.*; set `split` to the split to read"):
+        split(PromptSource(source="data", config="easy", split="test"))
+
+
+def test_home_folders_are_found(split, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write("mine.jsonl", '"alpha"\n"beta"\n')
+    assert all_texts(split("~/mine.jsonl")) == ["alpha", "beta"]
+    assert [value for _, value in read_source(PromptSource(source="~/mine.jsonl"))] == ["alpha", "beta"]
+
+
+def test_a_survey_needs_no_tokenizer_and_counts_what_cannot_be_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = ['"alpha"', json.dumps({"messages": [QUESTION, ANSWER]}), '{"q": 1}', "{"]
+    counts = survey(PromptSource(source=write("a.jsonl", "\n".join(rows))))
+    assert counts.read == 4
+    assert counts.notes()[:2] == [
+        "1 prompts from `text` of a.jsonl",
+        "1 prompts from `messages` without the assistant's last message of a.jsonl",
+    ]
+    assert counts.skipped.total() == 2
