@@ -23,12 +23,14 @@ class _Curves(NamedTuple):
         title: the chart's title.
         names: the label of each metric.
         unit: the label of the vertical axis.
+        meaning: how to read the chart.
     """
 
     id: str
     title: str
     names: Mapping[str, str]
     unit: str
+    meaning: str
 
 
 _LOG_RATIOS = {
@@ -39,10 +41,34 @@ _LOG_RATIOS = {
 }
 _LOG_PROBS = {"log_prob_winners": "winners' mean", "log_prob_losers": "losers' mean"}
 _CHARTS = (
-    _Curves("log-ratios", "Log-ratios and their targets", _LOG_RATIOS, "nats"),
-    _Curves("log-probs", "Log-probability of winners and losers", _LOG_PROBS, "nats"),
-    _Curves("training-kl", "KL to the opponent in training", {"kl": "the KL"}, "nats per response"),
-    _Curves("loss", "Loss", {"loss": "the loss"}, ""),
+    _Curves(
+        "log-ratios",
+        "Log-ratios and their targets",
+        _LOG_RATIOS,
+        "nats",
+        "The wider the gap to the target, the further training would still move the policy.",
+    ),
+    _Curves(
+        "log-probs",
+        "Log-probability of winners and losers",
+        _LOG_PROBS,
+        "nats",
+        "Where both fall, the policy moves probability to responses that were not sampled.",
+    ),
+    _Curves(
+        "training-kl",
+        "KL to the opponent in training",
+        {"kl": "the KL"},
+        "nats per response",
+        "It is 0 at the start of each iteration and grows with the distance from the opponent.",
+    ),
+    _Curves(
+        "loss",
+        "Loss",
+        {"loss": "the loss"},
+        "",
+        "Each iteration has its own targets, so only steps of the same iteration can be compared.",
+    ),
 )
 
 
@@ -81,7 +107,9 @@ def _curves(
     if not lines:
         return None
     thin = " Steps are averaged in bins." if len(steps) > charts.MAX_CURVE_POINTS else ""
-    caption = f"{_meaning(chart, last)} {counted(len(steps), 'step')} were logged.{thin}"
+    caption = (
+        f"{_last_iteration(chart, last)} {chart.meaning} {counted(len(steps), 'step')} were logged.{thin}"
+    )
     return charts.lines(
         f"{prefix}-{chart.id}",
         chart.title,
@@ -94,7 +122,7 @@ def _curves(
     )
 
 
-def _meaning(chart: _Curves, last: Sequence[Mapping[str, Any]]) -> str:
+def _last_iteration(chart: _Curves, last: Sequence[Mapping[str, Any]]) -> str:
     """What the first and the last steps of the last iteration say."""
     count = max(1, round(EDGE * len(last)))
     ends = {}
