@@ -1,12 +1,15 @@
 """A real vLLM, on the CPU: `make test-vllm`."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from sppo import sampling
 from sppo.policy import load as policies
@@ -26,6 +30,7 @@ from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.drawing import warped
 from sppo.sampling.transformers import TransformersSampling
 from sppo.sampling.vllm import VllmSampling
+from sppo.sampling.vllm_engine import end_kept_engine
 from sppo.tinyworld import POLICY
 from sppo.training.log_probs import Tree, log_probs
 
@@ -63,8 +68,9 @@ def engine(tokenizer):
     of = parse_sampling({"engine": "vllm", "max_new_tokens": 60, "engine_args": ENGINE_ARGS})
     engine = sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
     yield engine
-    process = engine._process
+    process = engine.engine.process
     engine.close()
+    end_kept_engine()
     assert process.poll() is not None
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nothing of its group is left, so nothing of its memory
@@ -167,10 +173,7 @@ def test_prompts_beyond_one_batch_of_the_engine_are_all_sampled(tokenizer, model
     generator = np.random.default_rng(0)
     lengths = generator.integers(100, 301, size=64)
     prompts = [generator.integers(8, len(tokenizer), size=length).tolist() for length in lengths]
-    settings = {"engine": "vllm", "max_new_tokens": 24, "engine_args": {**ENGINE_ARGS, "max_model_len": 384}}
-    engine = sampling.load(
-        parse_sampling(settings), POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32"
-    )
+    engine = started(POLICY, tokenizer, max_model_len=384)
     try:
         drawn = engine.sample(prompts, keys(64), 8)
         assert [len(responses) for responses in drawn] == [8] * 64
@@ -184,16 +187,106 @@ def test_prompts_beyond_one_batch_of_the_engine_are_all_sampled(tokenizer, model
         engine.close()
 
 
-def test_an_engine_that_is_killed_says_so_and_one_that_cannot_start_says_why(tokenizer, prompts):
-    of = parse_sampling({"engine": "vllm", "engine_args": {**ENGINE_ARGS, "no_such": 1}})
+def started(policy, tokenizer, **engine_args):
+    settings = {"engine": "vllm", "max_new_tokens": 60, "engine_args": {**ENGINE_ARGS, **engine_args}}
+    return sampling.load(
+        parse_sampling(settings), policy, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32"
+    )
+
+
+def test_an_engine_that_cannot_start_says_why(tokenizer):
     with pytest.raises(SamplingError, match="no_such"):
-        sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
-    of = parse_sampling({"engine": "vllm", "engine_args": ENGINE_ARGS})
-    engine = sampling.load(of, POLICY, stop_ids=[STOP], decode=tokenizer.decode, dtype="float32")
-    os.kill(engine._process.pid, signal.SIGKILL)
-    with pytest.raises(SamplingError, match="vllm has ended with exit code -9"):
-        engine.sample(prompts, keys(), 2)
-    engine.close()
+        started(POLICY, tokenizer, no_such=1)
+    with pytest.raises(SamplingError, match=r"enable_chunked_prefill: true; on a CPU .* Remove the setting"):
+        started(POLICY, tokenizer, enable_chunked_prefill=True)
+
+
+def test_an_engine_that_is_killed_is_replaced_and_three_are_an_error(tokenizer, prompts):
+    sampler = started(POLICY, tokenizer)
+    expected, reported = ids(sampler.sample(prompts, keys(), 2)), []
+    os.kill(sampler.engine.process.pid, signal.SIGKILL)
+    assert ids(sampler.sample(prompts, keys(), 2, reported.append)) == expected
+    assert sum(reported) == 6
+
+    def kill_all():
+        while not finished.wait(0.05):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(sampler.engine.process.pid, signal.SIGKILL)
+
+    finished = threading.Event()
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        with pytest.raises(SamplingError, match=r"vllm has ended with exit code -9[\s\S]*engine number 3"):
+            sampler.sample(prompts, keys(), 2)
+    finally:
+        finished.set()
+        killer.join()
+        sampler.close()
+
+
+def moved(folder, scale, seed):
+    """The policy with noise on every weight."""
+    shutil.copytree(POLICY, folder)
+    generator = torch.Generator().manual_seed(seed)
+    weights = load_file(folder / "model.safetensors")
+    for weight in weights.values():
+        weight += scale * torch.randn(weight.shape, generator=generator)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_one_engine_serves_one_policy_after_another_as_fresh_engines_would(tmp_path, tokenizer, prompts):
+    """The weights are swapped twice; long common prefixes would show keys and values of the policy before."""
+    long = [tokenizer.encode(text * 20)[:150] for text in TEXTS]
+    folders = [POLICY, moved(tmp_path / "second", 0.02, 1), moved(tmp_path / "third", 0.05, 2)]
+    end_kept_engine()
+    processes, swapped = set(), []
+    for folder in folders:
+        sampler = started(folder, tokenizer)
+        processes.add(sampler.engine.process.pid)
+        swapped.append(sampler.sample(prompts + long, keys(6), 4))
+        sampler.close()
+    assert len(processes) == 1
+    for folder, in_place in zip(folders, swapped):
+        end_kept_engine()
+        sampler = started(folder, tokenizer)
+        fresh = sampler.sample(prompts + long, keys(6), 4)
+        sampler.close()
+        assert ids(fresh) == ids(in_place)
+        for one, other in zip(fresh, in_place):
+            for response, swap in zip(one, other):
+                assert swap.token_log_probs == pytest.approx(response.token_log_probs, abs=1e-4)
+    assert ids(swapped[0]) != ids(swapped[1]) != ids(swapped[2])
+
+
+@pytest.mark.parametrize(
+    "change", ["another shape", "a resized vocabulary", "other arguments", "a dead engine"]
+)
+def test_a_kept_engine_that_does_not_fit_is_replaced(tmp_path, tokenizer, prompts, change):
+    sampler = started(POLICY, tokenizer)
+    kept = sampler.engine.process
+    sampler.close()
+    folder, arguments = POLICY, {}
+    if change == "a dead engine":
+        os.kill(kept.pid, signal.SIGKILL)
+    elif change == "other arguments":
+        arguments = {"max_model_len": 200}
+    else:
+        model = policies.load(POLICY, dtype="float32", device="cpu")
+        if change == "a resized vocabulary":
+            model.resize_token_embeddings(model.config.vocab_size + 64)
+        else:
+            model.config.num_hidden_layers -= 1
+            del model.model.layers[-1]
+        folder = tmp_path / "policy"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    sampler = started(folder, tokenizer, **arguments)
+    assert sampler.engine.process.pid != kept.pid
+    assert len(sampler.sample(prompts, keys(), 2)) == 3
+    sampler.close()
+    assert kept.poll() is not None
 
 
 def test_a_whole_run(tmp_path):

@@ -115,7 +115,7 @@ def _digest_of(files: Sequence[Path]) -> str:
 
 def count_parameters(path: Path) -> int:
     """How many parameters the safetensors files hold, read from their headers alone."""
-    return sum(math.prod(shape) for shape in _shapes(path).values())
+    return sum(math.prod(shape) for shape in tensor_shapes(path).values())
 
 
 def count_adaptable(path: Path, target_modules: str | Sequence[str], r: int) -> tuple[int, int]:
@@ -127,7 +127,7 @@ def count_adaptable(path: Path, target_modules: str | Sequence[str], r: int) -> 
         r: rank of the adapter.
     """
     found = adapter = 0
-    for name, shape in _shapes(path).items():
+    for name, shape in tensor_shapes(path).items():
         layer = name.removesuffix(".weight")
         ends = ("embed_tokens", "lm_head", "wte", "wpe")
         named = (
@@ -141,7 +141,8 @@ def count_adaptable(path: Path, target_modules: str | Sequence[str], r: int) -> 
     return found, adapter
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of every tensor in a folder's safetensors files, by its name, read from their headers alone."""
     shapes: dict[str, list[int]] = {}
     for file in path.glob("*.safetensors"):
         with file.open("rb") as stream:

@@ -1,21 +1,13 @@
 """Sampling with vLLM, in a process of its own.
 
 A policy's K responses to a prompt are one request, so that the prompt's keys and values are computed once. The process
-is started with the policy and ended by :meth:`VllmSampler.close`, which frees all the memory that it held, on the
-accelerator too. Each request has a seed of its own, and vLLM gives response i the seed + i
+is the engine's (:mod:`sppo.sampling.vllm_engine`), which may outlive the sampler. Each request has a seed of its own, and vLLM gives response i the seed + i
 (`vllm.v1.engine.parallel_sampling`), so that draws depend on what shares the batch only through rounding.
 """
 
-import contextlib
 import importlib.util
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +18,10 @@ from sppo.policy import adapter as adapters
 from sppo.sampling import Key, Response, SampledPolicy, Sampler, Sampling, SamplingError
 from sppo.sampling.memory import check_weights
 from sppo.sampling.stop_strings import StopStrings
+from sppo.sampling.vllm_engine import VllmEngine, keep_engine, start_engine
 
-# How long the process may take to end by itself before it is killed.
-_GRACE_SECONDS = 20.0
+# The number of engines that may fail at the same prompts.
+_ATTEMPTS = 3
 # The engine's arguments that sppo sets itself, and the recipe's key to use in their place.
 _SET_BY_SPPO = {
     "model": "policy.model",
@@ -92,6 +85,9 @@ class VllmSampling(Sampling):
 class VllmSampler:
     """Draws responses with vLLM, which decides by itself how many it decodes side by side.
 
+    An engine that dies while it draws, because it was killed or ran out of memory, is replaced by a new one, and the
+    prompts are sampled again; the responses do not depend on that.
+
     Args:
         settings: the section of the recipe.
         policy: the policy; an adapter is merged into its base first.
@@ -105,41 +101,17 @@ class VllmSampler:
         self.stop_ids = sorted(policy.stop_ids)
         self.stop_strings = StopStrings(tuple(settings.stop), policy.decode)
         self._merged = _merged(policy)
-        self._log = tempfile.NamedTemporaryFile(prefix="sppo-vllm-", suffix=".log")  # noqa: SIM115
-        ours, theirs = socket.socketpair()
-        environment = {
-            # vLLM stays in the one process that close() ends, and all its memory with it.
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            **os.environ,
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sppo.sampling.vllm_worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C reaches only this process, which then calls close()
-        )
-        theirs.close()
-        self._connection = Connection(ours.detach())
-        arguments = {
+        self._model = Path(self._merged.name) if self._merged else policy.folder
+        self._arguments = {
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             **settings.engine_args,
-            "model": self._merged.name if self._merged else str(policy.folder),
             "dtype": policy.dtype,
             "trust_remote_code": policy.trust_remote_code,
             # All samplers report log pi at temperature 1 and without truncation.
             "logprobs_mode": "raw_logprobs",
         }
-        try:
-            self._connection.send(arguments)
-            self._receive()  # the engine has started
-        except BaseException:
-            self.close()
-            raise
+        self.engine = start_engine(self._arguments, self._model)
 
     def sample(
         self,
@@ -148,48 +120,53 @@ class VllmSampler:
         k: int,
         on_response: Callable[[int], None] = lambda count: None,
     ) -> list[list[Response]]:
-        """See :meth:`sppo.sampling.Sampler.sample`."""
+        """See :meth:`sppo.sampling.Sampler.sample`.
+
+        Raises:
+            SamplingError: the engine has died at every one of its attempts.
+        """
+        reported: list[int] = []
+
+        def report(count: int) -> None:
+            reported.append(count)
+            on_response(count)
+
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return self._sample(prompts, keys, k, report)
+            except SamplingError as error:
+                if attempt == _ATTEMPTS:
+                    message = f"{error}\nThis was engine number {attempt} that failed at these prompts"
+                    raise SamplingError(message) from error
+                on_response(-sum(reported))
+                reported.clear()
+                self.engine.end()
+                self.engine = VllmEngine(self._arguments, self._model)
+        raise AssertionError("unreachable")
+
+    def _sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Key],
+        k: int,
+        on_response: Callable[[int], None],
+    ) -> list[list[Response]]:
         seeds = [randomness.wide_seed(*key) for key in keys]
         ids = [list(map(int, prompt)) for prompt in prompts]
         request = request_parameters(self.settings, self.stop_ids) | {"detokenize": bool(self.settings.stop)}
-        with contextlib.suppress(OSError):  # the process has ended: receiving reports its last output
-            self._connection.send((request, ids, seeds, k))
+        self.engine.send(("sample", (request, ids, seeds, k)))
         responses: list[list[Response]] = [[] for _ in prompts]
         for _ in prompts:
-            index, drawn = self._receive()
+            index, drawn = self.engine.receive()
             responses[index] = [self.stop_strings.shortened(Response(*fields)) for fields in drawn]
             on_response(k)
         return responses
 
     def close(self) -> None:
-        """End the process; all its memory is free when this returns."""
-        with contextlib.suppress(OSError):
-            self._connection.close()  # the process ends when it notices this
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_GRACE_SECONDS)
-        # With tensor parallelism vLLM starts further processes, which may outlive the first.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._log.close()
+        """Hand the engine back: it ends, and its memory is free, or it is kept for this process's next policy."""
+        keep_engine(self.engine)
         if self._merged:
             self._merged.cleanup()
-
-    def _receive(self) -> Any:
-        try:
-            kind, value = self._connection.recv()
-        except (EOFError, OSError):
-            code = self._process.wait()
-            raise SamplingError(
-                f"sampling.engine: vllm has ended with exit code {code}; its last output:\n{self._last_output()}"
-            ) from None
-        if kind == "failed":
-            raise SamplingError(f"sampling.engine: vllm: {value}\nIts last output:\n{self._last_output()}")
-        return value
-
-    def _last_output(self) -> str:
-        lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(line[:300] for line in lines[-30:])
 
 
 def request_parameters(settings: Sampling, stop_ids: Sequence[int]) -> dict[str, Any]:

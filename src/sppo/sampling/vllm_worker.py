@@ -1,9 +1,10 @@
-"""The process that vLLM runs in, driven by :class:`sppo.sampling.vllm.VllmSampler` over a connection.
+"""The process that vLLM runs in, driven by :class:`sppo.sampling.vllm_engine.VllmEngine` over a connection.
 
     python -m sppo.sampling.vllm_worker DESCRIPTOR
 
-It receives the engine's arguments, answers when the engine stands, and then receives batches of prompts with their
-settings, each of which it answers prompt by prompt as they are finished. It ends when the other side is gone.
+It receives the engine's arguments and answers when the engine has started. Then it receives requests: `sample`, a batch of
+prompts with its settings, which it answers prompt by prompt as they are finished, and `load_weights`, the folder of another
+policy, which it answers when its weights are loaded. It ends when the other side has gone.
 """
 
 import os
@@ -15,16 +16,22 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve one sampler."""
+    """Serve one engine."""
     connection = Connection(int(sys.argv[1]))
     received: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, received), daemon=True).start()
     try:
+        from vllm.platforms import current_platform
+
         engine = _engine(received.get())
-        connection.send(("ready", None))
+        connection.send(("ready", current_platform.is_cpu()))
         while True:
-            settings, prompts, seeds, k = received.get()
-            _serve(engine, settings, prompts, seeds, k, connection)
+            command, content = received.get()
+            if command == "load_weights":
+                _load_weights(engine, content)
+                connection.send(("loaded", None))
+            else:
+                _sample(connection, engine, *content)
     except (BrokenPipeError, ConnectionResetError):
         pass
     except Exception as error:
@@ -57,13 +64,29 @@ def _engine(arguments: dict[str, Any]) -> Any:
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
-def _serve(
+def _load_weights(engine: Any, folder: str) -> None:
+    engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+    engine.collective_rpc(_pack_kept_weights)
+    if not engine.reset_prefix_cache():
+        raise RuntimeError("cached prefixes of the policy before are still in use")
+
+
+def _pack_kept_weights(worker: Any) -> None:
+    # On a CPU each layer multiplies by a packed copy of its weight. Loading weights packs those layers anew whose weight
+    # is in the file. An output head that is tied to the embedding is not in the file: without this, its packed copy would
+    # remain the policy's before. Layers that drop their weight after packing have been packed while loading.
+    for layer in worker.get_model().modules():
+        if hasattr(layer, "cpu_linear") and layer.weight.numel():
+            layer.quant_method.process_weights_after_loading(layer)
+
+
+def _sample(
+    connection: Connection,
     engine: Any,
     settings: dict[str, Any],
     prompts: list[list[int]],
     seeds: list[int],
     k: int,
-    connection: Connection,
 ) -> None:
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
@@ -79,7 +102,8 @@ def _serve(
             for response in sorted(output.outputs, key=lambda response: int(response.index)):
                 ids = [int(token) for token in response.token_ids]
                 log_probs = [
-                    float(of[token].logprob) for of, token in zip(response.logprobs, ids, strict=True)
+                    float(candidates[token].logprob)
+                    for candidates, token in zip(response.logprobs, ids, strict=True)
                 ]
                 if response.finish_reason not in ("stop", "length"):
                     raise RuntimeError(f"a response was ended by {response.finish_reason!r}")
