@@ -176,19 +176,48 @@ def test_a_wrong_row_is_named(tmp_path, change, message):
         pairs.read(settings(write_jsonl(tmp_path / "p.jsonl", rows)).pairs)
 
 
+def test_preferences_are_pairs_whose_first_response_is_preferred(tmp_path):
+    def messages(*texts):
+        return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts)]
+
+    def shares(*texts):
+        return [{"from": name, "value": text} for name, text in zip(("human", "gpt") * 2, texts)]
+
+    rows = [
+        {"prompt": "x", "chosen": "a", "rejected": "b"},
+        {"prompt": "x", "chosen": "x a", "rejected": "x b"},
+        {"prompt": messages("x"), "chosen": messages("x", "a"), "rejected": messages("x", "b")},
+        {"prompt": "x", "chosen": messages("x", "a"), "rejected": messages("x", "b")},
+        {"chosen": shares("x", "a"), "rejected": json.dumps(messages("x", "b"))},
+        {"chosen": "\n\nHuman: x\n\nAssistant: a", "rejected": "\n\nHuman: x\n\nAssistant: b"},
+        {"prompt": shares("y", "c", "x"), "chosen": "a", "rejected": "b", "score_chosen": 7.5},
+    ]
+    found = pairs.read(settings(write_jsonl(tmp_path / "p.jsonl", rows)).pairs)
+    assert found[:-1] == [pairs.JudgedPair("x", "a", "b", 1.0)] * 6
+    assert found[-1] == pairs.JudgedPair("User: y\n\nAssistant: c\n\nUser: x", "a", "b", 1.0)
+    for row, message in (
+        ({"chosen": "a", "rejected": "b"}, "name the column of prompts"),
+        ({"chosen": messages("x", "a"), "rejected": messages("y", "b")}, "differ before their last message"),
+        ({"prompt": "x", "chosen": None, "rejected": "b"}, "must each be a text or messages"),
+        ({"prompt": str(messages("x")), "chosen": "a", "rejected": "b"}, "is not JSON"),
+    ):
+        with pytest.raises(OracleError, match=f"row 8: .*{message}"):
+            pairs.read(settings(write_jsonl(tmp_path / "p.jsonl", [*rows, row])).pairs)
+
+
 def test_wrong_sources_are_named(tmp_path):
     source = write_jsonl(tmp_path / "p.jsonl", made_up(5))
     with pytest.raises(OracleError, match=r"has no column 'question'.*Set pairs.prompt"):
         pairs.read(settings(source, pairs={"prompt": "question"}).pairs)
     with pytest.raises(OracleError, match="neither 'probability' nor 'verdict'"):
         pairs.read(settings(source, pairs={"label": "verdict"}).pairs)
-    with pytest.raises(OracleError, match="no such file"):
+    with pytest.raises(OracleError, match=r"pairs\.source: .* is neither a file here nor a data set"):
         pairs.read(settings(tmp_path / "absent.jsonl").pairs)
     source.write_text('{"prompt": "x"\n')
-    with pytest.raises(OracleError, match="line 1: not JSON"):
+    with pytest.raises(OracleError, match="line 1: malformed: not a line of JSON"):
         pairs.read(settings(source).pairs)
     (tmp_path / "p.parquet").write_bytes(b"PAR1")
-    with pytest.raises(OracleError, match="cannot be read as parquet"):
+    with pytest.raises(OracleError, match="not a whole parquet file"):
         pairs.read(settings(tmp_path / "p.parquet").pairs)
     with pytest.raises(OracleError, match="at least 2 prompts"):
         pairs.read(settings(write_jsonl(tmp_path / "one.jsonl", made_up(3, prompts=1))).pairs)

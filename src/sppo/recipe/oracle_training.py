@@ -14,6 +14,9 @@ class Pairs(Section):
         description="a .jsonl or .parquet file, a run's folder, or a data set that `datasets` loads; or several"
     )
     split: str = "train"
+    config: str | None = Field(
+        None, min_length=1, description="the configuration of a data set that has several"
+    )
     revision: str | None = None
     prompt: str = Field("prompt", description="its column; a string or a list of messages")
     response_a: str = "response_a"

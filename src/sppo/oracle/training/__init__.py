@@ -161,7 +161,8 @@ def _lengths(pairs: Sequence["JudgedPair"]) -> Any:
 def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str:
     """Of the settings and of the pairs as they were read."""
     kept = settings.model_dump(mode="json", exclude={"cpu_threads": True, "report_to": True})
-    del kept["pairs"]["source"]  # the pairs themselves count, not where they lie
+    for name in ("source", "config"):
+        del kept["pairs"][name]  # the pairs themselves count, not where they lie
     for name in ("checkpoint_steps", "logging_steps"):
         del kept["training"][name]
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())

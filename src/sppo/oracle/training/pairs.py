@@ -1,6 +1,5 @@
 """Judged pairs: read, checked, described, and split by prompt."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import numpy as np
 from sppo import randomness
 from sppo.oracle import OracleError, excerpt
 from sppo.policy import chat_format as chat
+from sppo.prompts import sources
+from sppo.prompts.conversations import PromptError, read_conversation, read_preference
 from sppo.recipe.oracle_training import Pairs
 from sppo.rundir.reader import RunReader, is_run
 from sppo.rundir.shards import DamagedShard
@@ -115,6 +116,8 @@ def _share(true: Any) -> float:
 
 def _pair(row: Mapping[str, Any], of: Pairs, where: str) -> JudgedPair:
     texts = {}
+    if of.response_a not in row and {"chosen", "rejected"} <= row.keys():
+        row = _with_preference(row, of, where)
     for name in ("prompt", "response_a", "response_b"):
         column = getattr(of, name)
         if column not in row:
@@ -122,11 +125,12 @@ def _pair(row: Mapping[str, Any], of: Pairs, where: str) -> JudgedPair:
                 f"{where}: has no column {column!r}; it has {', '.join(map(repr, row))}. Set pairs.{name}"
             )
         value = row[column]
-        if name == "prompt" and isinstance(value, list):
-            try:
+        try:
+            value = read_conversation(value) if name == "prompt" else value
+            if isinstance(value, list) and name == "prompt":
                 value = chat.plain_text(chat.as_messages(value))
-            except chat.ChatError as error:
-                raise OracleError(f"{where}: {column}: {error}") from error
+        except (PromptError, chat.ChatError) as error:
+            raise OracleError(f"{where}: {column}: {error}") from error
         if not isinstance(value, str):
             raise OracleError(f"{where}: {column}: {excerpt(str(value), 60)} is no text")
         try:
@@ -140,6 +144,20 @@ def _pair(row: Mapping[str, Any], of: Pairs, where: str) -> JudgedPair:
         raise OracleError(f"{where}: has no column {of.group!r}; set pairs.group")
     group = "" if of.group is None else str(row[of.group])
     return JudgedPair(**texts, probability=_probability(row, of, where), group=group)
+
+
+def _with_preference(row: Mapping[str, Any], of: Pairs, where: str) -> dict[str, Any]:
+    """A row of a preference data set (`chosen`, `rejected`) under the columns of a judged pair."""
+    try:
+        preference = read_preference(row.get(of.prompt), row["chosen"], row["rejected"])
+    except PromptError as error:
+        raise OracleError(f"{where}: {error}") from error
+    texts = {
+        of.prompt: preference.prompt,
+        of.response_a: preference.chosen,
+        of.response_b: preference.rejected,
+    }
+    return {**row, **texts, of.probability: 1.0}
 
 
 def _probability(row: Mapping[str, Any], of: Pairs, where: str) -> float:
@@ -161,35 +179,20 @@ def _probability(row: Mapping[str, Any], of: Pairs, where: str) -> float:
 
 
 def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
-    path = Path(source)
-    if is_run(path):
-        yield from _of_run(path, of)
+    if is_run(Path(source)):
+        yield from _of_run(Path(source), of)
         return
-    match path.suffix if path.is_file() else "":
-        case ".jsonl":
-            yield from _jsonl(path)
-        case ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            try:
-                for batch in pq.ParquetFile(path).iter_batches(1024):
-                    yield from batch.to_pylist()
-            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-                raise OracleError(f"pairs.source: {path}: cannot be read as parquet: {error}") from error
-        case _:
-            if path.suffix in (".jsonl", ".parquet"):
-                raise OracleError(f"pairs.source: {source}: there is no such file")
-            import datasets
-
-            try:
-                rows = datasets.load_dataset(source, split=of.split, revision=of.revision)
-            except Exception as error:  # its own, the hub's and the system's, of no common class
-                raise OracleError(
-                    f"pairs.source: {source}: neither a .jsonl or .parquet file, nor a run's folder, nor a data set"
-                    f" that can be had: {error}"
-                ) from error
-            yield from rows
+    try:
+        rows = sources.read_rows(
+            source, columns=lambda known: known, split=of.split, config=of.config, revision=of.revision
+        )
+        for position, row in rows:
+            if not isinstance(row, dict):
+                reason = row if isinstance(row, PromptError) else "not an object with a value for each column"
+                raise OracleError(f"{position}: {reason}")
+            yield row
+    except PromptError as error:
+        raise OracleError(f"pairs.source: {str(error).removeprefix('prompts: ')}") from error
 
 
 def _of_run(path: Path, columns: Pairs) -> Iterator[dict[str, Any]]:
@@ -209,17 +212,3 @@ def _of_run(path: Path, columns: Pairs) -> Iterator[dict[str, Any]]:
                         }
     except DamagedShard as error:
         raise OracleError(f"pairs.source: {error}") from error
-
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise OracleError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise OracleError(f"{path}, line {number}: not an object with a value for each column")
-            yield row
