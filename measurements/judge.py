@@ -18,7 +18,8 @@ import torch
 import transformers
 
 from sppo import oracle
-from sppo.oracle.judge_template import Template, masses, source
+from sppo.endpoint.exchange import Choice
+from sppo.oracle.judge_template import Template, source, verdict_probabilities
 
 PROMPTS = ["What is the capital of France?", "Hello, how are you?"]
 RESPONSES = [["Paris.", "The sea.", "a fox"], ["I am well.", "no", ""]]
@@ -57,8 +58,8 @@ def main() -> None:
         tokens = [
             {"token": tokenizer.decode([i]), "logprob": float(log_probs[i])} for i in range(len(tokenizer))
         ]
-        mass = masses({"logprobs": {"content": [{"top_logprobs": tokens}]}})
-        assert mass is not None
+        first_token = {"token": "", "logprob": 0.0, "top_logprobs": tokens}
+        mass = verdict_probabilities(Choice.model_validate({"logprobs": {"content": [first_token]}}))
         return (mass["A"] + mass["C"] / 2) / sum(mass.values())
 
     worst = 0.0

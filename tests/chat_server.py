@@ -10,10 +10,15 @@ from typing import Any
 
 
 class Reply:
-    """What the server sends back: a status, headers, and a body that is JSON unless it is bytes."""
+    """What the server sends back: a status, headers, and a body that is JSON unless it is bytes.
 
-    def __init__(self, body: Any, status: int = 200, seconds: float = 0.0, **headers: str) -> None:
-        self.body, self.status, self.seconds = body, status, seconds
+    It comes after so many `seconds`, and with so many seconds between its bytes (`pace`).
+    """
+
+    def __init__(
+        self, body: Any, status: int = 200, seconds: float = 0.0, pace: float = 0.0, **headers: str
+    ) -> None:
+        self.body, self.status, self.seconds, self.pace = body, status, seconds, pace
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
@@ -94,7 +99,9 @@ def serve(answer: Callable[[str, dict[str, Any]], Reply]) -> Iterator[ChatServer
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                for part in [bytes([byte]) for byte in body] if reply.pace else [body]:
+                    self.wfile.write(part)
+                    time.sleep(reply.pace)
 
         def log_message(self, *arguments: Any) -> None:
             pass

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from plugins import install
-from small_runs import RAY, play
+from small_runs import RAY, digests, play, rows
 from typer.testing import CliRunner
 
 from sppo import oracle
@@ -68,6 +69,49 @@ def test_an_oracle_can_stand_inside_another(installed):
         2,
         2,
     )
+
+
+def test_a_sampler_draws_by_its_name(tmp_path, installed):
+    recipe = parse(RAY | installed("A sampler"))
+    assert (recipe.sampling.engine, recipe.sampling.top_p, recipe.sampling.cache) == (
+        "generate",
+        0.95,
+        "dynamic",
+    )
+    (iteration,) = play(recipe, tmp_path / "run")["iterations"]
+    # its log-probabilities are those that the trainer computes of the same tokens
+    assert iteration["sampler_deviation"]["max_per_token"] < 1e-5
+    drawn = [response for row in rows(tmp_path / "run/iter-1/responses") for response in row["responses"]]
+    assert len(drawn) == 12 * 3
+    assert {response["finish_reason"] for response in drawn} == {"stop", "length"}
+    texts = [response["text"] for response in drawn]
+    play(recipe, tmp_path / "again")
+    again = [response for row in rows(tmp_path / "again/iter-1/responses") for response in row["responses"]]
+    assert [response["text"] for response in again] == texts
+
+
+def test_a_samplers_keys_are_checked_like_any_other(installed):
+    installed("A sampler")
+    with pytest.raises(RecipeError, match=r"sampling\.cache: must be 'dynamic' or 'static' \(got 'statc'\)"):
+        parse(RAY | {"sampling": {"engine": "generate", "cache": "statc"}})
+    with pytest.raises(
+        RecipeError, match=r"sampling\.engine: 'generat' is unknown; did you mean 'generate'\?"
+    ):
+        parse(RAY | {"sampling": {"engine": "generat"}})
+
+
+def test_a_place_computes_by_its_name(tmp_path, installed):
+    installed("A place to compute")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RAY), encoding="utf-8")
+    command = ["run", str(tmp_path / "recipe.yaml"), "--no-report", "--run-dir", str(tmp_path / "run")]
+    refused = CliRunner().invoke(app, [*command, "--on", "pool"])
+    assert "--on pool:: give the number of processes, e.g. --on pool:2" in str(refused.exception)
+    unknown = CliRunner().invoke(app, [*command, "--on", "pol:2"])
+    assert "--on pol:2: 'pol' is unknown; did you mean 'pool'?" in unknown.output
+    result = CliRunner().invoke(app, [*command, "--on", "pool:2"])
+    assert result.exit_code == 0, result.output
+    play(parse(RAY), tmp_path / "local")
+    assert digests(tmp_path / "run") == digests(tmp_path / "local")
 
 
 def test_a_benchmark_evaluates_by_its_name(tmp_path, installed):

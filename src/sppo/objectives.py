@@ -1,9 +1,9 @@
-r"""Losses of self-play, as pure functions of log-ratios and win rates.
+r"""Losses of self-play as pure functions of log-ratios and win rates.
 
 A log-ratio is :math:`\log \pi_\theta(y|x) - \log \pi_t(y|x)` in nats, summed over the response
 tokens, the end-of-turn token included. :math:`\pi_t` is the opponent: the policy at the start of the
-iteration. Every function returns one loss per response (or per pair), not reduced. :class:`Responses` holds what a loss
-can be made from.
+iteration. Every function returns one loss per response (or per pair), not reduced. :class:`Responses` holds the
+quantities that a loss can depend on.
 """
 
 from dataclasses import dataclass
@@ -93,19 +93,19 @@ def sft(log_prob: Float[Tensor, " responses"]) -> Float[Tensor, " responses"]:
 
 @dataclass(frozen=True)
 class Responses:
-    """The responses of some prompts in a row, with what losses need of each.
+    """The responses of several prompts, one after the other, with the quantities that losses depend on.
 
     Attributes:
-        log_ratio: log pi_theta(y|x) - log pi_t(y|x), nats, with its gradient.
-        opponent: log pi_t(y|x), nats.
-        win_rate: P^(y > pi_t | x), over all K of the prompt; NaN where the oracle was not asked.
-        demonstration: whether it came with the prompt, instead of from pi_t.
-        references: log pi_s(y|x) - log pi_t(y|x) of the reference policies that the algorithm asks for, nats.
-        reward: what the algorithm's own `rewards` made of its comparisons; NaN where it makes nothing of them.
-        prompt: which prompt each belongs to, 0, 1, ...
-        log_partition: of each prompt, nats.
-        winner: the response with the highest win rate of each prompt, or its demonstration.
-        loser: the one with the lowest; the same where a prompt has one response.
+        log_ratio: log pi_theta(y|x) - log pi_t(y|x) in nats, with its gradient.
+        opponent: log pi_t(y|x) in nats.
+        win_rate: P^(y > pi_t | x), over all K responses to the prompt; NaN if the oracle was not asked.
+        demonstration: whether the response is a demonstration that came with the prompt.
+        references: log pi_s(y|x) - log pi_t(y|x) in nats, for the reference policies that the algorithm requires.
+        reward: the value that the algorithm's `rewards` computed for the response; NaN if it computes none.
+        prompt: the index of the prompt that each response belongs to, from 0.
+        log_partition: log Z of each prompt in nats.
+        winner: for each prompt, the index of the response with the highest win rate, or of its demonstration.
+        loser: for each prompt, the index of the response with the lowest win rate; the winner's if there is only one.
     """
 
     log_ratio: Float[Tensor, " responses"]
@@ -124,28 +124,30 @@ class Responses:
         value: Float[Tensor, " responses"],
         *,
         mean: bool,
-        of: Bool[Tensor, " responses"] | None = None,
+        among: Bool[Tensor, " responses"] | None = None,
     ) -> Float[Tensor, " prompts"]:
-        """Sum or mean over the responses of each prompt, or over some of them.
+        """The sum or mean of a value over the responses of each prompt, or over some of them.
 
         Args:
-            value: of each response.
-            mean: instead of the sum; 0 where a prompt has none.
-            of: the responses that count; None: all.
+            value: one value per response.
+            mean: compute the mean rather than the sum; it is 0 for a prompt without responses.
+            among: the responses to include; None: all.
         """
-        total = torch.zeros_like(self.log_partition)
-        counted = torch.ones_like(value) if of is None else of.to(value.dtype)
-        total = total.index_add(0, self.prompt, value if of is None else torch.where(of, value, 0.0))
+        # `where`, not a product with the mask: a value that is left out can be NaN, and NaN * 0 is NaN.
+        value = value if among is None else torch.where(among, value, 0.0)
+        total = torch.zeros_like(self.log_partition).index_add(0, self.prompt, value)
         if not mean:
             return total
-        ones = torch.zeros_like(self.log_partition).index_add(0, self.prompt, counted)
-        return total / (ones if of is None else ones.clamp(min=1))
+        included = torch.ones_like(value) if among is None else among.to(value.dtype)
+        count = torch.zeros_like(self.log_partition).index_add(0, self.prompt, included)
+        return total / count.clamp(min=1)
 
     def pairwise(self, value: Float[Tensor, " responses"]) -> Float[Tensor, " prompts"]:
-        r"""Mean over the pairs of a prompt's responses of :math:`(v_i - v_j)^2`; 0 where a prompt has one response.
+        r"""The mean of :math:`(v_i - v_j)^2` over the pairs of a prompt's responses; 0 for a prompt with one response.
 
-        What a loss of differences is: whatever is added to all values of a prompt, such as log Z, has no part in it.
+        A constant that is added to all values of a prompt, such as log Z, does not change the result.
         """
+        # The mean over ordered pairs of different responses is twice the unbiased variance.
         centred = value - self.by_prompt(value, mean=True)[self.prompt]
         size = self.by_prompt(torch.ones_like(value), mean=False)
         return 2 * self.by_prompt(centred**2, mean=False) / (size - 1).clamp(min=1)

@@ -1,7 +1,7 @@
-"""Random numbers keyed by what they are for, never by a position in a stream.
+"""Random numbers that are keyed by their purpose, never by a position in a stream.
 
-The draw for (seed, iteration, prompt, k) is the same whichever worker makes it, in whatever order and
-after however many interruptions.
+The draw for (seed, iteration, prompt, k) is the same whichever worker makes it, in whatever order, and
+after any number of interruptions.
 """
 
 import hashlib
@@ -10,13 +10,14 @@ import numpy as np
 
 
 def digest(*key: str | int | float) -> bytes:
-    """32 bytes that depend on every part of the key and on where one part ends."""
+    """32 bytes that depend on every part of the key and on the boundaries between the parts."""
+    # The separator is doubled within a part, so that no two keys are joined to the same text.
     parts = (f"{type(part).__name__}:{part}".replace("\x1f", "\x1f\x1f") for part in key)
     return hashlib.sha256("\x1f".join(parts).encode()).digest()
 
 
 def generator(*key: str | int) -> np.random.Generator:
-    """A counter-based generator (Philox) of its own for the key."""
+    """The key's own counter-based generator (Philox)."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest(*key)[:16], "big")))
 
 
@@ -26,5 +27,5 @@ def seed(*key: str | int) -> int:
 
 
 def wide_seed(*key: str | int) -> int:
-    """A 62-bit seed; the K numbers from it on are those of no other key, in all likelihood."""
+    """A 62-bit seed; with near certainty, the K numbers that follow it are not used for another key."""
     return int.from_bytes(digest(*key)[:8], "big") >> 2

@@ -1,4 +1,7 @@
-"""Which of the K responses to a prompt are trained on. Their P^ is always the mean over all K."""
+"""Rules that select which of the K responses to a prompt are trained on.
+
+The win rate P^ of a selected response is always the mean over all K responses.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,23 +14,23 @@ Rule = Literal["best_worst", "all", "best_worst_random"]
 def best_worst(win_rate: Sequence[float], generator: np.random.Generator) -> list[int]:
     """The response with the highest and the one with the lowest win rate (the paper, Section 5.1).
 
-    Ties go to the lower index. Where all K win rates are equal the first and the last are taken, so that
-    two different responses are returned.
+    Ties go to the lower index. If all K win rates are equal, the first and the last response are selected, so
+    that two different responses are returned.
     """
-    del generator  # nothing is drawn
+    del generator  # this rule is deterministic
     best = int(np.argmax(win_rate))
     worst = int(np.argmin(win_rate))
     return [best, worst] if best != worst else [0, len(win_rate) - 1]
 
 
 def all_responses(win_rate: Sequence[float], generator: np.random.Generator) -> list[int]:
-    """All K, as Algorithm 1 is written."""
+    """All K responses, as in Algorithm 1."""
     del generator
     return list(range(len(win_rate)))
 
 
 def best_worst_random(win_rate: Sequence[float], generator: np.random.Generator) -> list[int]:
-    """Best, worst and one of the others drawn uniformly; only the first two where K = 2."""
+    """The best, the worst and one of the others, drawn uniformly; only the first two if K = 2."""
     chosen = best_worst(win_rate, generator)
     others = [k for k in range(len(win_rate)) if k not in chosen]
     return chosen + ([int(generator.choice(others))] if others else [])
@@ -41,14 +44,14 @@ RULES: dict[str, Callable[[Sequence[float], np.random.Generator], list[int]]] = 
 
 
 def select(rule: Rule, win_rate: Sequence[float], generator: np.random.Generator) -> list[int]:
-    """Indices of the responses to train on, by the rule's name.
+    """Select the responses to train on by the named rule.
 
     Args:
-        rule: one of :data:`RULES`.
-        win_rate: [n] P^ of the responses that may be chosen, n <= K.
-        generator: of this prompt alone, so that the draw depends on no other prompt.
+        rule: a name in :data:`RULES`.
+        win_rate: [n] P^ of the responses that can be selected, n <= K.
+        generator: the prompt's own random generator, so that the draw does not depend on other prompts.
 
     Returns:
-        Distinct indices into `win_rate`; the only one where n = 1, none where n = 0.
+        Distinct indices into `win_rate`; all of them if n < 2.
     """
     return list(range(len(win_rate))) if len(win_rate) < 2 else RULES[rule](win_rate, generator)

@@ -1,4 +1,4 @@
-r"""P^ from a preference matrix.
+r"""Win rates P^ from a preference matrix.
 
 A preference matrix holds :math:`P_{ij} = P(y_i \succ y_j | x)` for the K responses to one prompt:
 :math:`P + P^T = 1`, diagonal 1/2.
@@ -13,31 +13,31 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def win_rates(matrix: Float[Array, "*prompts K K"]) -> Float[Array, "*prompts K"]:
-    r"""How probably each response beats the policy that wrote all of them.
+    r"""The probability that each response beats the policy that generated all of them.
 
     SPPO (arXiv:2405.00675), Section 4.2: the policy is represented by its K samples,
-    :math:`\hat P(y_i \succ \pi_t | x) = \frac1K \sum_j P(y_i \succ y_j | x)`; the response itself is one
-    of the K and counts 1/2. Takes numpy arrays and torch tensors alike.
+    :math:`\hat P(y_i \succ \pi_t | x) = \frac1K \sum_j P(y_i \succ y_j | x)`. The response itself is one of
+    the K and counts 1/2. Both numpy arrays and torch tensors are accepted.
 
-    NaN stands where a pair was not compared. The mean over the other responses is then that over those
-    compared, with the same weight (K-1)/K beside the response itself: an unbiased estimate of the above where
-    every pair was as likely to be compared as any other.
+    NaN marks a pair that was not compared. The mean over the other responses is then replaced by the mean over
+    those that were compared, with the same weight (K-1)/K beside the response itself. This estimate is unbiased
+    if all pairs were equally likely to be compared.
 
     Args:
         matrix: [..., K, K] probabilities in [0, 1], or NaN off the diagonal.
 
     Returns:
-        [..., K] in [1/(2K), 1 - 1/(2K)]; their mean over the K is 1/2 where all were compared equally often. NaN
-        for a response that was compared with no other.
+        [..., K] in [1/(2K), 1 - 1/(2K)]; their mean over the K is 1/2 if all responses were compared equally often.
+        NaN for a response that was not compared with any other.
     """
-    compared = matrix == matrix  # not NaN, in numpy and torch alike
+    compared = matrix == matrix  # False for NaN only, in both numpy and torch
     if bool(compared.all()):
         rates: Array = matrix.mean(axis=-1)
         return rates
     k = matrix.shape[-1]
     diagonal = matrix.diagonal(0, -2, -1)
     others = compared.sum(-1) - 1
-    against = matrix.nansum(-1) if hasattr(matrix, "nansum") else np.nansum(matrix, axis=-1)
-    with np.errstate(invalid="ignore"):
-        estimate: Array = (diagonal + (k - 1) * ((against - diagonal) / others)) / k
+    total = matrix.nansum(-1) if hasattr(matrix, "nansum") else np.nansum(matrix, axis=-1)
+    with np.errstate(invalid="ignore"):  # 0/0 is NaN for a response without comparisons
+        estimate: Array = (diagonal + (k - 1) * ((total - diagonal) / others)) / k
     return estimate

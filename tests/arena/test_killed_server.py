@@ -38,6 +38,29 @@ class Server:
         self.process.stdout.close()
 
 
+class Person:
+    """Somebody with a name of their own at a browser, and everything that went wrong on their page."""
+
+    def __init__(self, chromium, server, name, width, scheme):
+        self.name, self.votes, self.complaints = name, 0, []
+        self.context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.context.add_init_script(f"localStorage.setItem('voter', '{name}')")
+        self.page = self.context.new_page()
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self._note(request.url, f":{server.port}/"))
+        self.page.goto(server.address)
+        self.page.wait_for_selector("body[data-ready=true]")
+
+    def _note(self, url, own):
+        if own not in url and not url.startswith("data:"):
+            self.complaints.append(url)
+
+    def press(self, key):
+        self.votes += 1
+        self.page.keyboard.press(key)
+        self.page.wait_for_selector(f"body[data-ready=true][data-votes='{self.votes}']")
+
+
 @pytest.mark.slow
 def test_a_hundred_votes_by_key_from_two_browsers_survive_a_kill(tmp_path, chromium):
     hostile = "<script>document.title='owned'</script>\x1b[31m \u202etxt"
@@ -46,58 +69,38 @@ def test_a_hundred_votes_by_key_from_two_browsers_survive_a_kill(tmp_path, chrom
     )
     server = Server(run, "--port", "0")
     people = []
-    complaints = []
     try:
         for name, width, scheme in (("ann", 1280, "light"), ("ben", 400, "dark")):
-            context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            context.add_init_script(f"localStorage.setItem('voter', '{name}')")
-            one = context.new_page()
-            one.on("pageerror", lambda error: complaints.append(str(error)))
-            one.on(
-                "request",
-                lambda request: (
-                    complaints.append(request.url)
-                    if f":{server.port}/" not in request.url and not request.url.startswith("data:")
-                    else None
-                ),
-            )
-            one.goto(server.address)
-            one.wait_for_selector("body[data-ready=true]")
-            assert "key=" not in one.url and "owned" not in one.title()
-            assert (
-                "<script>" in one.locator("#left").inner_text()
-                and "\\u202e" in one.locator("#left").inner_text()
-            )
-            assert one.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            people.append((name, one))
+            people.append(Person(chromium, server, name, width, scheme))
+            page = people[-1].page
+            assert "key=" not in page.url and "owned" not in page.title()
+            text = page.locator("#left").inner_text()
+            assert "<script>" in text and "\\u202e" in text
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         keys = itertools.cycle(["1", "2", "t", "ArrowLeft", "ArrowRight", "0"])
-
-        def press(one, count):
-            one.keyboard.press(next(keys))
-            one.wait_for_selector(f"body[data-ready=true][data-votes='{count}']")
-
-        for count in range(1, 26):
-            for _, one in people:
-                press(one, count)
-        people[0][1].keyboard.press("s")
-        people[0][1].wait_for_timeout(300)
-        people[0][1].wait_for_selector("body[data-ready=true]")
+        for _, person in itertools.product(range(25), people):
+            person.press(next(keys))
+        people[0].page.keyboard.press("s")
+        people[0].page.wait_for_timeout(300)
+        people[0].page.wait_for_selector("body[data-ready=true]")
         server.end()
-        for _, one in people:  # their votes find no server
-            one.keyboard.press("1")
-            one.wait_for_function("document.getElementById('status').textContent.includes('does not answer')")
+        for person in people:  # their votes find no server
+            person.page.keyboard.press("1")
+            person.page.wait_for_function(
+                "document.getElementById('status').textContent.includes('does not answer')"
+            )
         server = Server(run, "--port", server.port)
-        for _, one in people:
-            one.wait_for_selector("body[data-ready=true][data-votes='26']")
-        for count in range(27, 51):
-            for _, one in people:
-                press(one, count)
+        for person in people:
+            person.page.wait_for_selector("body[data-ready=true][data-votes='26']")
+            person.votes = 26
+        for _, person in itertools.product(range(24), people):
+            person.press(next(keys))
         server.end(signal.SIGINT)
-        assert complaints == []
+        assert [person.complaints for person in people] == [[], []]
     finally:
         server.end()
-        for _, one in people:
-            one.context.close()
+        for person in people:
+            person.context.close()
     kept = vote_files.read(run / "arena" / "votes.parquet")
     assert collections.Counter(row["voter"] for row in kept) == {"ann": 50, "ben": 50}
     assert len({(row["voter"], row["prompt_id"]) for row in kept}) == 100

@@ -15,6 +15,7 @@ from sppo.benchmarks.alpaca_eval import judge as alpaca_eval_judge
 from sppo.benchmarks.alpaca_eval.files import read_annotations
 from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError
 from sppo.cli.main import app
+from sppo.endpoint.exchange import Answer
 
 QUESTIONS = [f"Question {n}?" for n in range(12)]
 
@@ -69,14 +70,18 @@ def results(files):
     return json.loads((files / "out" / "alpaca-eval.json").read_text())["results"]
 
 
+def answer_of(reply):
+    return Answer.model_validate(reply.body)
+
+
 def test_the_preference_is_the_names_share_of_the_probability():
-    answer = chose(m=math.log(0.3), M=math.log(0.1), Both=math.log(0.6)).body
+    answer = answer_of(chose(m=math.log(0.3), M=math.log(0.1), Both=math.log(0.6)))
     assert alpaca_eval_judge.preference(answer, switched=False) == pytest.approx(2 - 0.75)
     assert alpaca_eval_judge.preference(answer, switched=True) == pytest.approx(1 + 0.75)
-    assert alpaca_eval_judge.preference(chose(M=-0.1).body, switched=False) == 2
-    assert alpaca_eval_judge.preference(chose(Both=-0.1).body, switched=False) is None
+    assert alpaca_eval_judge.preference(answer_of(chose(M=-0.1)), switched=False) == 2
+    assert alpaca_eval_judge.preference(answer_of(chose(Both=-0.1)), switched=False) is None
     with pytest.raises(ValueError, match="no log-probabilities"):
-        alpaca_eval_judge.preference(said("m").body, switched=False)
+        alpaca_eval_judge.preference(answer_of(said("m")), switched=False)
 
 
 def test_positions_are_even_odds_and_fixed():
@@ -261,7 +266,7 @@ def test_a_judge_that_said_nothing_can_be_asked_anew(capsys, files):
 )
 def test_strange_counts_and_halves_of_characters_are_survived(capsys, files, usage):
     def answer(path, body):
-        reply = chose(m=1e4, M=-1e4)
+        reply = chose(m=-1.0, M=-1e4)
         reply.body |= {"usage": usage, "model": "judge \ud83d"}
         reply.body["choices"][0]["message"]["content"] = "m\ud83d"
         return reply

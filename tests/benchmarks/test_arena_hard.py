@@ -188,14 +188,14 @@ def test_recorded_verdicts_count_before_texts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[1:], "1 of 3 questions have no answer, the first: id0"),
+        (lambda rows: rows[1:], "1 of 3 questions have no response, the first: id0"),
         (
             lambda rows: [*rows, {**rows[0], "question_id": "new"}],
-            "1 answers are to questions .* the first: new",
+            "1 responses are to questions .* the first: new",
         ),
         (lambda rows: [*rows, rows[0]], "question id0 is there twice"),
-        (lambda rows: [{**rows[0], "model_id": "other"}, *rows[1:]], "answers of several models"),
-        (lambda rows: [{**rows[0], "choices": []}, *rows[1:]], "no `turns` or `choices`"),
+        (lambda rows: [{**rows[0], "model_id": "other"}, *rows[1:]], "responses of several models"),
+        (lambda rows: [{**rows[0], "choices": []}, *rows[1:]], "no `turns`, `choices` or `messages`"),
     ],
 )
 def test_answers_that_do_not_fit(capsys, tmp_path, data, change, message):

@@ -7,6 +7,7 @@ import pytest
 
 from sppo import game
 from sppo.benchmarks import participants
+from sppo.benchmarks.evaluation import Evaluation
 from sppo.benchmarks.head_to_head import play as head_to_head
 from sppo.benchmarks.head_to_head.score import games, intervals
 from sppo.benchmarks.options import read_oracle, read_sampling
@@ -57,11 +58,9 @@ def quiet():
 
 
 def play(home, paths, oracle, **more):
-    found = participants.resolve(paths)
-    decoding = Decoding(read_sampling("{max_new_tokens: 12}"))
-    return head_to_head.play(
-        home, found, read_oracle(oracle), more.pop("prompts", None), decoding, quiet(), **more
-    )
+    compared = participants.resolve(paths)
+    evaluation = Evaluation(head_to_head.NAME, home, Decoding(read_sampling("{max_new_tokens: 12}")), quiet())
+    return head_to_head.play(evaluation, compared, read_oracle(oracle), more.pop("prompts", None), **more)
 
 
 def test_a_circle_has_the_uniform_winner(tmp_path, outputs, oracle):

@@ -234,7 +234,7 @@ def test_answers_of_one_turn_are_refused(capsys, tmp_path, data):
     error = evaluate(
         capsys, tmp_path, lines(tmp_path / "mine.jsonl", rows), "--data", data, "--judge", judge, code=1
     )
-    assert "question 81 has 2 turns and 1 answers" in error
+    assert "question 81 has 2 turns and 1 responses" in error
 
 
 def test_fastchats_own_prompts_are_read(tmp_path):

@@ -1,5 +1,4 @@
 import asyncio
-import json
 import socket
 import subprocess
 import sys
@@ -9,8 +8,9 @@ import pytest
 from chat_server import Reply, said, serve
 
 from sppo import oracle
-from sppo.endpoint.cache import Answers, AnswersError
-from sppo.endpoint.client import BudgetError, Endpoint, EndpointError, chat, completion
+from sppo.endpoint.cache import AnswerCache, AnswerCacheError
+from sppo.endpoint.client import Endpoint
+from sppo.endpoint.exchange import BudgetError, EndpointError, chat, completion
 from sppo.oracle import OracleError
 from sppo.recipe import EndpointConfig, RecipeError, parse_endpoint
 
@@ -19,28 +19,12 @@ def echo(path, body):
     return said(body["messages"][-1]["content"].upper())
 
 
-@pytest.fixture
-def endpoint(tmp_path):
-    def make(server, **more):
-        cache = str(tmp_path / "answers.sqlite")
-        settings = {
-            "url": getattr(server, "url", server),
-            "model": "judge",
-            "retries": 1,
-            "cache": cache,
-            **more,
-        }
-        return Endpoint(EndpointConfig(**settings))
-
-    return make
-
-
 def ask(text, **settings):
     return chat([{"role": "user", "content": text}], **settings)
 
 
 def texts(answers):
-    return [answer["choices"][0]["message"]["content"] for answer in answers]
+    return [answer.choices[0].said for answer in answers]
 
 
 # asking
@@ -78,8 +62,8 @@ def test_completions_take_token_ids_and_give_log_probabilities(endpoint):
 
     with serve(complete) as server:
         (answer,) = endpoint(server, extra_body={"top_k": 5}).ask([completion([1, 2, 3], logprobs=1, seed=7)])
-    assert answer["choices"][0]["text"] == "6"
-    assert answer["choices"][0]["logprobs"] == logprobs
+    assert answer.choices[0].said == "6"
+    assert answer.choices[0].logprobs.token_logprobs == [-0.5]
     assert server.asked == [{"model": "judge", "prompt": [1, 2, 3], "logprobs": 1, "seed": 7, "top_k": 5}]
 
 
@@ -146,7 +130,7 @@ def _ask_some(url, cache, numbers):
 
 def _start(url, cache, first, last):
     code = (
-        "import sys\nfrom sppo.endpoint.client import Endpoint, chat\nfrom sppo.recipe import EndpointConfig\n"
+        "import sys\nfrom sppo.endpoint.client import Endpoint\nfrom sppo.endpoint.exchange import chat\nfrom sppo.recipe import EndpointConfig\n"
         "url, cache, first, last = sys.argv[1:]\n"
         "of = Endpoint(EndpointConfig(url=url, model='judge', concurrency=2, cache=cache))\n"
         "of.ask([chat([{'role': 'user', 'content': str(n)}]) for n in range(int(first), int(last))])\n"
@@ -162,7 +146,7 @@ def test_several_processes_share_a_cache(tmp_path):
         count = len(server.asked)
         _ask_some(server.url, cache, range(90))
         assert len(server.asked) == count
-        with Answers(cache) as answers:
+        with AnswerCache(cache) as answers:
             assert answers.spent('["judge", null]') == 10 * count
 
 
@@ -189,18 +173,18 @@ def test_a_kill_loses_only_what_was_on_its_way(tmp_path):
 
 def test_a_file_that_is_no_cache(tmp_path):
     (tmp_path / "x.sqlite").write_bytes(b"hello" * 1000)
-    with pytest.raises(AnswersError, match=r"x\.sqlite: file is not a database; .* move it away"):
+    with pytest.raises(AnswerCacheError, match=r"x\.sqlite: file is not a database; .* move it away"):
         Endpoint(EndpointConfig(url="http://127.0.0.1:9/v1", model="m", cache=str(tmp_path / "x.sqlite")))
 
 
 def test_questions_with_lone_surrogates_and_long_texts_are_kept(tmp_path):
-    with Answers(tmp_path / "a") as answers:
-        answers.put("\ud800", {"a": "\ud800"}, "m", 1)
-        answers.put("x" * 100_000, ["y"], "m", 2)
+    with AnswerCache(tmp_path / "a") as answers:
+        answers.put("\ud800", "first", "m", 1)
+        answers.put("x" * 100_000, "y" * 100_000, "m", 2)
         answers.flush()
         assert answers.get(["\ud800", "x" * 100_000, *map(str, range(2000))]) == {
-            "\ud800": {"a": "\ud800"},
-            "x" * 100_000: ["y"],
+            "\ud800": "first",
+            "x" * 100_000: "y" * 100_000,
         }
         assert (answers.spent("m"), answers.spent("n")) == (3, 0)
 
@@ -292,9 +276,9 @@ def test_what_goes_by_is_asked_again(endpoint, reply, seconds):
         ),
         (Reply(b"<html>", 503), r"fails \(503: <html>; 0 retries\)"),
         (Reply(b"[1, 2", 200), r"answers nonsense: not JSON: '\[1, 2'; is http"),
-        (Reply({"choices": None}, 200), "answers nonsense: no choices:"),
-        (Reply({"choices": [{"text": "x"}]}, 200), "nonsense: a choice without a message"),
-        (Reply({"choices": [3]}, 200), "nonsense: a choice without a message"),
+        (Reply({"choices": None}, 200), "answers nonsense: choices: Input should be a valid list:"),
+        (Reply({"choices": [{"text": "x"}]}, 200), "nonsense: choices.0.message: missing:"),
+        (Reply({"choices": [3]}, 200), "nonsense: choices.0: Input should be a valid dict"),
         (said("a", "b"), "gives 2 choices where n = 1 were asked for; use n = 1"),
     ],
 )
@@ -351,7 +335,7 @@ def test_a_key_that_is_not_there(endpoint, monkeypatch):
     ("wrong", "message"),
     [
         ({"url": "localhost:8000"}, "url: must be a URL like http://localhost:8000/v1"),
-        ({"url": "https://me:hunter2@host/v1"}, "url: must hold no password"),
+        ({"url": "https://me:hunter2@host/v1"}, "url: must contain no password"),
         ({"api_key_env": "sk-hunter2"}, "api_key_env: must be the name of an environment variable"),
         ({"api_key_env": "gsk_hunter2"}, "api_key_env: must be the name of an environment variable"),
         ({"concurency": 3}, "did you mean `concurrency`"),
@@ -374,13 +358,13 @@ def test_a_real_server_answers_and_refuses(real_server, endpoint):
     of = endpoint(url, model=model)
     settings = {"max_tokens": 4, "temperature": 0.0}
     found = of.ask([ask("Hello", **settings), completion("Hello, how", **settings), ask("Hello", **settings)])
-    assert isinstance(found[0]["choices"][0]["message"]["content"], str)
-    assert isinstance(found[1]["choices"][0]["text"], str)
+    assert found[0].choices[0].message is not None
+    assert found[1].choices[0].text is not None
     assert found[2] == found[0]
     assert of.usage.requests == 2
     assert of.usage.prompt_tokens > 10
     assert 2 <= of.usage.completion_tokens <= 8
-    assert json.dumps(endpoint(url, model=model).ask([ask("Hello", **settings)])[0]) == json.dumps(found[0])
+    assert endpoint(url, model=model).ask([ask("Hello", **settings)]) == found[:1]
     with pytest.raises(EndpointError, match=r"model '/no/such/model', "):
         endpoint(url, model="/no/such/model").ask([ask("Hello")])
     with pytest.raises(EndpointError, match=r"refuses the request \(4\d\d: .*n|gives 1 choices where n = 2"):

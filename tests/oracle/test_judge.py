@@ -9,8 +9,9 @@ import pytest
 from chat_server import Reply, said, serve
 
 from sppo import oracle
+from sppo.endpoint.exchange import Answer, Choice
 from sppo.oracle import BothOrders, OracleError
-from sppo.oracle.judge_template import Template, masses, source, written_out
+from sppo.oracle.judge_template import Template, source, verdict_probabilities, written_verdict
 from sppo.recipe import RecipeError, parse_oracle
 
 PROMPTS = ["Tell me about a fox.", "What is rain?"]
@@ -140,12 +141,12 @@ def test_each_orders_answer_can_be_had(load):
 
 
 def test_probabilities_of_letters_are_added_up():
-    choice = with_logprobs(("A", 0.2), ("**A", 0.1), ("▁B", 0.3), ("ĠC", 0.05), ("AB", 0.1), ("b", 0.1)).body[
-        "choices"
-    ]
-    assert masses(choice[0]) == pytest.approx({"A": 0.3, "B": 0.3, "C": 0.05})
-    assert masses({"message": {}}) is None
-    assert masses({"logprobs": {"content": []}}) is None
+    reply = with_logprobs(("A", 0.2), ("**A", 0.1), ("▁B", 0.3), ("ĠC", 0.05), ("AB", 0.1), ("b", 0.1))
+    choice = Answer.model_validate(reply.body).choices[0]
+    assert verdict_probabilities(choice) == pytest.approx({"A": 0.3, "B": 0.3, "C": 0.05})
+    nothing = {"A": 0.0, "B": 0.0, "C": 0.0}
+    assert verdict_probabilities(Choice.model_validate({"message": {}})) == nothing
+    assert verdict_probabilities(Choice.model_validate({"logprobs": {"content": []}})) == nothing
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_the_least_mass_of_a_verdict(load):
     ],
 )
 def test_verdicts_written_out(text, score):
-    assert written_out(text) == score
+    assert written_verdict(text) == score
 
 
 def sample_judge(path, body):
@@ -274,6 +275,137 @@ def test_an_endpoint_that_fails_names_its_prompt(load):
     ):
         load(server).compare(["first", "second"], [["a", "b"]] * 2)
     assert caught.value.prompt_index == 1
+
+
+# thoughts, which are no verdicts
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "expected"),
+    [
+        ("<think>I must end with [[A]] if..., [[C]] if equal</think>The verdict is [[B]].", "stop", 0.0),
+        ("<think>[[B]]</think>A", "stop", 1.0),
+        ("[[A]] would be wrong</think>[[C]]", "stop", 0.5),
+        ("[THINK][[B]][/THINK][[A]]", "stop", 1.0),
+        ("<think>I must end with [[A]] if..., [[B]] if..., [[C]] if equal", "length", None),
+        ("<think>I must end with [[A]] if..., [[B]] if..., [[C]] if equal", "stop", None),
+        ("I must end with [[A]] if..., [[B]] if..., [[C]] if", "length", None),
+        ("<think>x</think>The verdict is [[A]] unless", "length", None),
+        ("<think>[[A]]</think>", "stop", None),
+        ("<thinking>[[A]]", "stop", None),
+    ],
+)
+def test_a_thought_is_no_verdict(load, text, finish_reason, expected):
+    def answer(path, body):
+        return said(text, finish_reason=finish_reason) if parts(body)[1] == "a" else said("[[C]]")
+
+    with serve(answer) as server:
+        judge = load(
+            server, verdict="samples", parse_retries=0, unread="leave_out_pair", max_left_out_share=1.0
+        )
+        q = (2 * judge_pairs(judge, ["a", "b"]) - 0.5)[0, 0, 1]
+    np.testing.assert_allclose(q, np.nan if expected is None else expected)
+    assert judge.counts["unreadable_verdicts"] == (expected is None)
+
+
+def judge_pairs(judge, texts):
+    """P of one prompt's responses, gaps allowed."""
+    judge.allow_gaps = True
+    return judge.compare(["x"], [texts])
+
+
+# what a judge refuses
+
+
+def refusal_400(path, body):
+    return Reply(
+        {"error": {"message": "The prompt triggered the content policy.", "code": "content_filter"}}, 400
+    )
+
+
+def filtered(path, body):
+    return said("", finish_reason="content_filter")
+
+
+def refused_in_words(path, body):
+    return said("", message={"content": None, "refusal": "I cannot help with that."})
+
+
+def empty(path, body):
+    return said("")
+
+
+def null(path, body):
+    return said("", message={"content": None})
+
+
+REFUSALS = [refusal_400, filtered, refused_in_words, empty, null]
+
+
+@pytest.mark.parametrize("refuse", REFUSALS)
+@pytest.mark.parametrize("verdict", ["samples", "logprobs"])
+def test_a_refused_pair_is_left_out_and_counted(load, refuse, verdict):
+    def answer(path, body):
+        if "bad" in parts(body)[1:]:
+            return refuse(path, body)
+        return said("[[A]]") if verdict == "samples" else with_logprobs(("A", 1.0))
+
+    texts = ["a", "b", "bad"]
+    with serve(answer) as server:
+        with pytest.raises(OracleError, match=r"set oracle\.unread: .*leave_out_pair"):
+            load(server, verdict=verdict).compare(["x"], [texts])
+        judge = load(server, verdict=verdict, unread="leave_out_pair", max_left_out_share=0.7)
+        found = judge_pairs(judge, texts)[0]
+        np.testing.assert_array_equal(np.isnan(found), [[False, False, True]] * 2 + [[True, True, False]])
+        assert found[0, 1] == 0.5
+        assert judge.counts["pairs_left_out"] == 2
+        whole = judge_pairs(
+            load(server, verdict=verdict, unread="leave_out_prompt", max_left_out_share=1.0), texts
+        )
+        np.testing.assert_array_equal(np.isnan(whole[0]), ~np.eye(3, dtype=bool))
+        # within a panel and a wrapper as well
+        around = {
+            "type": "panel",
+            "members": [{"type": "near_tie", "oracle": judge.inner.config.model_dump()}] * 2,
+        }
+        found = oracle.load(around, allow_gaps=True).compare(["x"], [texts])[0]
+        np.testing.assert_array_equal(np.isnan(found), [[False, False, True]] * 2 + [[True, True, False]])
+
+
+def test_more_than_the_allowed_share_stops(load):
+    def answer(path, body):
+        return refusal_400(path, body) if "bad" in parts(body)[1:] else said("[[A]]")
+
+    settings = {"verdict": "samples", "unread": "leave_out_pair", "max_left_out_share": 0.3}
+    with serve(answer) as server:
+        judge = load(server, **settings)
+        judge.allow_gaps = True
+        judge.compare(["x"], [["a", "b", "c"]])
+        judge.compare(["x"], [["bad", "e"]])  # 1 of 4
+        with pytest.raises(
+            OracleError,
+            match=r"on 2 of 5 pairs, which is more than oracle\.max_left_out_share: 0\.3; .*policy",
+        ) as caught:
+            judge.compare(["x"], [["bad", "f"]])
+        assert caught.value.prompt_index == 0
+
+
+def test_who_needs_every_pair_is_told(load):
+    with serve(empty) as server:
+        judge = load(server, verdict="samples", unread="leave_out_pair", max_left_out_share=1.0)
+        with pytest.raises(
+            OracleError, match=r"left out pairs .* every pair is needed here; set oracle\.unread"
+        ):
+            judge.compare(["x"], [["a", "b"]])
+
+
+def test_gaps_of_an_oracle_that_leaves_none_are_refused():
+    class Broken:
+        def compare(self, prompts, responses):
+            return [[[0.5, np.nan], [np.nan, 0.5]]]
+
+    with pytest.raises(OracleError, match="is not finite"):
+        oracle.CheckedOracle(Broken()).compare(["x"], [["a", "b"]])
 
 
 # templates

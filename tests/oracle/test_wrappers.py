@@ -38,7 +38,7 @@ def test_matched_lengths_by_hand():
 
 def test_near_ties_by_hand():
     for before, after in {0.5: 0.5, 0.55: 0.525, 0.525: 0.50625, 0.6: 0.6, 0.9: 0.9, 1.0: 1.0}.items():
-        found = near_tie(pair(before), np.zeros(2), delta=0.1)
+        found = near_tie(pair(before), delta=0.1)
         np.testing.assert_allclose(found, pair(after), atol=1e-12)
 
 
@@ -52,7 +52,7 @@ def test_adjusted_preferences_are_preferences(seed, penalty, scale):
     for adjust in (
         lambda p, n: length_controlled(p, n, penalty=penalty, scale=scale),
         lambda p, n: length_matched(p, n, max_ratio=1.3),
-        lambda p, n: near_tie(p, n, delta=0.2),
+        lambda p, n: near_tie(p, delta=0.2),
     ):
         found = adjust(matrix, lengths)
         np.testing.assert_allclose(found + found.T, 1, atol=1e-12)
@@ -134,7 +134,7 @@ def test_opponents_of_the_oracle_inside_are_the_wrappers():
     def opponents(**inner):
         return parse_oracle(
             {"type": "near_tie", "oracle": {"type": "length_matched", "oracle": inner}}
-        ).opponents
+        ).compared_opponents()
 
     assert opponents(type="pairrm", opponents=2) == 2
     assert opponents(type="panel") is None

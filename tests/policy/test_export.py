@@ -89,7 +89,7 @@ def test_a_quantised_adapter_is_merged_into_what_it_was_trained_on(tmp_path):
     folder = make_adapter(tmp_path / "adapter", quantization="nf4")
     done = sppo(folder, tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert "rounded to nf4" in done.output
+    assert "quantised to nf4" in done.output
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "quantization_config" not in config
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -101,7 +101,7 @@ def test_a_quantised_adapter_is_merged_into_what_it_was_trained_on(tmp_path):
     ("arguments", "message"),
     [
         (["nowhere", "out"], "neither a run with a finished iteration nor a policy's folder"),
-        ([POLICY, "."], "is there already"),
+        ([POLICY, "."], "exists already"),
         ([POLICY, "out", "--max-shard-size", "big"], "a number and a unit"),
         ([POLICY, "out", "--dtype", "int4"], "float32"),
     ],
@@ -222,7 +222,7 @@ class Hub:
 def test_a_policy_goes_to_its_owner_and_to_nobody_else(tmp_path):
     with Hub() as hub:
         refused = hub.sppo(POLICY, tmp_path / "no", "--push-to-hub", "theirs/model")
-        assert refused.returncode == 1 and "theirs is not yours; name one of me, ours" in refused.stderr
+        assert refused.returncode == 1 and "you do not own theirs; use one of me, ours" in refused.stderr
         assert not hub.made and not (tmp_path / "no").exists()
         done = hub.sppo(POLICY, tmp_path / "out", "--push-to-hub", "me/model")
         assert done.returncode == 0, done.stderr
@@ -236,7 +236,7 @@ def test_a_policy_goes_to_its_owner_and_to_nobody_else(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--push-to-hub", "me/model"], "nobody is logged in"),
+        (["--push-to-hub", "me/model"], "you are not logged in"),
         (["--push-to-hub", "model"], "OWNER/NAME"),
         (["--public"], "works only with --push-to-hub"),
     ],

@@ -34,7 +34,7 @@ def test_missing_weights_are_named(copied):
 def test_damaged_weights_are_named(copied):
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(policy.PolicyError, match=r"does not load|damaged"):
+    with pytest.raises(policy.PolicyError, match=r"cannot be loaded|damaged"):
         policy.load(copied, dtype="float32")
 
 

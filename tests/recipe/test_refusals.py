@@ -99,8 +99,8 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
         ),
         (
             SMALLEST + "algorithm: {type: inpo, eta: 30, tau: 0.1}\n",
-            "algorithm.tau: 0.1, but eta tau = 3 is the share of the reference in pi_{t+1} and at most 1; lower it"
-            " to 0.0333333 or less",
+            "algorithm.tau: 0.1, but eta tau = 3 is the reference policy's share of pi_{t+1}, which is at most 1;"
+            " lower tau to 0.0333333 or less",
         ),
         (SMALLEST + "algorithm: {type: inpo, opponents: 2}\n", "algorithm.opponents: unknown key"),
         (

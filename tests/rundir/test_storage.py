@@ -246,7 +246,7 @@ def test_a_run_on_s3_that_is_killed_goes_on_elsewhere_to_the_same_bytes(s3, tmp_
     output, said = done.communicate()[0], local.communicate()[0]
     assert done.returncode == 0, output
     assert local.returncode == 0, said
-    assert "training goes on from the checkpoint after step 2" in output
+    assert "training resumes from the checkpoint after step 2" in output
     assert f"talk to it with: sppo chat {run}" in output
     finished = storage_of(tmp_path / "elsewhere", run)
     assert digests(finished) == digests(tmp_path / "local")

@@ -6,7 +6,7 @@ import pytest
 from chat_server import Reply, serve
 
 from sppo import sampling
-from sppo.endpoint.client import EndpointError
+from sppo.endpoint.exchange import EndpointError
 from sppo.policy import load as policies
 from sppo.recipe import RecipeError, parse, parse_sampling
 from sppo.sampling.decoding import TransformersSampler
@@ -100,11 +100,14 @@ def test_what_was_answered_is_not_asked_again(sampler, answer):
         ),
         ({"token_ids": [7, 1200]}, "returned the token 1200, but the policy's vocabulary has 1200"),
         ({"token_ids": [-1, 5]}, "returned the token -1"),
-        ({"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, "x"]}}, "of every token"),
-        ({"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, float("nan")]}}, "of every token"),
-        ({"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, 0.5]}}, "of every token"),
-        ({"logprobs": [-1.0]}, "of every token"),
-        ({"prompt_token_ids": 7}, "read another prompt than it was sent: 7 instead"),
+        ({"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, "x"]}}, "logprobs.token_logprobs.1: "),
+        (
+            {"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, float("nan")]}},
+            "nan is not a log-probability",
+        ),
+        ({"token_ids": [7, 5], "logprobs": {"token_logprobs": [-1.0, 0.5]}}, "0.5 is not a log-probability"),
+        ({"logprobs": [-1.0]}, "choices.0.logprobs: "),
+        ({"prompt_token_ids": 7}, "choices.0.prompt_token_ids: "),
         ({"index": 0}, "does not number its choices"),
         ({"index": "first"}, "does not number its choices"),
         (

@@ -61,7 +61,7 @@ def test_resumed_and_uninterrupted_give_the_same_bytes(broken, whole):
     said, seen = [], []
     again = resumed(broken, said.append)
     assert again.begun == 6
-    assert said == ["training goes on from the checkpoint after step 6 of 12"]
+    assert said == ["training resumes from the checkpoint after step 6 of 12"]
     train(again, seen.append)
     assert sum(seen) == 6
     assert bytes_of(again) == bytes_of(whole)
@@ -78,7 +78,7 @@ def test_two_checkpoints_are_kept_and_the_one_before_a_damaged_one_is_used(broke
     said = []
     again = resumed(broken, said.append)
     assert again.begun == 3
-    assert "after step 6 is not used: its file optimizer.pt is not as it was written" in said[0]
+    assert "after step 6 is not used: its file optimizer.pt is missing or has changed" in said[0]
     train(again)
     assert bytes_of(again) == bytes_of(whole)
 
@@ -90,7 +90,9 @@ def test_what_does_not_belong_is_said_and_not_used(broken):
         return said
 
     other = broken.settings.model_copy(update={"learning_rate": 2e-3})
-    assert all("of another training" in text for text in reasons(dataclasses.replace(broken, settings=other)))
+    assert all(
+        "belongs to another training" in text for text in reasons(dataclasses.replace(broken, settings=other))
+    )
     parallel = broken.settings.model_copy(update={"devices": 2})
     assert all("processes" in text for text in reasons(dataclasses.replace(broken, settings=parallel)))
     assert reasons(dataclasses.replace(broken, fingerprint="other"))
@@ -99,7 +101,7 @@ def test_what_does_not_belong_is_said_and_not_used(broken):
     assert identity(dataclasses.replace(broken, settings=often)) == identity(broken)
     for seal, content in zip(sorted(Path(broken.work).glob("checkpoint-*/sppo.json")), ("", "[1]")):
         seal.write_text(content)
-    assert [text for text in reasons(broken) if "was not written to its end" in text] == reasons(broken)
+    assert [text for text in reasons(broken) if "it is incomplete" in text] == reasons(broken)
     shutil.rmtree(Path(broken.work) / "checkpoint-3")
     (Path(broken.work) / "checkpoint-x").mkdir()
     (Path(broken.work) / "checkpoint-7").write_text("a file")
@@ -159,7 +161,7 @@ def test_killed_in_the_middle_of_training_a_run_goes_on_from_its_checkpoint(tmp_
     again = start()
     output = again.communicate(timeout=200)[0]
     assert again.returncode == 0, output
-    step = int(re.search(r"training goes on from the checkpoint after step (\d+) of 30", output)[1])
+    step = int(re.search(r"training resumes from the checkpoint after step (\d+) of 30", output)[1])
     assert step >= 6
     assert json.loads((home / "train.json").read_text())["files"] == trained["files"]  # names and digests
     steps = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]

@@ -279,7 +279,7 @@ def test_an_adapter_given_as_the_base_policy_is_gone_on_with(kept, tmp_path):
     given = str(kept / "iter-1" / "policy")
     changes = PLAYED | {"iterations": 1, "policy.model": given}
     for wrong, message in (
-        ({"training.adapter": None}, "cannot be trained without one"),
+        ({"training.adapter": None}, "cannot be trained without training.adapter"),
         ({"training.adapter": LORA | {"r": 8}}, r"training.adapter.r: 8, but .* has 4"),
         ({"training.adapter": LORA | {"target_modules": ["q_proj"]}}, r"has\s+others \(down_proj"),
         ({"policy.quantization": "nf4"}, "was trained on a base that is not quantised"),

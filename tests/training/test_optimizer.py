@@ -51,15 +51,15 @@ def test_arguments_reach_the_optimiser_or_are_refused():
     check(Training(optimizer="rmsprop", optimizer_args={"alpha": 0.9, "momentum": 0.5}))
     with pytest.raises(RecipeError, match=r"'alhpa' has no effect on 'rmsprop'"):
         check(Training(optimizer="rmsprop", optimizer_args={"alpha": 0.9, "alhpa": 0.9}))
-    with pytest.raises(RecipeError, match=r"optimizer_args {'alpha': 'much'} does not work here"):
+    with pytest.raises(RecipeError, match=r"optimizer_args {'alpha': 'much'} does not work on this machine"):
         check(Training(optimizer="rmsprop", optimizer_args={"alpha": "much"}))
 
 
 def test_rmsprop_is_that_of_the_released_code():
     """torch's, at its defaults: v = 0.99 v + 0.01 g^2, x = x - lr g / (sqrt(v) + 1e-8)."""
-    from sppo.training.optimizer import _chosen
+    from sppo.training.optimizer import _resolve
 
-    made, options, _ = _chosen(Training(optimizer="rmsprop", learning_rate=0.1))
+    made, options, _ = _resolve(Training(optimizer="rmsprop", learning_rate=0.1))
     weight = torch.nn.Parameter(torch.tensor([1.0]))
     weight.grad = torch.tensor([2.0])
     made([weight], **options).step()

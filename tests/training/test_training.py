@@ -312,7 +312,7 @@ def test_the_opponents_log_probabilities_must_be_of_this_policy(job):
 
 def test_the_models_size_and_its_flops(tiny_model):
     model = policies.load(tiny_model("llama-3"), dtype="float32", device="cpu")
-    size = Size.of(model)
+    size = Size.measure(model)
     embedding = model.get_input_embeddings().weight.numel()
     total = sum(parameter.numel() for parameter in model.parameters())
     assert size.head == embedding

@@ -1,5 +1,5 @@
-"""What one optimiser step minimises: a loss for each prompt from its responses' log-ratios, one file per algorithm.
+"""The algorithms, one per file: each computes a loss per prompt from the log-ratios of the prompt's responses.
 
-Each file holds one class: the recipe's `algorithm:` section, what the algorithm needs, and its loss
-(:class:`sppo.recipe.algorithm.Algorithm`). Names are found through :mod:`sppo.recipe.registry`.
+Each file holds one class with the recipe's `algorithm:` section, the algorithm's requirements, and its loss
+(:class:`sppo.recipe.algorithm.Algorithm`). :mod:`sppo.recipe.registry` finds the classes by name.
 """

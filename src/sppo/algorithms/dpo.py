@@ -1,8 +1,10 @@
 r"""Iterative DPO (arXiv:2305.18290, Equation 7): the best against the worst of each prompt's responses.
 
-:math:`-\log\sigma(\beta(r_w - r_l))` with log-ratios to the opponent, the policy at the start of the iteration; the
-paper's reference is one fixed policy. Needs a pair per prompt: a prompt with one usable response has loss log 2 and
-no gradient. Which of the two won is all it knows of the oracle; how clearly is lost.
+The loss is :math:`-\log\sigma(\beta(r_w - r_l))`. The log-ratios are taken to the opponent, the policy at the start of
+the iteration; the paper's reference is one fixed policy.
+
+Requires a pair per prompt: a prompt with one usable response has the loss log 2 and no gradient. The loss uses only which
+of the two responses won, not how clearly it won.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ class DPO(Algorithm):
     """Iterative DPO on the best and the worst response of each prompt."""
 
     type: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0, description="as in DPO: a larger one stays closer to pi_t")
+    beta: float = Field(0.1, gt=0)
+    """Larger values keep pi_{t+1} closer to pi_t, as in DPO."""
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """:func:`sppo.objectives.dpo` of the best response against the worst."""
+        """Apply :func:`sppo.objectives.dpo` to the best and the worst response of each prompt."""
         from sppo import objectives
 
         ratio = responses.log_ratio

@@ -1,14 +1,15 @@
-r"""EGPO (arXiv:2503.08942): extragradient on the game that the base policy regularises.
+r"""EGPO (arXiv:2503.08942): the extragradient method on the game that is regularised towards the base policy.
 
 .. math:: \pi_{t+1/2} &\propto \pi_1^{\eta\tau}\, \pi_t^{1-\eta\tau} \exp(\eta P(\cdot \succ \pi_t)) \\
           \pi_{t+1} &\propto \pi_1^{\eta\tau}\, \pi_t^{1-\eta\tau} \exp(\eta P(\cdot \succ \pi_{t+1/2}))
 
-Each is an iteration of the loop: an odd one looks ahead, the even one after it draws from what was found and steps from
-where the odd one began, so that a run wants an even number of iterations. Both have INPO's loss (inpo.py), with the
-policy where the step began in place of :math:`\pi_t`.
+Each half is an iteration of the loop: an odd iteration looks ahead, and the even iteration after it samples from the
+policy that the look-ahead has found, but steps from the policy at which the look-ahead began. A run should therefore have
+an even number of iterations. Both halves have INPO's loss (inpo.py), with the policy at which the step begins in place of
+:math:`\pi_t`.
 
-Needs: responses with win rates, the base's log-probabilities and, in even iterations, those of the policy before. The
-paper takes one gradient step of this loss on uniformly drawn pairs for each half; here each is minimised.
+Requires responses with win rates, the base policy's log-probabilities and, in even iterations, those of the previous
+policy. For each half the paper takes one gradient step of this loss on uniformly drawn pairs; here each half is minimised.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
 
 class EGPO(Regularised):
-    """Extragradient: odd iterations look ahead, even ones step from where the odd one began."""
+    """The extragradient method: odd iterations look ahead, even iterations step from where the odd one began."""
 
     type: Literal["egpo"] = "egpo"
 
     def reference_policies(self, t: int) -> tuple[int, ...]:
-        """The policy where the step begins, then the base policy."""
+        """The policy at which the step begins, then the base policy."""
         return (t if t % 2 else t - 1, 1)
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """Mean over the pairs of each prompt, nats squared."""
+        """The mean over the pairs of each prompt, in nats squared."""
         start, base = responses.references
         share = self.eta * self.tau
         h = responses.log_ratio - (1 - share) * start - share * base

@@ -1,7 +1,9 @@
 r"""Iterative IPO (arXiv:2310.12036, Equation 17): the best against the worst of each prompt's responses.
 
-:math:`(r_w - r_l - \frac{1}{2\tau})^2` with log-ratios to the opponent, the policy at the start of the iteration;
-the paper's reference is one fixed policy. Needs a pair per prompt: a prompt with one usable response has no gradient.
+The loss is :math:`(r_w - r_l - \frac{1}{2\tau})^2`. The log-ratios are taken to the opponent, the policy at the start of
+the iteration; the paper's reference is one fixed policy.
+
+Requires a pair per prompt: a prompt with one usable response has no gradient.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ class IPO(Algorithm):
     """Iterative IPO on the best and the worst response of each prompt."""
 
     type: Literal["ipo"] = "ipo"
-    tau: float = Field(0.1, gt=0, description="as in IPO: the log-ratios are to differ by 1/(2 tau)")
+    tau: float = Field(0.1, gt=0)
+    """The target of the difference of the log-ratios is 1/(2 tau), as in IPO."""
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """:func:`sppo.objectives.ipo` of the best response against the worst."""
+        """Apply :func:`sppo.objectives.ipo` to the best and the worst response of each prompt."""
         from sppo import objectives
 
         ratio = responses.log_ratio

@@ -1,14 +1,14 @@
-r"""Nash-MD (arXiv:2312.00886): mirror descent from, and against, the mixture of the policy and the base.
+r"""Nash-MD (arXiv:2312.00886): mirror descent from, and against, the mixture of the policy and the base policy.
 
-:math:`\pi_t^\mu \propto \pi_t^{1-\eta\tau} \pi_1^{\eta\tau}` and
-:math:`\pi_{t+1} \propto \pi_t^\mu \exp(\eta P(y \succ \pi_t^\mu))`, by INPO's least squares (inpo.py) with the win
-rates against the mixture.
+With the mixture :math:`\pi_t^\mu \propto \pi_t^{1-\eta\tau} \pi_1^{\eta\tau}`, the update is
+:math:`\pi_{t+1} \propto \pi_t^\mu \exp(\eta P(y \succ \pi_t^\mu))`. It is found by INPO's least squares (inpo.py), with
+the win rates against the mixture.
 
-Needs: all K responses with their comparisons, and the base's log-probabilities. The paper draws the opponent's responses
-from the mixture, token by token, and takes policy-gradient steps. Here the K responses of :math:`\pi_t` stand for the
-mixture with weights :math:`\propto (\pi_1/\pi_t)^{\eta\tau}` (self-normalised importance sampling): exact as K grows,
-and resting on fewer and fewer of them as the policy leaves the base; with eta tau = 0.3 and a log-ratio that varies by 5
-nats, one response can have e^1.5 times another's weight.
+Requires all K responses with their comparisons, and the base policy's log-probabilities. The paper samples the opponent's
+responses from the mixture, token by token, and takes policy-gradient steps. Here the K responses of :math:`\pi_t` represent
+the mixture with weights :math:`\propto (\pi_1/\pi_t)^{\eta\tau}` (self-normalised importance sampling). This is exact in the
+limit of large K, but as the policy moves away from the base policy, the estimate depends on fewer and fewer of the
+responses: with eta tau = 0.3 and log-ratios that vary by 5 nats, one response can have e^1.5 times the weight of another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from sppo.algorithms.regularised import Regularised
+from sppo.algorithms.inpo import INPO
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,25 +27,20 @@ if TYPE_CHECKING:
     from sppo.winrates import Array
 
 
-class NashMD(Regularised):
+class NashMD(INPO):
     """Mirror descent from, and against, the mixture of the policy and the base policy."""
 
     all_responses: ClassVar[bool] = True
 
-    type: Literal["nash_md"] = "nash_md"
+    type: Literal["nash_md"] = "nash_md"  # type: ignore[assignment]
 
-    def reference_policies(self, t: int) -> tuple[int, ...]:
-        """The base policy."""
-        return (1,)
-
-    def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """Mean over the pairs of each prompt, nats squared."""
-        h = responses.log_ratio - self.eta * self.tau * responses.references[0]
-        return responses.pairwise(h - self.eta * responses.reward)
+    def payoffs(self, responses: Responses) -> Float[Tensor, " responses"]:
+        """The win rates against the mixture."""
+        return responses.reward
 
     def rewards(self, matrix: Array, references: Array) -> Array:
-        """Win rates against the mixture, [m]."""
+        """The win rate of each response against the mixture, [m]."""
         logits = self.eta * self.tau * references[0]
-        weights = np.exp(logits - logits.max())
+        weights = np.exp(logits - logits.max())  # the maximum cancels in the ratio and prevents overflow
         rates: Array = matrix @ weights / weights.sum()
         return rates

@@ -1,4 +1,4 @@
-"""The two settings that every algorithm with a pull to a reference policy has in common."""
+"""The two settings that all algorithms with a pull towards a reference policy share."""
 
 from pydantic import Field, model_validator
 
@@ -6,20 +6,18 @@ from sppo.recipe.algorithm import Algorithm
 
 
 class Regularised(Algorithm):
-    """A step of the game that is pulled to a reference policy."""
+    """An algorithm whose updates are pulled towards a reference policy."""
 
-    eta: float = Field(1e3, gt=0, description="step size of the game, as SPPO's")
-    tau: float = Field(
-        3e-4,
-        gt=0,
-        description="pull to the reference, win rate per nat; eta tau <= 1 is its share of pi_{t+1}",
-    )
+    eta: float = Field(1e3, gt=0)
+    """Step size of the game, as in SPPO."""
+    tau: float = Field(3e-4, gt=0)
+    """Pull towards the reference policy, in win rate per nat; eta tau, at most 1, is its share of pi_{t+1}."""
 
     @model_validator(mode="after")
     def _share_of_the_reference_is_at_most_one(self) -> "Regularised":
         if self.eta * self.tau > 1:
             raise ValueError(
-                f"tau: {self.tau:g}, but eta tau = {self.eta * self.tau:g} is the share of the reference in pi_{{t+1}}"
-                f" and at most 1; lower it to {1 / self.eta:g} or less"
+                f"tau: {self.tau:g}, but eta tau = {self.eta * self.tau:g} is the reference policy's share of pi_{{t+1}},"
+                f" which is at most 1; lower tau to {1 / self.eta:g} or less"
             )
         return self

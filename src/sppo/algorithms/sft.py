@@ -1,8 +1,8 @@
 r"""Supervised fine-tuning: the negative log-likelihood of the demonstrations, :math:`-\log\pi_\theta(y|x)`.
 
-Needs: a demonstration for each prompt; no oracle and no responses of :math:`\pi_t`, which nothing is drawn from. The
-log-likelihood of a response is the sum over its tokens and a step takes the mean over prompts, so that every
-demonstration counts alike; most trainers take the mean over tokens, in which long ones count more.
+Requires a demonstration for each prompt, but no oracle and no responses of :math:`\pi_t`, which is not sampled. The
+log-likelihood of a demonstration is the sum over its tokens, and a step takes the mean over prompts, so all demonstrations
+have the same weight; most trainers take the mean over tokens, in which long demonstrations have more weight.
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ class SFT(Algorithm):
         from sppo import objectives
 
         losses = objectives.sft(responses.log_ratio + responses.opponent)
-        return responses.by_prompt(losses, mean=True, of=responses.demonstration)
+        return responses.by_prompt(losses, mean=True, among=responses.demonstration)

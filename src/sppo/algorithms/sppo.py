@@ -1,9 +1,10 @@
 r"""SPPO (arXiv:2405.00675), Algorithm 1: least squares on the log-ratio of every selected response.
 
+The update is
 :math:`\pi_{t+1} = \arg\min E_{y\sim\pi_t}(\log\frac{\pi(y|x)}{\pi_t(y|x)} - (\eta\hat P(y\succ\pi_t|x) - \log Z))^2`.
 
-Needs: K sampled responses with win rates; no pairs, no demonstrations. The opponent is the policy at the start of
-the iteration. The paper sums over the selected responses of a prompt, the released code takes their mean.
+Requires K sampled responses with win rates, but no pairs and no demonstrations. The opponent is the policy at the start of
+the iteration. The paper sums the loss over the selected responses of a prompt; the released code takes the mean.
 """
 
 from __future__ import annotations
@@ -26,17 +27,15 @@ class SPPO(Algorithm):
     """The update of SPPO."""
 
     type: Literal["sppo"] = "sppo"
-    eta: float = Field(1e3, gt=0, description="step size of the game (the released code's 1/beta)")
-    log_partition: Literal["half_eta", "samples"] | float = Field(
-        "half_eta",
-        description="half_eta: eta/2 as in the paper; samples: exact over the K; or a number, nats",
-    )
-    reduction: Literal["sum", "mean"] = Field(
-        "mean", description="over the selected responses of a prompt: sum (paper) or mean (released code)"
-    )
+    eta: float = Field(1e3, gt=0)
+    """Step size of the game (the released code's 1/beta)."""
+    log_partition: Literal["half_eta", "samples"] | float = "half_eta"
+    """log Z: half_eta is eta/2 as in the paper, samples computes it from the K responses, or it is a number of nats."""
+    reduction: Literal["sum", "mean"] = "mean"
+    """Take the sum (paper) or the mean (released code) over the selected responses of a prompt."""
 
     def compute_log_partition(self, win_rates: Array) -> float:
-        """eta/2 as in the paper, its value over the K samples, or a given number; nats."""
+        """log Z in nats: eta/2 as in the paper, the value over the K samples, or a given number."""
         if self.log_partition == "half_eta":
             return self.eta / 2
         if self.log_partition == "samples":
@@ -48,7 +47,7 @@ class SPPO(Algorithm):
         return float(self.log_partition)
 
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
-        """The squares of :func:`sppo.objectives.sppo`, summed or averaged over each prompt's responses."""
+        """The loss of :func:`sppo.objectives.sppo`, summed or averaged over each prompt's responses."""
         from sppo import objectives
 
         losses = objectives.sppo(
@@ -60,5 +59,5 @@ class SPPO(Algorithm):
         return responses.by_prompt(losses, mean=self.reduction == "mean")
 
     def targets(self, responses: Responses) -> Float[Tensor, " responses"]:
-        """eta P^ - log Z: eta (P^ - 1/2) with the paper's log-partition."""
+        """The targets eta P^ - log Z, which are eta (P^ - 1/2) with the paper's log-partition."""
         return self.eta * responses.win_rate - responses.log_partition[responses.prompt]

@@ -90,7 +90,7 @@ class Matches:
         counts = Counter(_match(row["prompt_id"], row["policy_a"], row["policy_b"]) for row in seen)
         fewest = min(counts[_match(*candidate)] for candidate in unseen)
         draw = random.SystemRandom()
-        prompt_id, *policies = draw.choice([one for one in unseen if counts[_match(*one)] == fewest])
+        prompt_id, *policies = draw.choice([match for match in unseen if counts[_match(*match)] == fewest])
         draw.shuffle(policies)
         left, right = policies
         prompt, responses = self._answers[left][prompt_id]

@@ -1,50 +1,53 @@
-"""Best of n: of a policy's n answers the one that the oracle likes most among them."""
+"""The best of n: the one of a policy's n responses that an oracle prefers to the others."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from sppo import oracle as oracles
 from sppo import winrates
-from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
+from sppo.benchmarks.evaluation_stage import EvaluationStage
 from sppo.progress import Advance, Terminal
 from sppo.recipe import OracleConfig
 
 _CHOICES = pa.schema([("chosen", pa.int32()), ("win_rates", pa.list_(pa.float64()))])
 
 
+def settings(config: OracleConfig) -> dict[str, Any]:
+    """The settings of the stage that chooses."""
+    return {"oracle": oracles.identity(config)}
+
+
 def choose(
-    home: Path,
-    title: str,
+    stage: EvaluationStage,
     config: OracleConfig,
     prompts: Sequence[str],
     candidates: Sequence[Sequence[str]],
-    upstream: EvaluationStage,
     terminal: Terminal,
-) -> tuple[list[int], EvaluationStage]:
-    """The number of the best of each prompt's candidates: that with the highest win rate among them.
+) -> list[tuple[int, list[float]]]:
+    """Choose the candidate with the highest win rate against the other candidates, for each prompt.
 
     Args:
-        home: the policy's folder in the evaluation.
-        title: for messages.
-        config: the oracle.
-        prompts: as text.
-        candidates: n for each prompt.
-        upstream: the part that made them.
+        stage: the stage that holds the choices, with :func:`settings` and the candidates' stage upstream.
+        config: the oracle that compares.
+        prompts: N prompts as text.
+        candidates: n responses to each prompt.
         terminal: where progress is shown.
-    """
-    found = evaluation_stage(
-        home, f"{title}: best of n", "choices", {"oracle": oracles.identity(config)}, [upstream.fingerprint]
-    )
-    oracle = None if found.is_done() else oracles.load(config.model_dump())
 
-    def work(numbers: range, advance: Advance) -> list[dict[str, Any]]:
+    Returns:
+        For each prompt the number of the best candidate, and the win rates of all n.
+    """
+    oracle = None if stage.is_done() else oracles.load(config.model_dump())
+
+    def compare(numbers: range, advance: Advance) -> list[dict[str, Any]]:
         assert oracle is not None
         matrices = oracle.compare([prompts[n] for n in numbers], [candidates[n] for n in numbers])
         advance(len(numbers))
-        rates = winrates.win_rates(matrices)
-        return [{"chosen": int(of.argmax()), "win_rates": of.tolist()} for of in rates]
+        return [
+            {"chosen": int(rates.argmax()), "win_rates": rates.tolist()}
+            for rates in winrates.win_rates(matrices)
+        ]
 
-    return [row["chosen"] for row in found.compute(len(prompts), work, _CHOICES, terminal, "prompts")], found
+    rows = stage.compute(len(prompts), compare, _CHOICES, terminal, "prompts")
+    return [(row["chosen"], row["win_rates"]) for row in rows]

@@ -42,16 +42,39 @@ class EvaluationStage(StageFolder):
         if not self.is_done():
             shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
             with terminal.bar(self.title, count, unit) as advance:
-
-                def keep(number: int, exists: bool) -> None:
-                    if exists:
-                        advance(len(shards[number]))
-
-                def make(number: int) -> pa.Table:
-                    return table(work(shards[number], advance), schema)
-
-                self.publish(self.run_shards([() for _ in shards], make, keep))
+                self._run(
+                    [len(shard) for shard in shards],
+                    lambda number: table(work(shards[number], advance), schema),
+                    advance,
+                )
         return [row for path in self.shards() for row in read_shard(path).to_pylist()]
+
+    def publish_shards(
+        self, sizes: Sequence[int], make: Callable[[int], pa.Table], terminal: Terminal, unit: str
+    ) -> None:
+        """Compute the missing shards of this stage, where shards have sizes of their own.
+
+        Args:
+            sizes: number of rows of each shard.
+            make: computes the shard of a number.
+            terminal: where progress is shown.
+            unit: what a row is called on the progress bar, in the plural.
+        """
+        with terminal.bar(self.title, sum(sizes), unit) as advance:
+
+            def make_and_advance(number: int) -> pa.Table:
+                shard = make(number)
+                advance(sizes[number])
+                return shard
+
+            self._run(sizes, make_and_advance, advance)
+
+    def _run(self, sizes: Sequence[int], make: Callable[[int], pa.Table], advance: Advance) -> None:
+        def advance_if_there(number: int, exists: bool) -> None:
+            if exists:
+                advance(sizes[number])
+
+        self.publish(self.run_shards([() for _ in sizes], make, advance_if_there))
 
 
 def evaluation_stage(

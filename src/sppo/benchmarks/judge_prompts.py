@@ -1,7 +1,7 @@
-"""What a judge is told: messages with places for the question and the answers.
+"""The prompts of judges: messages with places for the question and the responses.
 
-The defaults are this project's own wording. A figure is comparable with a leaderboard's only if the judge is told what
-the leaderboard's was told: each benchmark keeps that in a file of its own, which is read here in its own format.
+The defaults are this project's own wording. A figure is comparable with a leaderboard's only if the judge is given the
+leaderboard's prompt, which each benchmark keeps in a file of its own; such a file is read in its own format.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ class JudgePrompt:
     """Messages with places such as ``{question}``.
 
     Attributes:
-        name: for the record.
-        messages: role and template of each.
+        name: the prompt's name in results.
+        messages: the role and the template of each message.
     """
 
     name: str
     messages: tuple[tuple[str, str], ...]
 
     def fill(self, values: Mapping[str, str]) -> list[Message]:
-        """The messages with their places filled, each once: braces in a value are text."""
+        """The messages with their places filled. Each place is filled once: braces in a value are text."""
         return [
             {"role": role, "content": _PLACE.sub(lambda place: values.get(place[1], place[0]), template)}
             for role, template in self.messages
         ]
 
     def require(self, places: Sequence[str]) -> "JudgePrompt":
-        """Itself, if it has all of these places.
+        """The prompt itself, if it has all of these places.
 
         Raises:
             JudgePromptError: it lacks one.
@@ -50,19 +50,15 @@ class JudgePrompt:
             raise JudgePromptError(f"the judge's prompt {self.name!r} has no place {{{lacking[0]}}}")
         return self
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of its roles and templates, in hexadecimal."""
-        return hashlib.sha256(repr(self.messages).encode()).hexdigest()
-
     def record(self) -> dict[str, object]:
-        """For a result."""
+        """The prompt word by word, with its SHA-256, for a result."""
         messages = [{"role": role, "content": template} for role, template in self.messages]
-        return {"name": self.name, "sha256": self.digest, "messages": messages}
+        digest = hashlib.sha256(repr(self.messages).encode()).hexdigest()
+        return {"name": self.name, "sha256": digest, "messages": messages}
 
 
 def read_text(path: Path) -> str:
-    """A prompt's file.
+    """The text of a prompt's file.
 
     Raises:
         JudgePromptError: it cannot be read.

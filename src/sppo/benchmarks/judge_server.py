@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from sppo.endpoint.client import Answer, Endpoint, Request, tokens_of
+from sppo.endpoint.client import Endpoint
+from sppo.endpoint.exchange import Answer, Request
 from sppo.recipe import EndpointConfig
 
 JUDGED = [
@@ -15,15 +16,15 @@ JUDGED = [
     ("prompt_tokens", pa.int64()),
     ("completion_tokens", pa.int64()),
 ]
-"""Columns of every judgment: what the server calls itself, and what the answers cost."""
+"""The columns of every judgment: what the server calls itself, and how many tokens its answers took."""
 
 
 class Judge:
-    """A judge.
+    """A language model that judges.
 
     Args:
-        config: where it is.
-        home: the evaluation's folder; its answers are kept there unless the configuration names a file.
+        config: the server and its settings.
+        home: the evaluation's folder, which keeps the answers unless the configuration names a file.
     """
 
     def __init__(self, config: EndpointConfig, home: Path) -> None:
@@ -31,20 +32,20 @@ class Judge:
         self.endpoint = Endpoint(config, home / "judge-answers.sqlite")
 
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on."""
+        """What the judge's answers depend on."""
         return self.config.model_dump(include={"model", "revision", "extra_body"})
 
     def ask(self, requests: Sequence[Request], advance: Callable[[int], None] | None = None) -> list[Answer]:
-        """Its answers, in order; see :meth:`sppo.endpoint.client.Endpoint.ask`."""
+        """The judge's answers, in order; see :meth:`sppo.endpoint.client.Endpoint.ask`."""
         return self.endpoint.ask(requests, advance)
 
 
 @contextlib.contextmanager
 def scoring(judgments: Path) -> Iterator[None]:
-    """Where judgments give no figure, the error names their file and the way to ask for others.
+    """Add to an error of the scores where the judgments lie, and how to ask for others.
 
     Raises:
-        ValueError: as within, of the same class.
+        ValueError: the error that was raised within, of the same class.
     """
     try:
         yield
@@ -54,15 +55,15 @@ def scoring(judgments: Path) -> Iterator[None]:
 
 
 def text_of(answer: Answer) -> str:
-    """What a judge has said."""
-    content = answer["choices"][0]["message"].get("content")
-    return _whole(content) if isinstance(content, str) else ""
+    """The text of an answer, thought included; empty where the text or a thought in it is unfinished."""
+    choice = answer.choices[0]
+    return "" if choice.conclusion is None else choice.said
 
 
 def judged(answers: Sequence[Answer]) -> dict[str, Any]:
     """The columns of :data:`JUDGED` for the answers that make up a judgment."""
     names = dict.fromkeys(name for name in map(_version, answers) if name)
-    counts = [tokens_of(answer) or (0, 0) for answer in answers]
+    counts = [answer.tokens for answer in answers]
     return {
         "judge": " + ".join(names) or None,
         "prompt_tokens": sum(prompt for prompt, _ in counts),
@@ -71,7 +72,7 @@ def judged(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Who judged, and what all judgments have cost, whenever they were made."""
+    """What the judge calls itself, and the tokens that all judgments took, whenever they were made."""
     return {
         "versions": sorted({row["judge"] for row in rows if row["judge"]}),
         **{key: sum(row[key] or 0 for row in rows) for key in ("prompt_tokens", "completion_tokens")},
@@ -79,10 +80,4 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _version(answer: Answer) -> str:
-    parts = [answer.get("model"), answer.get("system_fingerprint")]
-    return " ".join(_whole(part) for part in parts if isinstance(part, str) and part)
-
-
-def _whole(text: str) -> str:
-    """A text with a question mark for half of a surrogate pair, which no table holds."""
-    return text.encode("utf-8", "replace").decode()
+    return " ".join(part for part in (answer.model, answer.system_fingerprint) if part)

@@ -1,76 +1,30 @@
 """The options that the benchmarks' commands share, and what their values mean."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sppo import recipe
 from sppo.recipe import EndpointConfig, OracleConfig, RecipeError, Sampling
-from sppo.rundir.folder import RunError
+from sppo.rundir.folder import RunError, RunFolder
 
-_POLICIES = (
-    "Policy folders, run folders, hub names or files of outputs; NAME=PATH gives one a name of its own."
-)
+if TYPE_CHECKING:
+    from sppo.benchmarks.evaluation import Evaluation
+    from sppo.benchmarks.judge_server import Judge
+    from sppo.benchmarks.participants import Participant
 
-Policies = Annotated[list[str], typer.Argument(metavar="POLICY...", help=_POLICIES)]
-OptionalPolicies = Annotated[list[str] | None, typer.Argument(metavar="[POLICY...]", help=_POLICIES)]
-Output = Annotated[Path, typer.Option("-o", "--output", help="The folder in which all results are kept.")]
 Oracle = Annotated[
     str | None,
     typer.Option(
         "--oracle",
         help="The oracle that compares: a type, '{type: ..., ...}', a YAML file, a recipe or a run.",
     ),
-]
-SamplingSettings = Annotated[
-    str | None,
-    typer.Option(
-        "--sampling",
-        help="Sampling settings as in a recipe: '{temperature: 0.7, max_new_tokens: 2048}', or a YAML file.",
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed for sampling.")]
-Dtype = Annotated[
-    Literal["float32", "bfloat16"] | None,
-    typer.Option(
-        "--dtype",
-        help="Data type of the policies' weights. [default: bfloat16 on an accelerator, float32 without]",
-    ),
-]
-System = Annotated[str | None, typer.Option("--system", help="A system message for the policies.")]
-EveryIteration = Annotated[
-    bool,
-    typer.Option(
-        "--every-iteration", help="Evaluate a run's base policy and the policy of each of its iterations."
-    ),
-]
-BestOf = Annotated[
-    int,
-    typer.Option(
-        "--best-of",
-        min=1,
-        help="Sample this many responses and evaluate the one that --best-of-oracle prefers.",
-    ),
-]
-BestOfOracle = Annotated[
-    str | None,
-    typer.Option(
-        "--best-of-oracle",
-        help="The oracle that chooses the best response; the paper uses PairRM for best of 16.",
-    ),
-]
-Judge = Annotated[
-    str | None,
-    typer.Option(
-        "--judge",
-        help="The judge's server: '{url: http://HOST/v1, model: NAME, api_key_env: VARIABLE}', or a YAML file.",
-    ),
-]
-JudgePromptFile = Annotated[
-    Path | None,
-    typer.Option("--judge-prompt", help="The benchmark's own judge prompt, a file of its repository."),
 ]
 Data = Annotated[
     Path | None,
@@ -84,6 +38,188 @@ JudgmentFiles = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions:
+    """The options of every benchmark: the policies to evaluate, how they are opened, and where results are kept."""
+
+    policies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[POLICY...]",
+            help="Policy folders, run folders, hub names or files of outputs; NAME=PATH gives one a name of its own.",
+        ),
+    ] = None
+    every_iteration: Annotated[
+        bool,
+        typer.Option(
+            "--every-iteration", help="Evaluate a run's base policy and the policy of each of its iterations."
+        ),
+    ] = False
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(
+            "--dtype",
+            help="Data type of the policies' weights. [default: bfloat16 on an accelerator, float32 without]",
+        ),
+    ] = None
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="How policies are opened, by the recipe's keys: policy.trust_remote_code=true,"
+            " policy.chat_template=FILE, prompts.system=merge. [default: as the recipe of a policy's run says]",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The folder in which all results are kept. [default: evaluations/BENCHMARK]",
+        ),
+    ] = None
+
+    def participants(self) -> list["Participant"]:
+        """The policies and output files that the command line names."""
+        from sppo.benchmarks import participants
+
+        overrides = recipe.read_overrides(self.set_)
+        return participants.resolve(
+            self.policies or [], every_iteration=self.every_iteration, overrides=overrides
+        )
+
+    def home(self, benchmark: str) -> Path:
+        """The folder in which the results of a benchmark are kept."""
+        return self.output or Path("evaluations") / benchmark
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseOptions(PolicyOptions):
+    """The options of every benchmark whose policies respond to questions."""
+
+    sampling: Annotated[
+        str | None,
+        typer.Option(
+            "--sampling",
+            help="Sampling settings as in a recipe: '{temperature: 0.7, max_new_tokens: 2048}', or a YAML file.",
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed for sampling.")] = 0
+    system: Annotated[str | None, typer.Option("--system", help="A system message for the policies.")] = None
+
+    @contextlib.contextmanager
+    def evaluation(self, benchmark: str, best_of: "BestOfOptions | None" = None) -> Iterator["Evaluation"]:
+        """What the parts of the evaluation share; other processes are kept out of its folder meanwhile."""
+        from sppo.benchmarks.evaluation import Evaluation
+        from sppo.benchmarks.responses import Decoding
+        from sppo.progress import Terminal
+
+        best_of = best_of or BestOfOptions()
+        chooser = best_of.oracle()
+        decoding = Decoding(read_sampling(self.sampling), self.seed, self.dtype, self.system)
+        home = self.home(benchmark)
+        with RunFolder(home).locked():
+            yield Evaluation(benchmark, home, decoding, Terminal(), best_of.best_of, chooser)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfOptions:
+    """The options of benchmarks that can evaluate the best of several responses."""
+
+    best_of: Annotated[
+        int,
+        typer.Option(
+            "--best-of",
+            min=1,
+            help="Sample this many responses and evaluate the one that --best-of-oracle prefers.",
+        ),
+    ] = 1
+    best_of_oracle: Annotated[
+        str | None,
+        typer.Option(
+            "--best-of-oracle",
+            help="The oracle that chooses the best response; the paper uses PairRM for best of 16.",
+        ),
+    ] = None
+
+    def oracle(self) -> OracleConfig | None:
+        """The oracle that chooses the best of n responses; None where each policy responds once.
+
+        Raises:
+            RunError: there are several responses and no oracle.
+            RecipeError: the oracle's configuration is wrong.
+        """
+        if self.best_of > 1 and self.best_of_oracle is None:
+            raise RunError("--best-of: name the oracle that chooses with --best-of-oracle")
+        return None if self.best_of == 1 else read_oracle(self.best_of_oracle or "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """The options of benchmarks that ask a judge."""
+
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            help="The judge's server: '{url: http://HOST/v1, model: NAME, api_key_env: VARIABLE}', or a YAML file.",
+        ),
+    ] = None
+    judge_prompt: Annotated[
+        Path | None,
+        typer.Option("--judge-prompt", help="The benchmark's own judge prompt, a file of its repository."),
+    ] = None
+
+    def server(self, home: Path) -> "Judge":
+        """The judge, whose answers are kept in a folder.
+
+        Raises:
+            RunError: no judge was named.
+            RecipeError: its mapping is wrong.
+        """
+        from sppo.benchmarks.judge_server import Judge
+
+        return Judge(read_judge(needed(self.judge, "--judge")), home)
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters of option groups are shown to typer as the groups' single options.
+
+    A parameter that is annotated with one of the dataclasses above receives an instance of it, made of the values that
+    were given on the command line for its fields.
+    """
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter)
+            continue
+        groups[parameter.name] = parameter.annotation
+        for field in fields(parameter.annotation):
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=field.type,
+                )
+            )
+
+    @functools.wraps(command)
+    def from_single_options(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    vars(from_single_options).update(
+        __signature__=inspect.Signature(keyword_only),
+        __annotations__={parameter.name: parameter.annotation for parameter in parameters},
+    )
+    return from_single_options
+
+
 def needed(value: Any, option: str) -> Any:
     """The value of an option that this call cannot do without.
 
@@ -95,30 +231,20 @@ def needed(value: Any, option: str) -> Any:
     return value
 
 
-def require_policies_or_judgments(policies: Sequence[Any], judgments: Sequence[Path] | None) -> None:
+def require_policies_or_judgments(
+    policies: Sequence[Any], judgments: Sequence[Path] | None, option: str = "--judgments"
+) -> None:
     """Check that a command has something to do.
 
     Raises:
         RunError: neither policies nor files of judgments were named.
     """
     if not policies and not judgments:
-        raise RunError("nothing to evaluate: name policies, or files of judgments with --judgments")
-
-
-def read_best_of_oracle(best_of: int, oracle: str | None) -> OracleConfig | None:
-    """The oracle that chooses the best of n responses; None where each policy responds once.
-
-    Raises:
-        RunError: there are several responses and no oracle.
-        RecipeError: the oracle's configuration is wrong.
-    """
-    if best_of > 1 and oracle is None:
-        raise RunError("--best-of: name the oracle that chooses with --best-of-oracle")
-    return None if best_of == 1 else read_oracle(oracle or "")
+        raise RunError(f"nothing to evaluate: name policies, or files of judgments with {option}")
 
 
 def read_oracle(text: str) -> OracleConfig:
-    """An oracle: its type alone, a mapping as in a recipe, a file with one, a recipe, or a run's folder (its judge).
+    """An oracle: its type, a mapping as in a recipe, a file with one, a recipe, or a run's held-out oracle.
 
     Raises:
         RecipeError: it is none of these, or a field is wrong.
@@ -144,7 +270,7 @@ def read_judge(text: str) -> EndpointConfig:
 
 
 def read_sampling(text: str | None) -> Sampling:
-    """Decoding settings as in a recipe's `sampling:`: a mapping, a file with one, or a recipe; None: the defaults.
+    """Sampling settings: a mapping as in a recipe's `sampling:`, a file with one, or a recipe; None: the defaults.
 
     Raises:
         RecipeError: it is none of these, or a field is wrong.

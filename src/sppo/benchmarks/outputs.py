@@ -1,7 +1,7 @@
-"""Files of outputs: what a model answered to a benchmark's instructions, in AlpacaEval's format.
+"""Files of outputs: a model's responses to the instructions of a benchmark, in AlpacaEval's format.
 
-A JSON list of ``{"instruction", "output", "generator"}``, as the leaderboard keeps them; JSON lines and parquet with
-these columns are read as well. Outputs belong to instructions by their text, never by their position.
+A file is a JSON list of ``{"instruction", "output", "generator"}``, as the leaderboard keeps it; JSON lines and parquet
+with these columns are read as well. Outputs belong to instructions by the instruction's text, never by position.
 """
 
 import json
@@ -21,21 +21,21 @@ class OutputsError(ValueError):
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's answers.
+    """A model's outputs.
 
     Attributes:
-        name: of the model.
-        texts: answer by instruction, in the file's order; an empty answer is an answer.
+        name: the model's name.
+        texts: the output to each instruction, in the file's order; an empty output is an output.
     """
 
     name: str
     texts: Mapping[str, str]
 
     def to(self, instructions: Sequence[str]) -> list[str]:
-        """The answers to exactly these instructions, in their order.
+        """The outputs to exactly these instructions, in their order.
 
         Raises:
-            OutputsError: some are missing, or there are answers to others.
+            OutputsError: some are missing, or there are outputs to others.
         """
         missing = [text for text in instructions if text not in self.texts]
         extra = self.texts.keys() - set(instructions)
@@ -54,11 +54,11 @@ class Outputs:
 
 
 def read_outputs(path: Path, name: str | None = None) -> Outputs:
-    """A file of outputs.
+    """Read a file of outputs.
 
     Args:
-        path: .json, .jsonl or .parquet.
-        name: of the model; None: the file's `generator`, or the file's own name.
+        path: a .json, .jsonl or .parquet file.
+        name: the model's name; None: the file's `generator`, or the file's own name.
 
     Raises:
         OutputsError: no such file or format, a row without a text, a duplicate, or outputs of several models.
@@ -105,46 +105,46 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def whole_text(text: str, path: Path, number: int) -> str:
-    """The text of a row, if no file and no server would refuse it.
+    """A row's text, if files and servers can hold it.
 
     Raises:
         OutputsError: it holds half of a surrogate pair, which is no character.
     """
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise OutputsError(
-            f"{path}, row {number}: {excerpt(text)} holds half of a surrogate pair, which is no character; mend the text"
+            f"{path}, row {number}: {excerpt(text)} holds half of a surrogate pair, which is no character; correct the text"
         )
     return text
 
 
 def excerpt(text: str, length: int = 80) -> str:
-    """The head of a text in quotes, control characters escaped."""
+    """The beginning of a text in quotes, with control characters escaped."""
     return repr(text if len(text) <= length else text[: length - 3] + "...")
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    found: Any
+    rows: Any
     match path.suffix.lower():
         case ".json":
-            found = _parsed(path.read_text(encoding="utf-8"))
+            rows = _parsed(path.read_text(encoding="utf-8"))
         case ".jsonl":
-            found = [_parsed(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            rows = [_parsed(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         case ".parquet":
             import pyarrow.parquet as pq
 
-            found = pq.read_table(path).to_pylist()
+            rows = pq.read_table(path).to_pylist()
         case ".csv":
             import pyarrow.csv as csv
 
             options = csv.ParseOptions(newlines_in_values=True)
-            found = csv.read_csv(path, parse_options=options).to_pylist()
+            rows = csv.read_csv(path, parse_options=options).to_pylist()
         case ending:
             raise OutputsError(
                 f"{path}: tables are read from {', '.join(ENDINGS)} and .csv, not from {ending or 'no ending'}"
             )
-    if not isinstance(found, list):
-        raise OutputsError(f"{path}: a list of rows is expected, not {type(found).__name__}")
-    for number, row in enumerate(found):
+    if not isinstance(rows, list):
+        raise OutputsError(f"{path}: a list of rows is expected, not {type(rows).__name__}")
+    for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise OutputsError(f"{path}, row {number}: a mapping is expected, not {type(row).__name__}")
         yield row
@@ -155,7 +155,7 @@ def _parsed(text: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    """An integer that a float has room for."""
+    """An integer that a float can hold."""
     if len(digits) > 300:
         raise ValueError(f"{excerpt(digits, 24)} is too large a number")
     return int(digits)
@@ -164,6 +164,10 @@ def _integer(digits: str) -> int:
 def _text(row: Mapping[str, Any], key: str, path: Path, number: int) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        had = f"it is {value!r}" if key in row else f"it has {', '.join(sorted(map(str, row))) or 'nothing'}"
-        raise OutputsError(f"{path}, row {number}: no text under {key!r}; {had}"[:500])
+        content = (
+            f"it is {value!r}"
+            if key in row
+            else f"the row has {', '.join(sorted(map(str, row))) or 'nothing'}"
+        )
+        raise OutputsError(f"{path}, row {number}: no text under {key!r}; {content}"[:500])
     return whole_text(value, path, number)

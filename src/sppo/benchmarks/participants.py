@@ -1,94 +1,102 @@
-"""Whom a benchmark is about: policies, the policies of runs, and files of outputs that were made elsewhere."""
+"""The policies and output files to evaluate: policies, the policies of runs, and files of outputs made elsewhere."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from sppo.benchmarks.outputs import ENDINGS
-from sppo.policy import load as policies
-from sppo.policy.locate import policy_of
+from sppo.policy.opening import OpenPolicy, open_policy
 from sppo.rundir import storage
 from sppo.rundir.folder import RunError
-from sppo.rundir.reader import read_summary
-from sppo.rundir.shards import file_digest, read_shard
+from sppo.rundir.reader import RunReader, is_run, run_and_iteration
+from sppo.rundir.shards import file_digest
 
 
 @dataclass(frozen=True)
 class Participant:
-    """One that takes part.
+    """A policy, or a file of outputs, that a benchmark evaluates.
 
     Attributes:
-        name: in tables and files.
-        path: a policy's folder, or a file of outputs.
+        name: its name in tables and files.
+        path: the policy's folder, or the file of outputs.
+        policy: the policy; None for a file of outputs.
     """
 
     name: str
     path: Path
+    policy: OpenPolicy | None = None
 
     @property
     def is_policy(self) -> bool:
-        """Whether it can be asked; a file has said all it has to say."""
-        return self.path.is_dir()
+        """Whether it can respond; a file of outputs has no responses but those in it."""
+        return self.policy is not None
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights and tokenizer, or of the file."""
-        return policies.digest(self.path) if self.is_policy else file_digest(self.path)
+        """The SHA-256 of what the responses depend on: the policy and its settings, or the file."""
+        return file_digest(self.path) if self.policy is None else self.policy.digest
 
     @property
     def file_name(self) -> str:
-        """Its name as a part of a path."""
+        """The name as a part of a path."""
         return file_name(self.name)
 
+    def record(self) -> dict[str, str]:
+        """What a result says of the participant."""
+        return {"path": str(self.path), "fingerprint": self.fingerprint}
 
-def resolve(arguments: Sequence[str], *, every_iteration: bool = False) -> list[Participant]:
+
+def resolve(
+    arguments: Sequence[str], *, every_iteration: bool = False, overrides: Mapping[str, Any] | None = None
+) -> list[Participant]:
     """The participants that a command line names.
 
     An argument is a policy's folder or hub name, a run's folder (its last accepted policy), or a file of outputs;
-    ``NAME=...`` before it is the name that it gets.
+    ``NAME=...`` before it gives the participant a name of its own.
 
     Args:
-        arguments: of the command line.
-        every_iteration: a run's folder stands for its base policy and for that of each iteration.
+        arguments: the arguments of the command line.
+        every_iteration: whether a run's folder stands for its base policy and the policy of each iteration.
+        overrides: how policies are opened, as in :func:`sppo.policy.opening.open_policy`.
 
     Raises:
         RunError: there is no such policy, run or file, or two have the same name.
         sppo.policy.load.PolicyError: what is no path is no model of the hub either.
     """
-    found = [one for argument in arguments for one in _participants(argument, every_iteration)]
-    names = [one.name for one in found]
+    participants = [
+        participant
+        for argument in arguments
+        for participant in _participants(argument, every_iteration, overrides)
+    ]
+    names = [participant.name for participant in participants]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RunError(f"two policies are called {twice!r}; tell them apart with NAME=PATH")
-    return found
+    return participants
 
 
 def run_of(argument: str) -> Path | None:
-    """The run's folder that an argument names, if it names one."""
-    _, path = _parts(argument)
-    return Path(path) if (Path(path) / "recipe.yaml").is_file() else None
+    """The run's folder that an argument names; None where it names none."""
+    _, path = _name_and_path(argument)
+    return path if is_run(path) else None
 
 
 def held_out_prompts(run: Path) -> list[str]:
-    """The prompts that a run sets aside.
+    """The texts of the prompts that a run holds out.
 
     Raises:
-        RunError: it has not read its prompts yet, or they are conversations of several messages.
+        RunError: the run has not read its prompts yet, or they are conversations of several messages.
     """
-    shards = sorted((run / "iter-0" / "prompts").glob("part-*.parquet"))
-    found = [
-        row["messages"] for shard in shards for row in read_shard(shard, columns=["messages"]).to_pylist()
-    ]
-    if not found:
-        raise RunError(f"{run}: it has no held-out prompts yet; name others with --prompts")
-    if any(len(messages) > 1 for messages in found):
+    conversations = [row.messages for row in RunReader(run).held_out_prompts()]
+    if any(len(messages) > 1 for messages in conversations):
         raise RunError(
             f"{run}: its held-out prompts are conversations, which `sppo game policies` compares; or name others with"
             " --prompts"
         )
-    return [messages[0]["content"] for messages in found]
+    return [messages[0]["content"] for messages in conversations]
 
 
 def file_name(name: str) -> str:
@@ -96,42 +104,37 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
 
 
-def _participants(argument: str, every_iteration: bool) -> list[Participant]:
-    name, text = _parts(argument)
-    path = Path(text)
-    run = run_of(argument)
-    if run is not None:
-        if not every_iteration:
-            return [Participant(name or run.resolve().name, policy_of(run))]
-        prefix = name or run.resolve().name
-        return [Participant(f"{prefix}-{label}", folder) for label, folder in _policies(run)]
+def _participants(
+    argument: str, every_iteration: bool, overrides: Mapping[str, Any] | None
+) -> list[Participant]:
+    name, path = _name_and_path(argument)
+    if every_iteration and is_run(path):
+        prefix = name or path.resolve().name
+        policies = RunReader(path).policies()
+        return [
+            Participant(f"{prefix}-{policy.name}", opened.folder, opened)
+            for policy in policies
+            for opened in [open_policy(policy.folder, overrides, run=path)]
+        ]
     if path.is_file():
         if path.suffix.lower() not in ENDINGS:
             raise RunError(f"{path}: outputs are read from {', '.join(ENDINGS)} files")
         return [Participant(name or path.stem, path)]
     if path.suffix.lower() in ENDINGS:
         raise RunError(f"{path}: there is no such file")
-    return [Participant(name or _policy_name(path), policies.folder(text))]
+    opened = open_policy(path, overrides)
+    return [Participant(name or _policy_name(path), opened.folder, opened)]
 
 
-def _parts(argument: str) -> tuple[str | None, str]:
+def _name_and_path(argument: str) -> tuple[str | None, Path]:
     name, equals, path = argument.partition("=")
     # a path may have an equals sign in it: then it exists as it stands
     named = equals and name and not Path(argument).exists()
-    return name if named else None, str(storage.located(Path(path if named else argument)))
-
-
-def _policies(run: Path) -> list[tuple[str, Path]]:
-    found = read_summary(run)
-    if found is None:
-        raise RunError(f"{run}: no iteration of it is finished")
-    trained = [run / f"iter-{row['iteration']}" / "policy" for row in found["iterations"]]
-    base = [("base", Path(found["base"]["policy"]))]
-    return base + [(folder.parent.name, folder) for folder in trained if folder.is_dir()]
+    return name if named else None, storage.located(Path(path if named else argument))
 
 
 def _policy_name(path: Path) -> str:
-    parts = path.resolve().parts if path.is_dir() else path.parts
-    if len(parts) > 2 and parts[-1] == "policy" and parts[-2].startswith("iter-"):
-        return f"{parts[-3]}-{parts[-2]}"
-    return parts[-1] if parts else str(path)
+    place = run_and_iteration(path.resolve() if path.is_dir() else path)
+    if place is not None:
+        return f"{place[0].name}-{path.resolve().parent.name}"
+    return (path.resolve() if path.is_dir() else path).name or str(path)

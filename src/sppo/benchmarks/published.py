@@ -1,4 +1,4 @@
-"""Published results, so that a reproduction is read off at a glance; each row says where it stands."""
+"""Published results, which stand below one's own in the tables; each row names its source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class Published:
     """One published row.
 
     Attributes:
-        model: as its source calls it.
-        iteration: of self-play; 0: the base policy, None: another model.
-        best_of: responses per prompt of which the best was taken.
-        values: by the name of the measure.
-        source: where it was published.
+        model: the model's name in the source.
+        iteration: the iteration of self-play; 0: the base policy, None: another model.
+        best_of: the number of responses to each prompt, the best of which was judged.
+        values: the figures by the names of their measures.
+        source: where the row was published.
     """
 
     model: str
@@ -31,30 +31,27 @@ class Published:
 
     @property
     def label(self) -> str:
-        """For a table."""
+        """The row's name in a table."""
         iteration = f" iteration {self.iteration}" if self.iteration else ""
         return f"{self.model}{iteration}" + (f", best of {self.best_of}" if self.best_of > 1 else "")
 
     def get(self, name: str, digits: int = 2) -> str | None:
-        """A value with so many digits behind the point, if it was published."""
+        """A value with this many decimals; None where it was not published."""
         return f"{self.values[name]:.{digits}f}" if name in self.values else None
 
 
 @cache
 def rows(benchmark: str) -> tuple[Published, ...]:
-    """The published rows of `alpaca-eval`, `arena-hard`, `mt-bench` or `open-llm`, in their sources' order."""
-    of: list[dict[str, Any]] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))[benchmark]
+    """The published rows of a benchmark such as `alpaca-eval`, in the order of their sources."""
+    content: list[dict[str, Any]] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))[benchmark]
+    named = ("model", "iteration", "best_of", "source")
     return tuple(
         Published(
             row["model"],
             row["iteration"],
             row["best_of"],
-            {
-                name: float(value)
-                for name, value in row.items()
-                if name not in ("model", "iteration", "best_of", "source")
-            },
+            {name: float(value) for name, value in row.items() if name not in named},
             row["source"],
         )
-        for row in of
+        for row in content
     )

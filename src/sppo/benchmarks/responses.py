@@ -1,19 +1,20 @@
-"""A policy answers the questions of a benchmark, each turn after its own answers to the turns before."""
+"""Policies respond to the questions of a benchmark, each turn after their own responses to the turns before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
-from sppo.benchmarks.outputs import excerpt
+from sppo.benchmarks import best_of
+from sppo.benchmarks.evaluation import Evaluation
+from sppo.benchmarks.evaluation_stage import EvaluationStage
 from sppo.benchmarks.participants import Participant
+from sppo.benchmarks.question_files import Question, read_responses, write_responses
 from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import Message
-from sppo.progress import Terminal
+from sppo.policy.opening import OpenPolicy
 from sppo.recipe import Sampling
 from sppo.rundir.folder import RunError
 from sppo.rundir.shards import read_shard, table
@@ -21,44 +22,24 @@ from sppo.rundir.tables import TOKEN_IDS
 from sppo.sampling import Response, Sampler
 
 GREEDY = 1e-4
-"""The temperature that stands for 0: the most probable token is the limit of a vanishing one."""
+"""The temperature that stands for 0: the most probable token is the limit of a vanishing temperature."""
 _SHARD = 32
 _TURN = pa.struct([("text", pa.string()), ("token_ids", TOKEN_IDS), ("finish_reason", pa.string())])
 RESPONSES = pa.schema(
     [("question_id", pa.string()), ("choices", pa.list_(pa.struct([("turns", pa.list_(_TURN))])))]
 )
-"""Each choice is a whole conversation's answers. `finish_reason` is `stop`, `length` where an answer was cut, or
-`no_room` where the conversation had grown too long to be answered at all; the text is then empty."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question of a benchmark.
-
-    Attributes:
-        id: within the benchmark.
-        turns: the user's messages.
-        temperature: of its answers where the benchmark says so; None: the decoding's.
-    """
-
-    id: str
-    turns: tuple[str, ...]
-    temperature: float | None = None
-
-    @property
-    def shown(self) -> str:
-        """For messages."""
-        return f"question {self.id} ({excerpt(self.turns[0], 40)})"
+"""Each choice holds the responses of a whole conversation. `finish_reason` is `stop`, `length` for a truncated response,
+or `no_room` where the conversation had become too long for another response, whose text is then empty."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn.
+    """How responses are sampled.
 
     Attributes:
-        sampling: as in a recipe; its `k` plays no part here.
-        seed: of the draws.
-        dtype: of the weights; None: bfloat16 on an accelerator, float32 without.
+        sampling: the settings as in a recipe; `k` is not used.
+        seed: the random seed.
+        dtype: the data type of the weights; None: bfloat16 on an accelerator, float32 without.
         system: a system message; None: none.
     """
 
@@ -69,11 +50,11 @@ class Decoding:
 
     @property
     def weights_dtype(self) -> str:
-        """The weights' type on this machine."""
-        return self.dtype or ("float32" if policies.default_device() == "cpu" else "bfloat16")
+        """The data type of the weights on this machine."""
+        return self.dtype or policies.default_dtype()
 
     def identity(self) -> dict[str, Any]:
-        """What the answers depend on, for the record."""
+        """What the responses depend on, for fingerprints and results."""
         return {
             "sampling": self.sampling.model_dump(exclude={"k", "dtype"}),
             "seed": self.seed,
@@ -83,90 +64,136 @@ class Decoding:
 
 
 class TextResponse(NamedTuple):
-    """One answer."""
+    """One response to one turn."""
 
     text: str
     tokens: int
     finish_reason: str
 
 
-def responses_stage(
-    home: Path,
-    benchmark: str,
-    participant: Participant,
-    questions: Sequence[Question],
-    decoding: Decoding,
-    n: int,
-) -> EvaluationStage:
-    """Where a policy's answers lie and what they depend on."""
-    settings = {
-        **decoding.identity(),
-        "questions": [[question.id, *question.turns, question.temperature] for question in questions],
-        "choices": n,
-    }
-    title = f"{benchmark}, {participant.name}: responses"
-    return evaluation_stage(
-        home / participant.file_name, title, "responses", settings, [participant.fingerprint]
+class CollectedResponses(NamedTuple):
+    """A participant's responses to all questions.
+
+    Attributes:
+        turns: for each question the text of the response to each turn.
+        tokens: for each question the number of tokens in all turns; None where a file does not say.
+        stage: the stage that holds them; None where they come from a file.
+        fingerprint: the fingerprint of what judgments of them depend on.
+        shortcomings: how many are empty, truncated or without room, as shares.
+    """
+
+    turns: list[tuple[str, ...]]
+    tokens: list[int | None]
+    stage: EvaluationStage | None
+    fingerprint: str
+    shortcomings: dict[str, float]
+
+
+def collect_responses(
+    evaluation: Evaluation, participant: Participant, questions: Sequence[Question], *, with_tokens: bool
+) -> CollectedResponses:
+    """The responses to a benchmark with a file of questions: sampled from a policy, or read from a file.
+
+    A policy's responses are written in the benchmark's own format as well.
+
+    Args:
+        evaluation: the benchmark's settings.
+        participant: a policy, or a file of responses.
+        questions: the benchmark's questions.
+        with_tokens: whether the format is Arena-Hard's, which counts tokens.
+    """
+    if not participant.is_policy:
+        written = read_responses(participant.path, participant.name)
+        turns = written.to(questions)
+        empty = {"empty_share": empty_share([text for texts in turns for text in texts])}
+        counts = [written.tokens.get(question.id) for question in questions]
+        return CollectedResponses(turns, counts, None, participant.fingerprint, empty)
+    collected = sample_best(evaluation, participant, questions)
+    assert collected.stage is not None
+    path = collected.stage.folder / "model_answer" / f"{participant.file_name}.jsonl"
+    tokens = [count or 0 for count in collected.tokens] if with_tokens else None
+    write_responses(path, participant.file_name, questions, collected.turns, tokens)
+    return collected
+
+
+def sample_best(
+    evaluation: Evaluation, participant: Participant, questions: Sequence[Question]
+) -> CollectedResponses:
+    """A policy's response to each question; of several responses the one that the evaluation's oracle chooses."""
+    responses, stage = respond(evaluation, participant, questions, n=evaluation.best_of)
+    chosen = [0] * len(questions)
+    if evaluation.chooser is not None:
+        config = evaluation.chooser
+        stage = evaluation.stage(
+            participant, "best of n", "choices", best_of.settings(config), [stage.fingerprint]
+        )
+        prompts = [question.turns[0] for question in questions]
+        candidates = [[turns[0].text for turns in choices] for choices in responses]
+        ranked = best_of.choose(stage, config, prompts, candidates, evaluation.terminal)
+        chosen = [best for best, _ in ranked]
+    kept = [choices[number] for choices, number in zip(responses, chosen, strict=True)]
+    return CollectedResponses(
+        [tuple(response.text for response in turns) for turns in kept],
+        [sum(response.tokens for response in turns) for turns in kept],
+        stage,
+        stage.fingerprint,
+        shortcomings([response for turns in kept for response in turns]),
     )
 
 
 def respond(
-    home: Path,
-    benchmark: str,
-    participant: Participant,
-    questions: Sequence[Question],
-    decoding: Decoding,
-    terminal: Terminal,
-    *,
-    n: int = 1,
+    evaluation: Evaluation, participant: Participant, questions: Sequence[Question], *, n: int = 1
 ) -> tuple[list[list[list[TextResponse]]], EvaluationStage]:
-    """A policy's answers, as far as they are not there already.
+    """A policy's responses; only those that are missing are sampled.
 
     Args:
-        home: the evaluation's folder.
-        benchmark: its name.
+        evaluation: the benchmark's settings.
         participant: a policy.
-        questions: of the benchmark.
-        decoding: how answers are drawn.
-        terminal: where progress is shown.
-        n: choices for each question.
+        questions: the benchmark's questions.
+        n: the number of responses (choices) to each question.
 
     Returns:
-        For each question, in order, n choices of an answer for each turn; and the finished stage.
+        For each question, in order, n choices of a response to each turn; and the finished stage.
 
     Raises:
         RunError: a question is too long for the policy.
         sppo.policy.chat_format.ChatError: a question has a special token in its text, or the template refuses it.
     """
-    found = responses_stage(home, benchmark, participant, questions, decoding, n)
-    if not found.is_done():
-        _Responding(found, benchmark, participant, questions, decoding, terminal, n).run()
-    rows = {row["question_id"]: row for path in found.shards() for row in read_shard(path).to_pylist()}
+    settings = {
+        **evaluation.decoding.identity(),
+        "questions": [[str(question.id), *question.turns, question.temperature] for question in questions],
+        "choices": n,
+    }
+    stage = evaluation.stage(participant, "responses", "responses", settings, [participant.fingerprint])
+    if not stage.is_done():
+        assert participant.policy is not None
+        _Responding(stage, evaluation, participant.policy, participant.name, questions, n).run()
+    rows = {row["question_id"]: row for path in stage.shards() for row in read_shard(path).to_pylist()}
     return [
         [
             [
                 TextResponse(turn["text"], len(turn["token_ids"]), turn["finish_reason"])
                 for turn in choice["turns"]
             ]
-            for choice in rows[question.id]["choices"]
+            for choice in rows[str(question.id)]["choices"]
         ]
         for question in questions
-    ], found
+    ], stage
 
 
 def empty_share(texts: Sequence[str]) -> float:
-    """How many of some texts are empty or blank."""
+    """The share of texts that are empty or blank."""
     return sum(not text.strip() for text in texts) / len(texts)
 
 
-def shortcomings(answers: Sequence[Sequence[Sequence[TextResponse]]]) -> dict[str, float]:
-    """What answers lack: shares of those that are empty, cut, or had no room, and the mean length in tokens."""
-    flat = [one for choices in answers for turns in choices for one in turns]
+def shortcomings(responses: Sequence[TextResponse]) -> dict[str, float]:
+    """The mean length in tokens, the shares of truncated and empty responses, and how many found no room."""
+    count = len(responses)
     return {
-        "response_tokens": sum(one.tokens for one in flat) / len(flat),
-        "truncated_share": sum(one.finish_reason == "length" for one in flat) / len(flat),
-        "empty_share": empty_share([one.text for one in flat]),
-        "no_room": float(sum(one.finish_reason == "no_room" for one in flat)),
+        "response_tokens": sum(response.tokens for response in responses) / count,
+        "truncated_share": sum(response.finish_reason == "length" for response in responses) / count,
+        "empty_share": empty_share([response.text for response in responses]),
+        "no_room": float(sum(response.finish_reason == "no_room" for response in responses)),
     }
 
 
@@ -175,20 +202,18 @@ class _Responding:
 
     def __init__(
         self,
-        found: EvaluationStage,
-        benchmark: str,
-        participant: Participant,
+        stage: EvaluationStage,
+        evaluation: Evaluation,
+        policy: OpenPolicy,
+        name: str,
         questions: Sequence[Question],
-        decoding: Decoding,
-        terminal: Terminal,
         n: int,
     ) -> None:
-        self.stage, self.benchmark, self.participant, self.n = found, benchmark, participant, n
-        self.decoding, self.terminal = decoding, terminal
-        self.chat = chat_format.load(str(participant.path))
-        self.room = policies.context_length(participant.path) - decoding.sampling.max_new_tokens
+        self.stage, self.evaluation, self.policy, self.name, self.n = stage, evaluation, policy, name, n
+        self.decoding = evaluation.decoding
+        self.room = policy.context_length - self.decoding.sampling.max_new_tokens
         # a shard has one temperature, so that one sampler at a time is loaded
-        ordered = sorted(questions, key=lambda question: self._temperature(question))
+        ordered = sorted(questions, key=self._temperature)
         self.shards: list[list[Question]] = []
         for question in ordered:
             same = self.shards and self._temperature(self.shards[-1][0]) == self._temperature(question)
@@ -202,42 +227,37 @@ class _Responding:
             length = len(self._render(question, [{"role": "user", "content": question.turns[0]}]))
             if length > self.room:
                 raise RunError(
-                    f"{self.stage.title}: {question.shown} has {length} tokens, and"
-                    f" {self.participant.name} takes {max(self.room, 0)} beside an answer of"
-                    f" {self.decoding.sampling.max_new_tokens}; lower max_new_tokens of --sampling"
+                    f"{self.stage.title}: {question.label} has {length} tokens, and {self.name} takes"
+                    f" {max(self.room, 0)} beside a response of {self.decoding.sampling.max_new_tokens};"
+                    " lower max_new_tokens of --sampling"
                 )
-        total = sum(len(shard) for shard in self.shards)
-        with self.terminal.bar(self.stage.title, total, "questions") as advance:
-
-            def work(number: int) -> pa.Table:
-                rows = self._respond(self.shards[number])
-                advance(len(rows))
-                return table(rows, RESPONSES)
-
-            def kept(number: int, there: bool) -> None:
-                if there:
-                    advance(len(self.shards[number]))
-
-            self.stage.publish(self.stage.run_shards([() for _ in self.shards], work, kept))
+        sizes = [len(shard) for shard in self.shards]
+        self.stage.publish_shards(
+            sizes,
+            lambda number: table(self._respond(self.shards[number]), RESPONSES),
+            self.evaluation.terminal,
+            "questions",
+        )
 
     def _respond(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         sampler = self._load(self._temperature(questions[0]))
         rows: list[dict[str, Any]] = [
-            {"question_id": question.id, "choices": [{"turns": []} for _ in range(self.n)]}
+            {"question_id": str(question.id), "choices": [{"turns": []} for _ in range(self.n)]}
             for question in questions
         ]
-        key = ("answer", self.decoding.seed, self.benchmark)
-        firsts = [
+        key = ("answer", self.decoding.seed, self.evaluation.benchmark)
+        prompts = [
             self._prompt(question, row["choices"][0]) or []
             for question, row in zip(questions, rows, strict=True)
         ]
-        drawn = sampler.sample(firsts, [(*key, question.id, 0) for question in questions], self.n)
-        for row, responses in zip(rows, drawn, strict=True):
+        # the first turn's prompt is the same for all n choices, which are therefore sampled together
+        first_turns = sampler.sample(prompts, [(*key, str(question.id), 0) for question in questions], self.n)
+        for row, responses in zip(rows, first_turns, strict=True):
             for choice, response in zip(row["choices"], responses, strict=True):
                 choice["turns"].append(self._turn(response))
         for turn in range(1, max(len(question.turns) for question in questions)):
             waiting = [
-                (choice, (*key, question.id, turn, number), self._prompt(question, choice))
+                (choice, (*key, str(question.id), turn, number), self._prompt(question, choice))
                 for row, question in zip(rows, questions, strict=True)
                 for number, choice in enumerate(row["choices"])
                 if turn < len(question.turns)
@@ -252,13 +272,13 @@ class _Responding:
         if response is None:
             return {"text": "", "token_ids": [], "finish_reason": "no_room"}
         return {
-            "text": self.chat.decode(response.token_ids),
+            "text": self.policy.chat.decode(response.token_ids),
             "token_ids": response.token_ids,
             "finish_reason": response.finish_reason,
         }
 
     def _prompt(self, question: Question, choice: dict[str, Any]) -> list[int] | None:
-        """The conversation so far as token ids; None where no room is left for an answer."""
+        """The conversation so far as token ids; None where no room is left for a response."""
         messages: list[Message] = []
         for asked, said in zip(question.turns, choice["turns"], strict=False):
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said["text"]}]
@@ -271,9 +291,9 @@ class _Responding:
             [{"role": "system", "content": self.decoding.system}] if self.decoding.system else []
         )
         try:
-            return self.chat.render([*system, *messages]).token_ids
+            return self.policy.chat.render([*system, *messages]).token_ids
         except chat_format.ChatError as error:
-            raise chat_format.ChatError(f"{self.stage.title}: {question.shown}: {error}") from error
+            raise chat_format.ChatError(f"{self.stage.title}: {question.label}: {error}") from error
 
     def _temperature(self, question: Question) -> float:
         own = self.decoding.sampling.temperature if question.temperature is None else question.temperature
@@ -288,11 +308,12 @@ class _Responding:
             self._sampler = None
             loaded = sampling.load(
                 self.decoding.sampling,
-                self.participant.path,
+                self.policy.folder,
                 temperature=temperature,
-                stop_ids=self.chat.stop_ids,
-                decode=self.chat.decode,
+                stop_ids=self.policy.chat.stop_ids,
+                decode=self.policy.chat.decode,
                 dtype=self.decoding.weights_dtype,
+                **self.policy.loading,
             )
             self._sampler = (temperature, loaded)
         return self._sampler[1]

@@ -1,4 +1,4 @@
-"""Results: a file of everything beside the tables, and rows of text that line up."""
+"""Results: a file with every figure and what it depends on, and tables of text in the terminal."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sppo.endpoint.client import Usage
+from sppo.endpoint.exchange import Usage
 from sppo.progress import Terminal, printable
 from sppo.rundir.folder import write_json
 
 
 def save(path: Path, benchmark: str, content: Mapping[str, Any]) -> None:
-    """Write a result with the versions that made it."""
+    """Write a result with the versions of the packages that computed it."""
     versions = {
         name: metadata.version(name) for name in ("sppo", "torch", "transformers", "numpy", "scikit-learn")
     }
@@ -30,14 +30,18 @@ def save_all(
     """Write the results of all participants to one file, and say what the judge has cost where there was one."""
     save(output / f"{benchmark}.json", benchmark, {"results": rows})
     if usage is not None:
-        terminal.say(cost_line(usage), "bright_black")
+        terminal.say(
+            f"judge: {usage.requests} requests, {usage.prompt_tokens:,} prompt and {usage.completion_tokens:,}"
+            f" completion tokens, {usage.cached} answers known already, {usage.retries} retries",
+            "bright_black",
+        )
     terminal.say(f"all of it is in {output / benchmark}.json")
 
 
 def show_table(
     terminal: Terminal, heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
 ) -> None:
-    """A table in plain text: numbers with one digit behind the point unless they are strings already."""
+    """Print a table in plain text, with aligned columns."""
     cells = [[cell_text(value) for value in row] for row in rows]
     widths = [max(len(row[column]) for row in [list(heads), *cells]) for column in range(len(heads))]
     if title is not None:
@@ -50,16 +54,8 @@ def show_table(
         terminal.say(line.rstrip())
 
 
-def cost_line(usage: Usage) -> str:
-    """The same in words."""
-    return (
-        f"judge: {usage.requests} requests, {usage.prompt_tokens:,} prompt and {usage.completion_tokens:,} completion"
-        f" tokens, {usage.cached} answers known already, {usage.retries} retries"
-    )
-
-
 def cell_text(value: Any) -> str:
-    """A table's cell: numbers with two digits behind the point, and nothing that drives a terminal."""
+    """The text of a cell: numbers with two decimals, and nothing that controls a terminal."""
     if value is None:
         return ""
     if isinstance(value, float):

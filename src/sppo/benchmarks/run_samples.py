@@ -1,7 +1,7 @@
 """Responses of a finished run's policies, outside of its stages: the best of n, and the averaged policy.
 
-The averaged policy of Theorem 4.1 plays each response by one of pi_1, pi_2, ..., drawn anew; so does any other mixture
-of them, such as the Nash mixture that `sppo game policies` finds.
+The averaged policy of Theorem 4.1 gives each response by one of pi_1, pi_2, ..., chosen anew at random. Any other mixture of
+them works alike, such as the Nash mixture that `sppo game policies` finds.
 """
 
 import json
@@ -15,14 +15,13 @@ import pyarrow as pa
 
 from sppo import prompts as prompt_sources
 from sppo import randomness
-from sppo.benchmarks.best_of import choose
+from sppo.benchmarks import best_of
 from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
 from sppo.benchmarks.participants import Participant, resolve
 from sppo.progress import Advance, Terminal
 from sppo.recipe import PromptSource, Recipe
 from sppo.rundir.folder import RunError, write_text
 from sppo.rundir.reader import RunReader
-from sppo.rundir.shards import read_shard
 from sppo.rundir.tables import PROMPTS, TOKEN_IDS
 from sppo.sampling import Response
 from sppo.sampling.stop_strings import StopStrings
@@ -39,20 +38,20 @@ _RESPONSE = pa.struct(
     ]
 )
 _ROW = pa.schema([*PROMPTS, ("responses", pa.list_(_RESPONSE))])
-"""`number` is the response's among the n of its prompt; `policy` is the name of the one that drew it."""
+"""`number` is the response's number among the n of its prompt; `policy` is the name of the policy that gave it."""
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What is to be drawn.
+    """The responses to sample.
 
     Attributes:
-        n: responses to each prompt.
-        best: keep only the one that the run's oracle ranks first.
-        mixture: by all policies of the run, instead of one.
-        weights: of the mixture's policies, the base first; None: equal.
-        iteration: the policy after it; None: the last accepted one. 0 is the base.
-        prompts: a source; None: the run's held-out prompts.
+        n: the number of responses to each prompt.
+        best: whether only the response that the run's oracle prefers is kept.
+        mixture: whether responses come from all policies of the run instead of one.
+        weights: the weights of the policies in the mixture, the base first; None: equal weights.
+        iteration: the iteration whose policy responds, 0 for the base; None: the last accepted policy.
+        prompts: a source of prompts; None: the run's held-out prompts.
     """
 
     n: int
@@ -66,39 +65,39 @@ class SampleRequest:
 def sample_responses(
     recipe: Recipe, folder: Path, wanted: SampleRequest, terminal: Terminal, output: Path | None = None
 ) -> Path:
-    """Draw responses and write them as JSON lines; what is there already is not drawn again.
+    """Sample responses and write them as JSON lines; responses that are there already are not sampled again.
 
     Args:
-        recipe: of the run.
-        folder: the run's.
-        wanted: what is to be drawn.
+        recipe: the run's recipe.
+        folder: the run's folder.
+        wanted: the responses to sample.
         terminal: where progress is shown.
-        output: the file; None: one in the run's folder `draws`.
+        output: the file to write; None: a file in the run's folder `draws`.
 
     Returns:
         The file.
 
     Raises:
-        RunError: the run has no such policy, or the weights are not its policies'.
+        RunError: the run has no such policy, or the weights do not fit its policies.
         sppo.prompts.PromptError: a prompt cannot be used.
     """
     participants, weights = _mixture(folder, wanted)
     models = Models(recipe)
     prompts = _prompts(models, folder, wanted)
     home = folder / "draws"
-    stages = [
-        _PolicyShare(models, prompts, participants, weights, wanted, number).stage(home)
+    shares = [
+        _PolicyShare(models, prompts, participants, weights, wanted, number)
         for number, weight in enumerate(weights)
         if weight > 0
     ]
-    for stage, share in stages:
-        stage.compute(len(prompts), share, _ROW, terminal, "prompts")
+    stages = [share.stage(home) for share in shares]
+    by_policy = []
+    for stage, share in zip(stages, shares, strict=True):
+        by_policy.append(stage.compute(len(prompts), share, _ROW, terminal, "prompts"))
         models.release()
-    rows = _together(
-        [stage.compute(len(prompts), share, _ROW, terminal, "prompts") for stage, share in stages]
-    )
+    rows = _together(by_policy)
     if wanted.best:
-        rows = _best(models, home, rows, [stage for stage, _ in stages], terminal)
+        rows = _best(models, home, rows, stages, terminal)
     name = f"{'best-of' if wanted.best else 'draws'}-{wanted.n}{'-mixture' if wanted.mixture else ''}.jsonl"
     path = output or home / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +106,7 @@ def sample_responses(
 
 
 def _mixture(folder: Path, wanted: SampleRequest) -> tuple[list[Participant], np.ndarray]:
-    """The policies that take part, and their probabilities."""
+    """The policies that respond, and their probabilities."""
     if not wanted.mixture:
         if wanted.iteration is None:
             return resolve([str(folder)]), np.ones(1)
@@ -116,15 +115,15 @@ def _mixture(folder: Path, wanted: SampleRequest) -> tuple[list[Participant], np
             raise RunError(f"--iteration {wanted.iteration}: {folder} has {len(known) - 1} iterations so far")
         return [known[wanted.iteration]], np.ones(1)
     participants = resolve([str(folder)], every_iteration=True)
-    given = np.array(wanted.weights or [1.0] * len(participants), dtype=np.float64)
-    names = ", ".join(one.name for one in participants)
-    if len(given) != len(participants):
+    weights = np.array(wanted.weights or [1.0] * len(participants), dtype=np.float64)
+    names = ", ".join(participant.name for participant in participants)
+    if len(weights) != len(participants):
         raise RunError(
-            f"--weights: {len(given)} for {len(participants)} policies; give one for each of: {names}"
+            f"--weights: {len(weights)} for {len(participants)} policies; give one for each of: {names}"
         )
-    if not np.isfinite(given).all() or given.min() < 0 or given.sum() <= 0:
-        raise RunError(f"--weights: {given.tolist()}; none may be negative, and their sum must be positive")
-    return participants, given / given.sum()
+    if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0:
+        raise RunError(f"--weights: {weights.tolist()}; none may be negative, and their sum must be positive")
+    return participants, weights / weights.sum()
 
 
 def _prompts(models: Models, folder: Path, wanted: SampleRequest) -> list[dict[str, Any]]:
@@ -138,10 +137,10 @@ def _prompts(models: Models, folder: Path, wanted: SampleRequest) -> list[dict[s
 
 @dataclass(frozen=True)
 class _PolicyShare:
-    """One policy's share of the responses; work of a part.
+    """One policy's share of the responses; calling it computes the rows of a range of prompts.
 
     Attributes:
-        number: of the policy among the participants.
+        number: the number of the policy among the participants.
     """
 
     models: Models
@@ -151,36 +150,35 @@ class _PolicyShare:
     wanted: SampleRequest
     number: int
 
-    def stage(self, home: Path) -> tuple[EvaluationStage, "_PolicyShare"]:
-        """Where it lies and what it depends on."""
-        of, participant = self.models.recipe, self.participants[self.number]
+    def stage(self, home: Path) -> EvaluationStage:
+        """The stage that holds this policy's responses."""
+        recipe, participant = self.models.recipe, self.participants[self.number]
         settings = {
             "prompts": [[row["prompt_id"], row["prompt_token_ids"]] for row in self.prompts],
             "n": self.wanted.n,
             "weights": self.weights.tolist(),
             "number": self.number,
-            "sampling": of.sampling.model_dump(exclude={"k"}),
-            "dtype": of.policy.dtype,
-            "seed": of.seed,
+            "sampling": recipe.sampling.model_dump(exclude={"k"}),
+            "dtype": recipe.policy.dtype,
+            "seed": recipe.seed,
         }
-        return evaluation_stage(
-            home, f"{participant.name}: draws", "drawn", settings, [participant.fingerprint]
-        ), self
+        title = f"{participant.name}: draws"
+        return evaluation_stage(home, title, "drawn", settings, [participant.fingerprint])
 
     def __call__(self, numbers: range, advance: Advance) -> list[dict[str, Any]]:
         """The rows of some prompts, each with this policy's responses among the n."""
         rows = [{**self.prompts[number], "responses": []} for number in numbers]
         owned = [self._owned(row["prompt_id"]) for row in rows]
         participant = self.participants[self.number]
-        # those of a prompt are drawn together, so that it goes through the model once
+        # the responses to a prompt are sampled together, so that the prompt goes through the model once
         for count in sorted({len(own) for own in owned} - {0}):
             of_count = [(row, own) for row, own in zip(rows, owned, strict=True) if len(own) == count]
-            drawn = self.models.sampler(participant.path).sample(
+            sampled = self.models.sampler(participant.path).sample(
                 [row["prompt_token_ids"] for row, _ in of_count],
                 [("draw", self.models.recipe.seed, self.number, row["prompt_id"]) for row, _ in of_count],
                 count,
             )
-            for (row, own), responses in zip(of_count, drawn, strict=True):
+            for (row, own), responses in zip(of_count, sampled, strict=True):
                 row["responses"] = [
                     self._record(number, response) for number, response in zip(own, responses, strict=True)
                 ]
@@ -188,16 +186,21 @@ class _PolicyShare:
         return rows
 
     def _owned(self, prompt_id: str) -> list[int]:
-        """The numbers of the responses that this policy is to draw."""
+        """The numbers of the responses that this policy gives.
+
+        Response k belongs to the policy in whose interval of the cumulative weights the k-th random number falls. All
+        policies draw the same numbers, so that each response has exactly one.
+        """
         bounds = np.cumsum(self.weights)[:-1]
         seed = self.models.recipe.seed
+        drawn = [
+            randomness.generator("mixture", seed, prompt_id, number).random()
+            for number in range(self.wanted.n)
+        ]
         return [
             number
-            for number in range(self.wanted.n)
-            if np.searchsorted(
-                bounds, randomness.generator("mixture", seed, prompt_id, number).random(), "right"
-            )
-            == self.number
+            for number, value in enumerate(drawn)
+            if np.searchsorted(bounds, value, "right") == self.number
         ]
 
     def _record(self, number: int, response: Response) -> dict[str, Any]:
@@ -213,17 +216,14 @@ class _PolicyShare:
         }
 
 
-def _together(of_policies: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Each prompt's responses of all policies, in the order of their numbers."""
-    return [
-        {
-            **same[0],
-            "responses": sorted(
-                (one for row in same for one in row["responses"]), key=lambda one: int(one["number"])
-            ),
-        }
-        for same in zip(*of_policies, strict=True)
-    ]
+def _together(by_policy: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The responses of all policies to each prompt, in the order of their numbers."""
+    rows = []
+    for same_prompt in zip(*by_policy, strict=True):
+        responses = [response for row in same_prompt for response in row["responses"]]
+        responses.sort(key=lambda response: int(response["number"]))
+        rows.append({**same_prompt[0], "responses": responses})
+    return rows
 
 
 def _best(
@@ -233,20 +233,15 @@ def _best(
     stages: Sequence[EvaluationStage],
     terminal: Terminal,
 ) -> list[dict[str, Any]]:
-    """Of each prompt's responses the one with the highest win rate against the others."""
-    texts = [[one["text"] for one in row["responses"]] for row in rows]
-    upstream = evaluation_stage(home, "draws", "together", {}, [stage.fingerprint for stage in stages])
-    chosen, found = choose(
-        home,
-        "draws",
-        models.recipe.needed_oracle("the best of n"),
-        models.prompt_texts([row["messages"] for row in rows]),
-        texts,
-        upstream,
-        terminal,
-    )
-    rates = [row["win_rates"] for path in found.shards() for row in read_shard(path).to_pylist()]
+    """The rows with the response to each prompt that has the highest win rate against the others."""
+    together = evaluation_stage(home, "draws", "together", {}, [stage.fingerprint for stage in stages])
+    config = models.recipe.needed_oracle("the best of n")
+    title, settings = "draws: best of n", best_of.settings(config)
+    stage = evaluation_stage(home, title, "choices", settings, [together.fingerprint])
+    prompts = models.prompt_texts([row["messages"] for row in rows])
+    texts = [[response["text"] for response in row["responses"]] for row in rows]
+    ranked = best_of.choose(stage, config, prompts, texts, terminal)
     return [
-        {**row, "responses": [{**row["responses"][best], "win_rate": of[best]}]}
-        for row, best, of in zip(rows, chosen, rates, strict=True)
+        {**row, "responses": [{**row["responses"][best], "win_rate": rates[best]}]}
+        for row, (best, rates) in zip(rows, ranked, strict=True)
     ]

@@ -7,6 +7,7 @@ import typer
 
 from sppo.cli import options
 from sppo.progress import Terminal
+from sppo.recipe import read_overrides
 
 app = typer.Typer()
 
@@ -38,7 +39,7 @@ def compare(
     from sppo import compare as comparison
 
     folder = output or Path("compare") / recipe.stem
-    overrides = options.parse_overrides(set_)
+    overrides = read_overrides(set_)
     comparison.compare(recipe, algorithms, seeds, overrides, folder, Terminal(), redo_stale=redo_stale)
 
 

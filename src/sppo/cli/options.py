@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sppo.recipe import Recipe, RecipeError, load, read_value
+from sppo.recipe import Recipe, load, read_overrides
 from sppo.rundir import storage
 from sppo.rundir.folder import RunError, RunFolder
 
@@ -107,7 +107,7 @@ def open_run(path: Path, run_dir: Path | None, overrides: list[str] | None) -> t
         RunError: the path is a folder without a recipe.
         RecipeError: the recipe or an override is wrong.
     """
-    values = parse_overrides(overrides)
+    values = read_overrides(overrides)
     if path.is_dir():
         if not (path / "recipe.yaml").is_file():
             raise RunError(
@@ -115,23 +115,6 @@ def open_run(path: Path, run_dir: Path | None, overrides: list[str] | None) -> t
             )
         return load(path / "recipe.yaml", values), RunFolder(run_dir or path)
     return load(path, values), RunFolder(run_dir or Path("runs") / path.stem)
-
-
-def parse_overrides(items: list[str] | None) -> dict[str, Any]:
-    """The values of `--set`, by their dotted keys.
-
-    Raises:
-        RecipeError: an item is not written as KEY=VALUE, or its value is not YAML.
-    """
-    values: dict[str, Any] = {}
-    for item in items or []:
-        key, equals, text = item.partition("=")
-        if not equals or not key:
-            raise RecipeError(
-                f"--set {item}: write it as KEY=VALUE, for example --set training.learning_rate=1e-4"
-            )
-        values[key] = read_value(text, name=f"--set {item}")
-    return values
 
 
 def parse_numbers(text: str, option: str, count: int | None = None) -> list[float]:

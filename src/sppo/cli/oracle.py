@@ -37,11 +37,11 @@ def train_oracle(
         output: The folder of the trained PairRM. [default: oracles/NAME, after the settings' file]
     """
     from sppo.oracle import training
-    from sppo.recipe import load_oracle_training
+    from sppo.recipe import load_oracle_training, read_overrides
 
     folder = output or Path("oracles") / settings.stem
     terminal = Terminal()
-    result = training.train(load_oracle_training(settings, options.parse_overrides(set_)), folder, terminal)
+    result = training.train(load_oracle_training(settings, read_overrides(set_)), folder, terminal)
     if result:
         training.show(result, terminal)
         terminal.say(

@@ -67,7 +67,8 @@ def read(run: Run) -> Played:
                 f"{path}: iteration {number} has no win rates by prompt; remove its evaluation.json"
             )
         prompts = [row.prompt_id for row in reader.held_out(number)]
-        by_prompt.append(dict(zip(prompts, rates, strict=True)))
+        named = zip(prompts, rates, strict=True)
+        by_prompt.append({prompt: rate for prompt, rate in named if rate is not None})  # None: left out
         steps.append(reader.steps(number))
     return Played(summary["iterations"], by_prompt, steps)
 
@@ -96,7 +97,7 @@ def rate(
         "prompts": head_to_head.interval(of_prompts, confidence=confidence, resamples=resamples, seed=seed),
         "seeds": head_to_head.over_seeds(of_seeds, confidence=confidence),
     }
-    ends = {over: {end: found[end] for end in ("low", "high")} for over, found in intervals.items()}
+    ends = {over: {end: ends[end] for end in ("low", "high")} for over, ends in intervals.items()}
     return {"mean": float(of_seeds.mean()), **ends, "of_seeds": of_seeds.tolist()}
 
 
@@ -123,7 +124,7 @@ def measures(played: Sequence[Played], *, confidence: float, resamples: int) -> 
         by_measure |= {name: [at_the_end(run.steps[index], name) for run in present] for name in CURVES}
         by_measure |= {"win_rate_vs_base_by_oracle": by_oracle} if by_oracle else {}
         row: dict[str, Any] = {"iteration": index + 1, "seeds": len(present)}
-        row["failed"] = sum(bool(one["alarms"]) for one in recorded)
+        row["failed"] = sum(bool(summary_row["alarms"]) for summary_row in recorded)
         rates = [run.by_prompt[index] for run in present]
         row["win_rate_vs_base"] = rate(rates, confidence=confidence, resamples=resamples)
         for name, values in by_measure.items():
@@ -157,15 +158,15 @@ def last_policies(
     ends = {over: {end: payoff.copy() for end in ("low", "high")} for over in ("prompts", "seeds")}
     for i, j in np.argwhere(~np.eye(len(names), dtype=bool)):
         by_prompt = [{prompt: game[i, j] for prompt, game in games.items()} for games in games_of_seeds]
-        found = rate(by_prompt, confidence=confidence, resamples=resamples)
-        payoff[i, j] = found["mean"]
+        win_rate = rate(by_prompt, confidence=confidence, resamples=resamples)
+        payoff[i, j] = win_rate["mean"]
         for over, matrices in ends.items():
             for end, matrix in matrices.items():
-                matrix[i, j] = found[over][end]
+                matrix[i, j] = win_rate[over][end]
     return {
         "policies": names,
         "win_rates": payoff.tolist(),
-        **{over: {end: matrix.tolist() for end, matrix in of.items()} for over, of in ends.items()},
+        **{over: {end: matrix.tolist() for end, matrix in by_end.items()} for over, by_end in ends.items()},
         "von_neumann_winner": solve(payoff).policy.tolist(),
     }
 

@@ -1,38 +1,48 @@
 """Answers kept by the content of their question, in one SQLite file.
 
-Safe for several processes and for a crash at any moment: an answer and what it cost are written in one transaction.
-SQLite's rollback journal is used, not its write-ahead log, which needs memory that all processes share and so fails
-on network file systems.
+Several processes may use the file at once, and a crash at any moment is safe: an answer and what it cost are written
+in one transaction. SQLite's rollback journal is used, not its write-ahead log, which needs memory that all processes
+share and so fails on network file systems. Every answer lies beside a digest of itself, which is compared when it is
+read: a damaged answer is as good as none.
 """
 
 import hashlib
-import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checked_answers
+    (question TEXT PRIMARY KEY, answer TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (model TEXT PRIMARY KEY, tokens INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
 """
-_AT_ONCE = 500  # SQLite takes a limited number of parameters
+# A file of an earlier version holds answers without digests, which they are given once.
+_GIVE_DIGESTS = """
+BEGIN IMMEDIATE;
+INSERT OR IGNORE INTO checked_answers SELECT question, answer, answer_digest(question, answer) FROM answers;
+DELETE FROM answers;
+COMMIT;
+"""
+_PARAMETERS = 500  # SQLite takes a limited number of them
 _WAIT_SECONDS = 120.0
 
 
-class AnswersError(OSError):
-    """The file cannot be opened, read or written."""
+class AnswerCacheError(OSError):
+    """The file of answers cannot be opened, read or written."""
 
 
-class Answers:
+class AnswerCache:
     """The file of answers, open within a `with` block.
 
     Args:
-        path: the file; made with its folder if it is not there.
+        path: the file, which is made with its folder if it is not there.
 
     Raises:
-        AnswersError: it cannot be opened, or is no file of answers. Every method raises it too.
+        AnswerCacheError: it cannot be opened, or is no file of answers. Every method raises it too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,16 +50,20 @@ class Answers:
         self._waiting: list[tuple[str, str, str, int]] = []
 
     def __enter__(self) -> Self:
-        try:
+        with self._readable_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(self.path, timeout=_WAIT_SECONDS)
+            self._file.text_factory = lambda raw: raw.decode(
+                "utf-8", "replace"
+            )  # damage is for the digest to find
             try:
+                self._file.create_function("answer_digest", 2, _answer_digest, deterministic=True)
                 self._file.executescript(_TABLES)
+                if self._file.execute("SELECT 1 FROM answers LIMIT 1").fetchone():
+                    self._file.executescript(_GIVE_DIGESTS)
             except sqlite3.Error:
                 self._file.close()
                 raise
-        except (sqlite3.Error, OSError) as error:
-            raise self._wrong(error) from error
         return self
 
     def __exit__(
@@ -60,58 +74,61 @@ class Answers:
         finally:
             self._file.close()
 
-    def get(self, questions: Iterable[str]) -> dict[str, Any]:
-        """The answers that are known, by question."""
+    def get(self, questions: Iterable[str]) -> dict[str, str]:
+        """The answers that are known and whole, by question."""
         by_digest = {_digest(question): question for question in questions}
-        digests, found = list(by_digest), {}
-        try:
-            for start in range(0, len(digests), _AT_ONCE):
-                part = digests[start : start + _AT_ONCE]
+        digests, known = list(by_digest), {}
+        with self._readable_errors():
+            for start in range(0, len(digests), _PARAMETERS):
+                part = digests[start : start + _PARAMETERS]
                 marks = ",".join("?" * len(part))
-                for digest, answer in self._file.execute(
-                    f"SELECT question, answer FROM answers WHERE question IN ({marks})", part
-                ):
-                    found[by_digest[digest]] = json.loads(answer)
-        except (sqlite3.Error, ValueError) as error:
-            raise self._wrong(error) from error
-        return found
+                query = f"SELECT question, answer, digest FROM checked_answers WHERE question IN ({marks})"
+                for question, answer, digest in self._file.execute(query, part):
+                    if isinstance(answer, str) and digest == _answer_digest(question, answer):
+                        known[by_digest[question]] = answer
+        return known
 
-    def put(self, question: str, answer: Any, model: str, tokens: int) -> None:
+    def put(self, question: str, answer: str, model: str, tokens: int) -> None:
         """Keep an answer, and add the tokens it cost to its model's; on the disk after the next :meth:`flush`."""
-        self._waiting.append((_digest(question), json.dumps(answer), model, tokens))
+        self._waiting.append((_digest(question), answer, model, tokens))
 
     def flush(self) -> None:
         """Write what was put, in one transaction."""
         rows, self._waiting = self._waiting, []
         if not rows:
             return
-        try:
-            with self._file:
-                self._file.executemany(
-                    "INSERT OR REPLACE INTO answers VALUES (?, ?)", [row[:2] for row in rows]
-                )
-                self._file.executemany(
-                    "INSERT INTO spent VALUES (?, ?)"
-                    " ON CONFLICT (model) DO UPDATE SET tokens = tokens + excluded.tokens",
-                    [row[2:] for row in rows],
-                )
-        except sqlite3.Error as error:
-            raise self._wrong(error) from error
+        with self._readable_errors(), self._file:
+            self._file.executemany(
+                "INSERT OR REPLACE INTO checked_answers VALUES (?1, ?2, answer_digest(?1, ?2))",
+                [row[:2] for row in rows],
+            )
+            self._file.executemany(
+                "INSERT INTO spent VALUES (?, ?)"
+                " ON CONFLICT (model) DO UPDATE SET tokens = tokens + excluded.tokens",
+                [row[2:] for row in rows],
+            )
 
     def spent(self, model: str) -> int:
         """The tokens that all answers of a model cost, whichever process asked."""
-        try:
+        with self._readable_errors():
             row = self._file.execute("SELECT tokens FROM spent WHERE model = ?", (model,)).fetchone()
-        except sqlite3.Error as error:
-            raise self._wrong(error) from error
-        waiting = sum(tokens for _, _, of, tokens in self._waiting if of == model)
-        return waiting + (0 if row is None else int(row[0]))
+            written = 0 if row is None else int(row[0])
+        return written + sum(tokens for *_, name, tokens in self._waiting if name == model)
 
-    def _wrong(self, error: Exception) -> AnswersError:
-        return AnswersError(
-            f"{self.path}: {error}; it keeps the answers of endpoints. If it is damaged, move it away"
-        )
+    @contextmanager
+    def _readable_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise AnswerCacheError(
+                f"{self.path}: {error}; this file keeps the answers of endpoints. If it is damaged, move it away"
+            ) from error
 
 
-def _digest(question: str) -> str:
-    return hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _answer_digest(question: str, answer: str) -> str:
+    """The digest of an answer and its question, so that no answer is taken for that of another question."""
+    return _digest(f"{question}\n{answer}")

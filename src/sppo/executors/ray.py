@@ -139,7 +139,7 @@ class RayCluster(Executor):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from sppo.training.launch import followed
+        from sppo.training.launch import steps_reported
 
         gpus, workers = bool(_resources("GPU")), self.training_devices()
         where, storage_filesystem = storage.arrow_location(Path(job.work)) or (
@@ -164,7 +164,7 @@ class RayCluster(Executor):
                 failure_config=FailureConfig(max_failures=RETRIES),
             ),
         )
-        with followed(job, on_step):
+        with steps_reported(job, on_step):
             try:
                 trainer.fit()
             except Exception as error:
@@ -323,7 +323,7 @@ def _train(config: dict[str, Any]) -> None:
     if config["base"] is not None:  # each machine finds the base policy's folder itself
         job = dataclasses.replace(job, policy=str(Models(config["base"]).base))
     # After the crash of another worker, training continues from the latest checkpoint.
-    run(resumed(job, lambda text: None), Interruption.of_one_of_several())
+    run(resumed(job, lambda text: None), Interruption.for_worker())
     if os.environ["RANK"] == "0":
         storage.publish(Path(job.output))
 

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from sppo.recipe import parse_oracle
-from sppo.recipe.oracle import Oracle, OracleSection
+from sppo.recipe.oracle import Oracle, OracleSection, Pairs, Preferences, Prompts, Responses
 from sppo.winrates import Array
 
 TOLERANCE = 1e-4
@@ -25,45 +24,49 @@ class Comparison(NamedTuple):
     """An oracle's answer, and the answers of the oracles that it is made of.
 
     Attributes:
-        matrix: [N, K, K], as :meth:`Oracle.compare` answers.
-        components: by name, the matrices of the oracles behind it: a panel's members, or a wrapper's inner oracle.
+        matrix: the preferences, as :meth:`Oracle.compare` returns them.
+        components: the preferences by a panel's members, or by the oracle inside a wrapper, by name.
     """
 
-    matrix: Float[Array, "prompts K K"]
-    components: dict[str, Float[Array, "prompts K K"]]
+    matrix: Preferences
+    components: dict[str, Preferences]
 
 
 @runtime_checkable
 class Composite(Protocol):
     """An oracle made of others, whose answers are worth keeping."""
 
-    def compare_with_components(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Comparison:
-        """Like :meth:`Oracle.compare`, but also returns each component oracle's matrix."""
+    def compare(self, prompts: Prompts, responses: Responses) -> Preferences:
+        """Like :meth:`Oracle.compare`; raises what :meth:`compare_with_components` raises."""
+        return self.compare_with_components(prompts, responses).matrix
+
+    def compare_with_components(self, prompts: Prompts, responses: Responses) -> Comparison:
+        """Like :meth:`compare`, but also returns each component oracle's matrix."""
         ...
 
     @property
     def inner_oracles(self) -> Sequence[Oracle]:
-        """What it is made of."""
+        """The oracles that it is made of."""
         ...
 
 
 @runtime_checkable
 class BothOrders(Protocol):
-    """An oracle that sees two responses in an order and is asked in both."""
+    """An oracle that sees two responses in an order, and is asked in both."""
 
-    def logits(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
+    def compare(self, prompts: Prompts, responses: Responses) -> Preferences:
+        """Like :meth:`Oracle.compare`; raises what :meth:`logits` raises."""
+        return self.probabilities(self.logits(prompts, responses))
+
+    def logits(self, prompts: Prompts, responses: Responses) -> Preferences:
         """M, in nats: entry [n, i, j] is the log-odds of y_i when it stands first; zero diagonal.
 
         An oracle whose answers can be certain has infinite ones.
         """
         ...
 
-    def probabilities(self, logits: Float[Array, "prompts K K"]) -> Float[Array, "prompts K K"]:
-        """P made from both orders: what `compare` answers."""
+    def probabilities(self, logits: Preferences) -> Preferences:
+        """P, made from the log-odds in both orders."""
         ...
 
 
@@ -81,13 +84,8 @@ class Counting(Protocol):
 class ComparesPairs(Protocol):
     """An oracle whose cost is that of the pairs, and which can be asked about some of them only."""
 
-    def compare_pairs(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[Sequence[str]],
-        wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
-    ) -> Float[Array, "prompts K K"]:
-        """Like :meth:`Oracle.compare` where `wanted`, which is symmetric; anything elsewhere."""
+    def compare_pairs(self, prompts: Prompts, responses: Responses, wanted: Pairs) -> Preferences:
+        """Like :meth:`Oracle.compare` for the wanted pairs; the other entries can be anything."""
         ...
 
 
@@ -101,6 +99,10 @@ __all__ = [
     "Oracle",
     "OracleError",
     "OracleSection",
+    "Pairs",
+    "Preferences",
+    "Prompts",
+    "Responses",
     "checked",
     "excerpt",
     "identity",
@@ -121,64 +123,66 @@ class OracleError(ValueError):
         self.prompt_index = prompt_index
 
 
-class CheckedOracle:
-    """An oracle whose every answer is checked and made exactly antisymmetric around 1/2."""
+class CheckedOracle(Composite):
+    """An oracle whose every answer is checked and made exactly antisymmetric around 1/2.
 
-    def __init__(self, inner: Oracle) -> None:
+    Args:
+        inner: the oracle. If it has a true attribute `leaves_gaps`, it may leave pairs out: NaN in both entries.
+        allow_gaps: whether the caller can work with pairs that are left out.
+    """
+
+    def __init__(self, inner: Oracle, *, allow_gaps: bool = True) -> None:
         self.inner = inner
+        self.allow_gaps = allow_gaps
 
-    def compare(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
-        """Like :meth:`Oracle.compare`; raises what :meth:`compare_with_components` raises."""
-        return self.compare_with_components(prompts, responses).matrix
-
-    def compare_with_components(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Comparison:
+    def compare_with_components(self, prompts: Prompts, responses: Responses) -> Comparison:
         """Like :meth:`compare`, but also returns each component oracle's matrix.
 
         Raises:
             OracleError: the answer has another shape, is not finite, not in [0, 1], or not antisymmetric
                 around 1/2 within :data:`TOLERANCE`; or the oracle itself fails.
-            ValueError: not one list of responses for each prompt, or lists of different lengths.
+            ValueError: there is not one list of responses for each prompt, or the lists differ in length.
         """
-        k = _responses_each(prompts, responses)
+        k = _common_length(prompts, responses)
         if not prompts:
             return Comparison(np.zeros((0, 0, 0)), {})
-        if isinstance(self.inner, Composite):
-            matrix, components = self.inner.compare_with_components(prompts, responses)
-        else:
-            matrix, components = self.inner.compare(prompts, responses), {}
-        return Comparison(checked(matrix, prompts, k), components)
+        matrix, components = with_components(self.inner, prompts, responses)
+        return Comparison(self._checked(matrix, prompts, k), components)
 
-    def compare_pairs(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[Sequence[str]],
-        wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
-    ) -> Float[Array, "prompts K K"]:
-        """Like :meth:`compare` for the wanted pairs and on the diagonal; NaN says that a pair was not compared.
+    def compare_pairs(self, prompts: Prompts, responses: Responses, wanted: Pairs) -> Preferences:
+        """Like :meth:`compare` for the wanted pairs and on the diagonal; NaN where a pair was not compared.
 
         Args:
             prompts: N prompts as text.
             responses: K for each.
-            wanted: which pairs; a pair is wanted in both orders if it is in one.
+            wanted: which pairs; a pair is wanted in both orders if it is wanted in one.
 
         Raises:
             OracleError: as :meth:`compare_with_components` does.
             ValueError: as :meth:`compare_with_components` does.
         """
-        k = _responses_each(prompts, responses)
+        k = _common_length(prompts, responses)
         if not prompts:
             return np.zeros((0, 0, 0))
         wanted = wanted | np.swapaxes(wanted, -1, -2) | np.eye(k, dtype=bool)
         if isinstance(self.inner, ComparesPairs):
             answer = np.where(wanted, self.inner.compare_pairs(prompts, responses, wanted), 0.5)
-            matrix = checked(answer, prompts, k)
+            matrix = self._checked(answer, prompts, k)
         else:
             matrix = self.compare(prompts, responses)
         return np.where(wanted, matrix, np.nan)
+
+    def _checked(self, answer: Any, prompts: Prompts, k: int) -> Preferences:
+        leaves_gaps = any(getattr(oracle, "leaves_gaps", False) for oracle in parts_of(self.inner))
+        matrix = checked(answer, prompts, k, leaves_gaps=leaves_gaps)
+        if not self.allow_gaps and np.isnan(matrix).any():
+            number = int(np.argmax(np.isnan(matrix).any(axis=(1, 2))))
+            raise OracleError(
+                "the oracle left out pairs of responses that it cannot compare, and every pair is needed here;"
+                f" set oracle.unread: error or other_order. The prompt was {excerpt(prompts[number])}",
+                number,
+            )
+        return matrix
 
     @property
     def inner_oracles(self) -> Sequence[Oracle]:
@@ -203,7 +207,14 @@ def parts_of(oracle: Oracle) -> list[Oracle]:
     return [oracle, *(part for component in inner for part in parts_of(component))]
 
 
-def _responses_each(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> int:
+def with_components(oracle: Oracle, prompts: Prompts, responses: Responses) -> Comparison:
+    """An oracle's answer with those of its components, where it has some."""
+    if isinstance(oracle, Composite):
+        return oracle.compare_with_components(prompts, responses)
+    return Comparison(oracle.compare(prompts, responses), {})
+
+
+def _common_length(prompts: Prompts, responses: Responses) -> int:
     """K; 0 where there is no prompt."""
     if len(prompts) != len(responses):
         raise ValueError(f"responses: {len(responses)} lists for {len(prompts)} prompts; give one for each")
@@ -217,11 +228,17 @@ def _responses_each(prompts: Sequence[str], responses: Sequence[Sequence[str]]) 
     return counts.pop() if counts else 0
 
 
-def checked(answer: Any, prompts: Sequence[str], k: int) -> Float[Array, "prompts K K"]:
+def checked(answer: Any, prompts: Prompts, k: int, *, leaves_gaps: bool = False) -> Preferences:
     """The answer of an oracle as an exact preference matrix.
 
+    Args:
+        answer: what the oracle returned.
+        prompts: what it was asked about.
+        k: the number of responses to each prompt.
+        leaves_gaps: whether it may leave a pair out: NaN in both of its entries.
+
     Raises:
-        OracleError: it is none; the message names the entry and the prompt.
+        OracleError: it is no preference matrix; the message names the entry and the prompt.
     """
     try:
         if np.ma.isMaskedArray(answer):
@@ -238,34 +255,28 @@ def checked(answer: Any, prompts: Sequence[str], k: int) -> Float[Array, "prompt
             f"the oracle's answer has the shape {list(matrix.shape)} instead of {list(expected)}:"
             " one K x K matrix of probabilities for each prompt"
         )
-    _refuse(~np.isfinite(matrix), matrix, prompts, "is not finite")
-    outside = (matrix < -ROUNDING) | (matrix > 1 + ROUNDING)
-    _refuse(outside, matrix, prompts, "is not a probability in [0, 1]")
     opposite = np.swapaxes(matrix, -1, -2)
-    diagonal = np.abs(np.diagonal(matrix, axis1=-2, axis2=-1) - 0.5) > TOLERANCE
-    _refuse(
-        diagonal[..., None] & np.eye(k, dtype=bool), matrix, prompts, "is on the diagonal, where 1/2 belongs"
-    )
-    _refuse(
-        np.abs(matrix + opposite - 1) > TOLERANCE,
-        matrix,
-        prompts,
-        "and the entry on the other side of the diagonal do not sum to 1",
-    )
+    on_diagonal = np.eye(k, dtype=bool)
+    gaps = np.isnan(matrix) & np.isnan(opposite) & ~on_diagonal & leaves_gaps
+    problems = {
+        "is not finite": ~np.isfinite(matrix) & ~gaps,
+        "is not a probability in [0, 1]": (matrix < -ROUNDING) | (matrix > 1 + ROUNDING),
+        "is on the diagonal, where 1/2 belongs": on_diagonal & (np.abs(matrix - 0.5) > TOLERANCE),
+        "and the entry on the other side of the diagonal do not sum to 1": np.abs(matrix + opposite - 1)
+        > TOLERANCE,
+    }
+    for problem, entries in problems.items():
+        if entries.any():
+            n, i, j = (int(index) for index in np.argwhere(entries)[0])
+            raise OracleError(
+                f"the oracle's answer P[{i}, {j}] = {matrix[n, i, j]:g} {problem};"
+                f" the prompt was {excerpt(prompts[n])}",
+                n,
+            )
     # the loser's is 1 - the winner's, so that P + P^T is 1 to the last bit, whatever the responses' order
     margin = matrix - opposite
-    winner = np.minimum(0.5 + np.abs(margin) / 2, 1)
+    winner: Array = np.minimum(0.5 + np.abs(margin) / 2, 1)
     return np.where(margin >= 0, winner, 1 - winner)
-
-
-def _refuse(wrong: np.ndarray[Any, Any], matrix: Array, prompts: Sequence[str], what: str) -> None:
-    if wrong.any():
-        n, i, j = (int(index) for index in np.argwhere(wrong)[0])
-        raise OracleError(
-            f"the oracle's answer P[{i}, {j}] = {matrix[n, i, j]:g} {what};"
-            f" the prompt was {excerpt(prompts[n])}",
-            n,
-        )
 
 
 def excerpt(text: str, length: int = 120) -> str:
@@ -273,14 +284,18 @@ def excerpt(text: str, length: int = 120) -> str:
     return repr(text if len(text) <= length else text[: length - 3] + "...")
 
 
-def load(config: Mapping[str, Any]) -> CheckedOracle:
+def load(config: Mapping[str, Any], *, allow_gaps: bool = False) -> CheckedOracle:
     """The oracle that a recipe's `oracle:` mapping describes; every answer of it is checked.
+
+    Args:
+        config: the mapping.
+        allow_gaps: whether the caller can work with pairs that the oracle leaves out.
 
     Raises:
         sppo.recipe.RecipeError: the mapping is wrong.
         OracleError: the oracle cannot be loaded.
     """
-    return CheckedOracle(parse_oracle(config).load())
+    return CheckedOracle(parse_oracle(config).load(), allow_gaps=allow_gaps)
 
 
 def identity(config: OracleSection) -> dict[str, Any]:

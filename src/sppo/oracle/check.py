@@ -48,7 +48,7 @@ def of_run(path: Path, iteration: int | None, limit: int) -> Material:
 def _shown(run: RunReader, conversations: Sequence[list[Any]]) -> list[str]:
     """The prompts as the run's oracle sees them."""
     recipe = run.recipe
-    if recipe.needed_oracle("comparing responses").text != "chat":
+    if recipe.needed_oracle("comparing responses").prompt_form() != "chat":
         return [plain_text(messages) for messages in conversations]
     base, trust = policies.folder(recipe.policy.model), recipe.policy.trust_remote_code
     chat = chat_format.load(

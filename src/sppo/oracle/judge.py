@@ -1,16 +1,17 @@
 r"""A language model as the judge, behind any OpenAI-compatible server.
 
-It sees the prompt and two responses, called A and B, and says which is better, or C for a tie. Every pair is asked
-about in both orders, K(K - 1) questions a prompt, since judges favour a position. With :math:`q_{ij}` the probability
-that the first is preferred when y_i stands first, a tie counting one half,
+The judge sees the prompt and two responses, called A and B, and says which is better, or C for a tie. Every pair is
+asked about in both orders, K(K - 1) questions a prompt, since judges favour a position. With :math:`q_{ij}` the
+probability that the first is preferred when y_i stands first, a tie counting one half,
 
 .. math:: P_{ij} = \tfrac12 (q_{ij} + 1 - q_{ji}).
 
 q comes from the log-probabilities of the verdict's token, :math:`q = (m_A + m_C/2)/(m_A + m_B + m_C)` with m the
 probability of each letter, or from the mean of verdicts written out. Equal texts are not asked about: P = 1/2.
 
-A verdict that cannot be read is asked for again, and counted; where none of an order's can be read, the oracle stops,
-or takes the other order's answer if it was told so. It is never taken for a tie.
+A verdict that cannot be read is asked for again, and counted. What happens where an order of a pair has no verdict,
+because none can be read or the judge refuses to give one, is `unread`: the oracle stops, takes the other order's
+answer, or leaves the pair or the prompt out. No verdict is never taken for a tie.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,51 +19,72 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
 from pydantic import Field
 from scipy.special import expit, logit
 
-from sppo.endpoint.cache import AnswersError
-from sppo.endpoint.client import Answer, Endpoint, EndpointError, Fault, Request, chat, faultless
-from sppo.oracle import OracleError, OracleSection, excerpt
-from sppo.oracle.judge_template import Template, masses, source, written_out
+from sppo.endpoint.cache import AnswerCacheError
+from sppo.endpoint.client import Endpoint
+from sppo.endpoint.exchange import Answer, AnswerCheck, Choice, EndpointError, Request, accept_any, chat
+from sppo.oracle import (
+    BothOrders,
+    OracleError,
+    OracleSection,
+    Pairs,
+    Preferences,
+    Prompts,
+    Responses,
+    excerpt,
+)
+from sppo.oracle.judge_template import Template, source, verdict_probabilities, written_verdict
 from sppo.recipe import EndpointConfig
 from sppo.recipe.oracle import Text
-from sppo.winrates import Array
 
 TOP_LOGPROBS = 20
-"""What OpenAI gives at most; the letters are among them if the judge means to give a verdict at all."""
+"""The most that OpenAI gives; the letters are among them if the judge means to give a verdict at all."""
 
 
 class JudgeOracle(OracleSection):
     """A language model behind an OpenAI-compatible server that says which of two responses is better."""
 
-    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"opponents", "parse_retries"})
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset(
+        {"opponents", "parse_retries", "max_left_out_share"}
+    )
 
     type: Literal["judge"] = "judge"
     endpoint: EndpointConfig
     template: str | None = Field(
         None,
         min_length=1,
-        description="a jinja file with prompt, response_a, response_b; None: the package's",
+        description="a jinja file with prompt, response_a, response_b; None: the package's own template",
     )
     system: str | None = Field(None, min_length=1, description="a system message")
     verdict: Literal["logprobs", "samples"] = Field(
-        "logprobs", description="from the probabilities of the tokens A, B, C, or from verdicts written out"
+        "logprobs",
+        description="how the verdict is read: from the probabilities of the tokens A, B, C, or from verdicts written out",
     )
     min_mass: float = Field(
-        0.5, gt=0, le=1, description="logprobs: the least probability that A, B and C have together"
+        0.5, gt=0, le=1, description="logprobs: the least probability that A, B and C must have together"
     )
     samples: int = Field(1, ge=1, le=1000, description="samples: verdicts for each order of a pair")
-    temperature: float = Field(1.0, ge=0, description="samples: of the judge's")
-    max_tokens: int = Field(1024, ge=1, description="samples: of a verdict")
-    parse_retries: int = Field(2, ge=0, le=100, description="samples: of a verdict that cannot be read")
-    unread: Literal["error", "other_order"] = Field(
-        "error",
-        description="a pair of which one order has no readable verdict: stop, or take the other order's",
+    temperature: float = Field(1.0, ge=0, description="samples: the judge's temperature")
+    max_tokens: int = Field(1024, ge=1, description="samples: the most tokens of a verdict")
+    parse_retries: int = Field(
+        2, ge=0, le=100, description="samples: how often an unreadable verdict is asked for again"
     )
-    opponents: int | None = Field(None, ge=1, description="as of pairrm; None: all")
-    text: Text = Field("prompt", description="what it sees as the prompt: plain or templated")
+    unread: Literal["error", "other_order", "leave_out_pair", "leave_out_prompt"] = Field(
+        "error",
+        description="what to do where an order of a pair has no verdict: stop, take the other order's, or leave the"
+        " pair or the whole prompt out",
+    )
+    max_left_out_share: float = Field(
+        0.05, ge=0, le=1, description="the share of pairs that may be left out before the oracle stops"
+    )
+    opponents: int | None = Field(
+        None,
+        ge=1,
+        description="the number of other responses that each is compared with in annotation; None: all",
+    )
+    text: Text = Field("prompt", description="the form of the prompt that it sees: plain or templated")
 
     def load(self) -> "Judge":
         """The judge, ready to ask.
@@ -73,7 +95,7 @@ class JudgeOracle(OracleSection):
         return Judge(self)
 
     def identity(self) -> dict[str, Any]:
-        """The settings, the served model, and the template's text; where the server stands moves no answer."""
+        """The settings, the served model, and the template's text; no answer depends on where the server stands."""
         endpoint = self.endpoint.model_dump(include={"model", "revision", "extra_body"})
         return super().identity() | {"endpoint": endpoint, "template": source(self.template, self.verdict)}
 
@@ -90,10 +112,11 @@ class _Question:
     Attributes:
         n: the prompt.
         text: what the judge is sent.
-        entries: of q, which it answers.
-        scores: of the first response, one for each verdict read so far.
-        asked: verdicts asked for so far.
-        unreadable: the last answer that could not be read.
+        entries: the entries of q that it answers.
+        scores: the score of the first response in each verdict read so far.
+        asked: the number of verdicts asked for so far.
+        unreadable: the last reply that could not be read, or the words of a refusal.
+        is_refused: whether the judge refused, so that it is not asked again.
     """
 
     n: int
@@ -102,67 +125,50 @@ class _Question:
     scores: list[float] = field(default_factory=list)
     asked: int = 0
     unreadable: str = ""
+    is_refused: bool = False
 
 
-class Judge:
+class Judge(BothOrders):
     """A judge.
 
     Args:
-        config: of the recipe.
+        config: the judge's section of the recipe.
 
     Raises:
-        OracleError: the template cannot be used, or the endpoint not be set up.
+        OracleError: the template cannot be used, or the endpoint cannot be set up.
     """
 
     def __init__(self, config: JudgeOracle) -> None:
         self.config = config
-        self.template = Template(
-            source(config.template, config.verdict), config.template or f"the package's for {config.verdict}"
-        )
+        name = config.template or f"the package's for {config.verdict}"
+        self.template = Template(source(config.template, config.verdict), name)
         try:
             self.endpoint = Endpoint(config.endpoint)
-        except (EndpointError, AnswersError) as error:
+        except (EndpointError, AnswerCacheError) as error:
             raise OracleError(f"oracle.endpoint: {error}") from error
-        self._verdicts = 0
-        self._unreadable = 0
-        self._one_order = 0
+        self._counts = dict.fromkeys(
+            ("verdicts", "unreadable_verdicts", "refusals", "one_order_pairs", "pairs_left_out"), 0
+        )
+        self._pairs = 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """Verdicts read and unreadable, pairs with one order only, and what the endpoint was asked."""
-        counted = {
-            "verdicts": self._verdicts,
-            "unreadable_verdicts": self._unreadable,
-            "one_order_pairs": self._one_order,
-        }
-        return counted | vars(self.endpoint.usage)
+        """Verdicts read, unreadable and refused, pairs with one order or left out, and what the endpoint was asked."""
+        return self._counts | vars(self.endpoint.usage)
 
-    def compare(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
-        """Like :meth:`sppo.oracle.Oracle.compare`.
+    @property
+    def leaves_gaps(self) -> bool:
+        """Whether pairs without a verdict are left out, as NaN."""
+        return self.config.unread in ("leave_out_pair", "leave_out_prompt")
 
-        Raises:
-            OracleError: as :meth:`logits` does.
-        """
-        return self.probabilities(self.logits(prompts, responses))
-
-    def compare_pairs(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[Sequence[str]],
-        wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
-    ) -> Float[Array, "prompts K K"]:
+    def compare_pairs(self, prompts: Prompts, responses: Responses, wanted: Pairs) -> Preferences:
         """Like :meth:`compare` for some pairs only; 1/2 elsewhere."""
         return self.probabilities(self.logits(prompts, responses, wanted))
 
-    def logits(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[Sequence[str]],
-        wanted: Bool[np.ndarray[Any, Any], "prompts K K"] | None = None,
-    ) -> Float[Array, "prompts K K"]:
-        """logit q, in nats; infinite where all verdicts agree; zero diagonal, and where a pair is not wanted.
+    def logits(self, prompts: Prompts, responses: Responses, wanted: Pairs | None = None) -> Preferences:
+        """logit q, in nats.
+
+        Infinite where all verdicts agree; 0 on the diagonal and where a pair is not wanted; NaN where it is left out.
 
         Raises:
             OracleError: the endpoint fails, or a verdict cannot be read.
@@ -175,17 +181,19 @@ class Judge:
         for question in questions:
             for i, j in question.entries:
                 first[question.n, i, j] = np.mean(question.scores) if question.scores else np.nan
-        self._fill_in(first, questions)
+        unread = [question for question in questions if not question.scores]
+        if self.leaves_gaps:
+            self._leave_out(first, questions, unread)
+        else:
+            self._take_other_order(first, unread)
         return np.asarray(logit(first))
 
-    def probabilities(self, logits: Float[Array, "prompts K K"]) -> Float[Array, "prompts K K"]:
+    def probabilities(self, logits: Preferences) -> Preferences:
         """P from both orders; see the module."""
         first = expit(logits)
         return np.asarray((first + 1 - first.swapaxes(-1, -2)) / 2)
 
-    def _questions(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]], wanted: Any
-    ) -> Iterable[_Question]:
+    def _questions(self, prompts: Prompts, responses: Responses, wanted: Pairs | None) -> Iterable[_Question]:
         for n, (prompt, of_prompt) in enumerate(zip(prompts, responses, strict=True)):
             alike: dict[str, list[int]] = {}
             for index, text in enumerate(of_prompt):
@@ -207,85 +215,109 @@ class Judge:
         }
         requests = [self._request(question, **settings) for question in questions]
         for question, choice in zip(questions, self._ask(questions, requests, _no_log_probs), strict=True):
-            found = masses(choice)
-            assert found is not None
-            total = sum(found.values())
-            if total < self.config.min_mass:
-                question.unreadable = _content(choice)
-                self._unreadable += 1
-            else:
-                self._verdicts += 1
-                question.scores = [(found["A"] + found["C"] / 2) / total]
+            masses = verdict_probabilities(choice)
+            total = sum(masses.values())
+            readable = total >= self.config.min_mass
+            self._note(question, choice, (masses["A"] + masses["C"] / 2) / total if readable else None)
 
     def _from_samples(self, questions: Sequence[_Question]) -> None:
-        settings: dict[str, Any] = {
-            "max_tokens": self.config.max_tokens,
-            "temperature": self.config.temperature,
-        }
+        settings = {"max_tokens": self.config.max_tokens, "temperature": self.config.temperature}
         for _ in range(self.config.parse_retries + 1):
             asked: list[_Question] = []
             requests: list[Request] = []
             for question in questions:
-                for _ in range(self.config.samples - len(question.scores)):
+                missing = 0 if question.is_refused else self.config.samples - len(question.scores)
+                for _ in range(missing):
                     # another seed is another draw, also for servers that keep answers
-                    requests.append(
-                        self._request(question, draw=question.asked, seed=question.asked, **settings)
-                    )
+                    draw = question.asked
+                    requests.append(self._request(question, draw=draw, seed=draw, **settings))
                     asked.append(question)
                     question.asked += 1
             for question, choice in zip(asked, self._ask(asked, requests), strict=True):
-                said = _content(choice)
-                score = written_out(said)
-                if score is None:
-                    question.unreadable = said
-                    self._unreadable += 1
-                else:
-                    self._verdicts += 1
-                    question.scores.append(score)
-            if all(len(question.scores) == self.config.samples for question in questions):
+                self._note(question, choice, written_verdict(choice.conclusion or ""))
+            if not requests:
                 return
 
-    def _fill_in(self, first: Float[Array, "prompts K K"], questions: Sequence[_Question]) -> None:
-        """Settle what has no readable verdict, as the recipe says."""
-        unread = [question for question in questions if not question.scores]
+    def _note(self, question: _Question, choice: Choice, score: float | None) -> None:
+        """Keep the score that a reply gives to the first response; None where the reply has no readable verdict."""
+        if choice.refusal is not None:
+            question.unreadable, question.is_refused = choice.refusal, True
+            self._counts["refusals"] += 1
+        elif score is None:
+            question.unreadable = choice.said
+            self._counts["unreadable_verdicts"] += 1
+        else:
+            question.scores.append(score)
+            self._counts["verdicts"] += 1
+
+    def _take_other_order(self, first: Preferences, unread: Sequence[_Question]) -> None:
         for question in unread:
             i, j = question.entries[0]
-            if self.config.unread == "error" or np.isnan(first[question.n, j, i]):
-                both = "either order" if np.isnan(first[question.n, j, i]) else "one order"
+            orders = "either order" if np.isnan(first[question.n, j, i]) else "one order"
+            if self.config.unread == "error" or orders == "either order":
                 raise OracleError(
-                    f"{self._who} gives no verdict that can be read on responses {i} and {j} in {both}; the last"
-                    f" answer was {excerpt(question.unreadable)}. {self._way_out(both)}",
+                    f"{self._who} gives no verdict that can be read on responses {i} and {j} in {orders}; the last"
+                    f" answer was {excerpt(question.unreadable, 500)}. {self._way_out(orders)}",
                     question.n,
                 )
         for question in unread:
-            self._one_order += len(question.entries)
+            self._counts["one_order_pairs"] += len(question.entries)
             for i, j in question.entries:
                 first[question.n, i, j] = 1 - first[question.n, j, i]
 
-    def _way_out(self, both: str) -> str:
+    def _leave_out(
+        self, first: Preferences, questions: Sequence[_Question], unread: Sequence[_Question]
+    ) -> None:
+        """Mark pairs without a verdict, or all pairs of their prompts, as left out, within the allowed share."""
+        for question in unread:
+            if self.config.unread == "leave_out_prompt":
+                first[question.n][~np.eye(first.shape[-1], dtype=bool)] = np.nan
+        entries = [(question.n, i, j) for question in questions for i, j in question.entries if i < j]
+        self._pairs += len(entries)
+        self._counts["pairs_left_out"] += sum(
+            bool(np.isnan(first[n, i, j] + first[n, j, i])) for n, i, j in entries
+        )
+        left_out, limit = self._counts["pairs_left_out"], self.config.max_left_out_share
+        if left_out > limit * self._pairs:
+            raise OracleError(
+                f"{self._who} gives no verdict on {left_out} of {self._pairs} pairs, which is more than"
+                f" oracle.max_left_out_share: {limit:g}; the last answer was {excerpt(unread[-1].unreadable, 500)}."
+                f" {self._way_out('one order')}, or raise oracle.max_left_out_share",
+                unread[-1].n,
+            )
+
+    def _way_out(self, orders: str) -> str:
         change = (
             "Raise oracle.parse_retries or oracle.max_tokens"
             if self.config.verdict == "samples"
             else "Lower oracle.min_mass, or set oracle.verdict: samples"
         )
-        return change + (", or set oracle.unread: other_order" if both == "one order" else "")
+        others = {"error": ", or set oracle.unread: other_order, leave_out_pair or leave_out_prompt"}
+        if orders == "either order":
+            others = dict.fromkeys(
+                ("error", "other_order"), ", or set oracle.unread: leave_out_pair or leave_out_prompt"
+            )
+        return change + others.get(self.config.unread, "")
 
     def _request(self, question: _Question, *, draw: int = 0, **settings: Any) -> Request:
         system = [{"role": "system", "content": self.config.system}] if self.config.system else []
         return chat([*system, {"role": "user", "content": question.text}], draw=draw, **settings)
 
     def _ask(
-        self, questions: Sequence[_Question], requests: Sequence[Request], fault: Fault = faultless
-    ) -> list[dict[str, Any]]:
+        self, questions: Sequence[_Question], requests: Sequence[Request], check: AnswerCheck = accept_any
+    ) -> list[Choice]:
         """The one choice of each answer."""
         try:
-            return [answer["choices"][0] for answer in self.endpoint.ask(requests, fault=fault)]
+            answers = self.endpoint.ask(requests, check=check, allow_refusals=self.config.unread != "error")
+            return [answer.choices[0] for answer in answers]
         except EndpointError as error:
             index = error.request_index
             lacks = "logprobs" in str(error) or "log-probabilities" in str(error)
             hint = "; set oracle.verdict: samples" if lacks else ""
+            if error.is_refusal and not lacks:
+                hint = "; if it refuses what this prompt says, set oracle.unread: leave_out_pair or leave_out_prompt"
             raise OracleError(f"{error}{hint}", None if index is None else questions[index].n) from error
-        except AnswersError as error:
+        except AnswerCacheError as error:
             raise OracleError(str(error)) from error
 
     @property
@@ -294,9 +326,6 @@ class Judge:
 
 
 def _no_log_probs(request: Request, answer: Answer) -> str | None:
-    return "gives no log-probabilities" if masses(answer["choices"][0]) is None else None
-
-
-def _content(choice: dict[str, Any]) -> str:
-    content = choice["message"].get("content")
-    return content if isinstance(content, str) else ""
+    """Whether the server gives no log-probabilities at all; an empty reply is the judge's, and has no verdict."""
+    choice = answer.choices[0]
+    return "gives no log-probabilities" if choice.first_token is None and choice.said else None

@@ -1,17 +1,15 @@
-"""What a judge is asked, and how its verdicts are read."""
+"""The question that a judge is sent, and how the verdict in its answer is read."""
 
 import math
 import re
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
 
+from sppo.endpoint.exchange import Choice
 from sppo.oracle import OracleError
 
-Verdict = Literal["A", "B", "C"]
 SCORE: dict[str, float] = {"A": 1.0, "B": 0.0, "C": 0.5}
-"""What a verdict says of the first response."""
+"""The score that a verdict gives to the first response."""
 PLACEHOLDERS = ("prompt", "response_a", "response_b")
 _WRITTEN_OUT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 _AROUND = " \t\n\"'`*[]().:"
@@ -21,8 +19,8 @@ class Template:
     """A prompt for judges, from a jinja template that is rendered in a sandbox.
 
     Args:
-        text: with the placeholders prompt, response_a and response_b.
-        name: for messages.
+        text: the template, with the placeholders prompt, response_a and response_b.
+        name: what it is called in messages.
 
     Raises:
         OracleError: it does not parse, has an unknown variable, or does not show one of its placeholders.
@@ -43,7 +41,7 @@ class Template:
         missing = [placeholder for placeholder, mark in marks.items() if mark not in shown]
         if missing:
             raise OracleError(
-                f"oracle.template: {name}: does not show {', '.join(f'{{{{ {one} }}}}' for one in missing)};"
+                f"oracle.template: {name}: does not show {', '.join(f'{{{{ {placeholder} }}}}' for placeholder in missing)};"
                 " a judge must see the prompt and both responses"
             )
 
@@ -60,7 +58,7 @@ class Template:
 
 
 def source(template: str | None, verdict: str) -> str:
-    """The text of a template: a file's, or the package's own for a kind of verdict.
+    """The text of a template: that of a file, or the package's own for a kind of verdict.
 
     Raises:
         OracleError: the file cannot be read.
@@ -73,30 +71,27 @@ def source(template: str | None, verdict: str) -> str:
         raise OracleError(f"oracle.template: {template}: cannot be read: {error}") from error
 
 
-def written_out(text: str) -> float | None:
+def written_verdict(text: str) -> float | None:
     """The score of the first response in a verdict such as [[A]]: the last one counts; None where there is none.
 
     A text that is a letter alone is a verdict as well.
     """
-    found = _WRITTEN_OUT.findall(text)
-    letter = found[-1] if found else text.strip(_AROUND)
+    verdicts = _WRITTEN_OUT.findall(text)
+    letter = verdicts[-1] if verdicts else text.strip(_AROUND)
     return SCORE.get(letter)
 
 
-def masses(choice: Mapping[str, Any]) -> dict[str, float] | None:
-    """The probability of each verdict as the answer's first token, tokens that differ by what is around a letter added.
+def verdict_probabilities(choice: Choice) -> dict[str, float]:
+    """The probability of each verdict as the answer's first token; 0 where the answer has no token.
 
-    Returns:
-        None where the server gives no log-probabilities.
+    Tokens that differ only by what stands around the letter are added up.
     """
-    content = (choice.get("logprobs") or {}).get("content") or []
-    if not content:
-        return None
-    first = content[0]
-    tokens = first.get("top_logprobs") or [first]
-    found = dict.fromkeys(SCORE, 0.0)
-    for token in tokens:
-        letter = str(token.get("token", "")).strip(_AROUND + "▁Ġ")
-        if letter in found:
-            found[letter] += math.exp(min(0.0, float(token["logprob"])))
-    return found
+    first = choice.first_token
+    masses = dict.fromkeys(SCORE, 0.0)
+    for token in (first.top_logprobs or [first]) if first else []:
+        letter = token.token.strip(
+            _AROUND + "\u2581\u0120"
+        )  # the spaces of SentencePiece and byte-level tokenizers
+        if letter in masses:
+            masses[letter] += math.exp(token.logprob)
+    return masses

@@ -1,21 +1,31 @@
 r"""A panel of oracles: a weighted mixture of their probabilities.
 
 :math:`P(y \succ y') = \sum_a w_a P_a(y \succ y')`: the probability that a member drawn with its weight
-prefers y. Members that each rank responses can together prefer in a circle (Condorcet).
+prefers y. Members that each rank the responses can together prefer in a circle (Condorcet).
 """
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 
-from sppo.oracle import CheckedOracle, Comparison, Composite, Oracle, OracleError, OracleSection
+from sppo.oracle import (
+    CheckedOracle,
+    Comparison,
+    Composite,
+    Oracle,
+    OracleError,
+    OracleSection,
+    Pairs,
+    Preferences,
+    Prompts,
+    Responses,
+    with_components,
+)
 from sppo.oracle.function import Function, source_digest
 from sppo.recipe.oracle import OracleConfig, Text
 from sppo.tinyworld.annotators import ANNOTATORS
-from sppo.winrates import Array
 
 _ANNOTATORS = "sppo.tinyworld.annotators"
 
@@ -27,20 +37,24 @@ class PanelOracle(OracleSection):
 
     type: Literal["panel"] = "panel"
     members: list[OracleConfig] | None = Field(None, min_length=1)
-    weights: list[float] | None = Field(None, description="None: equal")
-    opponents: int | None = Field(None, ge=1, description="as of pairrm; None: all")
-    text: Text = Field("prompt", description="what its members see as the prompt")
+    weights: list[float] | None = Field(None, description="one weight per member; None: equal weights")
+    opponents: int | None = Field(
+        None,
+        ge=1,
+        description="the number of other responses that each is compared with in annotation; None: all",
+    )
+    text: Text = Field("prompt", description="the form of the prompt that its members see")
 
     @model_validator(mode="after")
     def _members_fit(self) -> "PanelOracle":
         for member in self.members or []:
-            if member.text != self.text:
+            if member.prompt_form() != self.text:
                 raise ValueError(
-                    f"a member has text: {member.text}, the panel {self.text}; make them the same"
+                    f"a member has text: {member.prompt_form()}, the panel {self.text}; make them the same"
                 )
         if self.weights is None:
             return self
-        count = 3 if self.members is None else len(self.members)
+        count = len(ANNOTATORS) if self.members is None else len(self.members)
         if len(self.weights) != count:
             raise ValueError(f"weights: {len(self.weights)} for {count} members; give one for each")
         if min(self.weights) < 0 or sum(self.weights) <= 0:
@@ -67,17 +81,17 @@ class PanelOracle(OracleSection):
 
     @property
     def holds_a_model(self) -> bool:
-        """Whether a member does."""
+        """Whether a member holds a model."""
         return any(member.holds_a_model for member in self.members or [])
 
 
-class Panel:
+class Panel(Composite):
     """A mixture of oracles.
 
     Args:
         members: at least one oracle.
-        weights: one for each, not negative, scaled to sum to 1; None: equal.
-        names: of the members, all different; None: their numbers, from 0.
+        weights: one for each member, not negative, scaled to sum to 1; None: equal weights.
+        names: the members' names, all different; None: their numbers, from 0.
     """
 
     def __init__(
@@ -91,15 +105,7 @@ class Panel:
         raw = np.ones(len(self.members)) if weights is None else np.asarray(weights, dtype=np.float64)
         self.weights = raw / raw.sum()
 
-    def compare(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
-        """Like :meth:`sppo.oracle.Oracle.compare`; raises what :meth:`compare_with_components` raises."""
-        return self.compare_with_components(prompts, responses).matrix
-
-    def compare_with_components(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Comparison:
+    def compare_with_components(self, prompts: Prompts, responses: Responses) -> Comparison:
         """Like :meth:`compare`, but also returns each member's matrix; a member's components are named `member/component`.
 
         Raises:
@@ -108,45 +114,34 @@ class Panel:
         matrices, components = [], {}
         for number, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
             try:
-                answer = _with_components(member, prompts, responses)
+                answer = with_components(member, prompts, responses)
             except OracleError as error:
                 raise OracleError(f"panel member {number}: {name}: {error}", error.prompt_index) from error
             matrices.append(answer.matrix)
             components[name] = answer.matrix
             components |= {f"{name}/{part}": matrix for part, matrix in answer.components.items()}
-        return Comparison(np.einsum("a,a...->...", self.weights, np.stack(matrices)), components)
+        return Comparison(self._mixture(matrices), components)
 
-    def compare_pairs(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[Sequence[str]],
-        wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
-    ) -> Float[Array, "prompts K K"]:
-        """Like :meth:`compare` for some pairs only; each member is asked about no others, where it can be."""
-        answers = [CheckedOracle(member).compare_pairs(prompts, responses, wanted) for member in self.members]
-        mixture: Array = np.einsum("a,a...->...", self.weights, np.stack(answers))
-        return mixture
+    def compare_pairs(self, prompts: Prompts, responses: Responses, wanted: Pairs) -> Preferences:
+        """Like :meth:`compare` for some pairs only; members that can be asked about some pairs are asked about no others."""
+        return self._mixture(
+            [CheckedOracle(member).compare_pairs(prompts, responses, wanted) for member in self.members]
+        )
+
+    def _mixture(self, matrices: Sequence[Preferences]) -> Preferences:
+        return np.asarray(np.einsum("a,a...->...", self.weights, np.stack(matrices)))
 
     @property
     def inner_oracles(self) -> Sequence[Oracle]:
-        """Its members."""
+        """The members."""
         return self.members
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind those that stood before."""
+    """The names, each repeated one with its number behind it."""
     seen: dict[str, int] = {}
     numbered = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
         numbered.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
     return numbered
-
-
-def _with_components(
-    oracle: Oracle, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-) -> Comparison:
-    """An oracle's answer with its components', where it has some."""
-    if isinstance(oracle, Composite):
-        return oracle.compare_with_components(prompts, responses)
-    return Comparison(oracle.compare(prompts, responses), {})

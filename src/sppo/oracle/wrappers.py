@@ -1,4 +1,4 @@
-r"""Oracles around another: what length alone decides is taken out, and near ties are drawn together.
+r"""Oracles around another one: they take out what length alone decides, or draw near ties together.
 
 Each changes P entry by entry with an odd function of :math:`P_{ij} - \frac12` and of the difference of lengths, so
 :math:`P + P^\top = 1` and the diagonal 1/2 are kept. :math:`\ell` is a response's length in characters.
@@ -8,15 +8,27 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
 from scipy.special import expit
 
-from sppo.oracle import CheckedOracle, Comparison, Oracle, OracleSection
+from sppo.oracle import (
+    CheckedOracle,
+    Comparison,
+    Composite,
+    Oracle,
+    OracleSection,
+    Pairs,
+    Preferences,
+    Prompts,
+    Responses,
+)
 from sppo.recipe.oracle import OracleConfig, Text
 from sppo.winrates import Array
 
-Adjust = Callable[[Float[Array, "prompts K K"], Float[Array, "prompts K"]], Float[Array, "prompts K K"]]
+Lengths = Float[Array, "prompts K"]
+"""The characters of each response."""
+Adjust = Callable[[Preferences, Lengths], Preferences]
 
 
 class WrapperOracle(OracleSection):
@@ -24,33 +36,29 @@ class WrapperOracle(OracleSection):
 
     oracle: OracleConfig
 
-    def adjust(
-        self, matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"]
-    ) -> Float[Array, "prompts K K"]:
-        """P' from P and the lengths of the responses in characters."""
+    def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
+        """The adjusted P from the inner oracle's P and the lengths of the responses."""
         raise NotImplementedError(f"{type(self).__name__} has no adjust")
 
     def load(self) -> "Wrapper":
-        """The wrapper around the oracle inside, loaded."""
+        """The wrapper around the inner oracle, loaded."""
         return Wrapper(CheckedOracle(self.oracle.load()), self.oracle.label, self.adjust)
 
     def identity(self) -> dict[str, Any]:
-        """The settings, with the identity of the oracle inside."""
+        """The settings, with the identity of the inner oracle."""
         return super().identity() | {"oracle": self.oracle.identity()}
 
-    @property
-    def text(self) -> Text:
-        """What the oracle inside sees as the prompt."""
-        return self.oracle.text
+    def prompt_form(self) -> Text:
+        """The form in which the inner oracle sees prompts."""
+        return self.oracle.prompt_form()
 
-    @property
-    def opponents(self) -> int | None:
-        """The `opponents` of the oracle inside, where it has some."""
+    def compared_opponents(self) -> int | None:
+        """The number of other responses that the inner oracle compares each response with."""
         return self.oracle.compared_opponents()
 
     @property
     def holds_a_model(self) -> bool:
-        """Whether the oracle inside does."""
+        """Whether the inner oracle holds a model."""
         return self.oracle.holds_a_model
 
 
@@ -63,9 +71,7 @@ class LengthControlledOracle(WrapperOracle):
     )
     scale: float = Field(500, gt=0, description="characters")
 
-    def adjust(
-        self, matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"]
-    ) -> Float[Array, "prompts K K"]:
+    def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
         """:func:`length_controlled` with these settings."""
         return length_controlled(matrix, lengths, penalty=self.penalty, scale=self.scale)
 
@@ -74,11 +80,9 @@ class LengthMatchedOracle(WrapperOracle):
     """P'_ij = P_ij where the longer is at most max_ratio times as long as the shorter, in characters; else 1/2."""
 
     type: Literal["length_matched"] = "length_matched"
-    max_ratio: float = Field(1.5, ge=1)
+    max_ratio: float = Field(1.5, ge=1, description="the longer response's length over the shorter one's")
 
-    def adjust(
-        self, matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"]
-    ) -> Float[Array, "prompts K K"]:
+    def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
         """:func:`length_matched` with these settings."""
         return length_matched(matrix, lengths, max_ratio=self.max_ratio)
 
@@ -87,21 +91,19 @@ class NearTieOracle(WrapperOracle):
     """P' - 1/2 = (P - 1/2) min(1, |P - 1/2| / delta): near ties become nearer."""
 
     type: Literal["near_tie"] = "near_tie"
-    delta: float = Field(0.1, gt=0, le=0.5)
+    delta: float = Field(0.1, gt=0, le=0.5, description="the |P - 1/2| below which a pair is a near tie")
 
-    def adjust(
-        self, matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"]
-    ) -> Float[Array, "prompts K K"]:
+    def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
         """:func:`near_tie` with these settings."""
-        return near_tie(matrix, lengths, delta=self.delta)
+        return near_tie(matrix, delta=self.delta)
 
 
-class Wrapper:
+class Wrapper(Composite):
     """An oracle whose answers are adjusted.
 
     Args:
         inner: the oracle.
-        name: what its own answer is called among the components.
+        name: the name of the inner oracle's answer among the components.
         adjust: (P, lengths) -> P'.
     """
 
@@ -110,49 +112,34 @@ class Wrapper:
         self.name = name
         self.adjust = adjust
 
-    def compare(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
-        """Like :meth:`sppo.oracle.Oracle.compare`."""
-        return self.compare_with_components(prompts, responses).matrix
-
-    def compare_with_components(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Comparison:
-        """Like :meth:`compare`, but also returns the matrix of the oracle inside, and its components'."""
+    def compare_with_components(self, prompts: Prompts, responses: Responses) -> Comparison:
+        """Like :meth:`compare`, but also returns the matrices of the inner oracle and of its components."""
         matrix, inside = self.inner.compare_with_components(prompts, responses)
         components = {self.name: matrix} | {f"{self.name}/{name}": part for name, part in inside.items()}
         return Comparison(self.adjust(matrix, lengths(responses)), components)
 
-    def compare_pairs(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[Sequence[str]],
-        wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
-    ) -> Float[Array, "prompts K K"]:
+    def compare_pairs(self, prompts: Prompts, responses: Responses, wanted: Pairs) -> Preferences:
         """Like :meth:`compare` for some pairs only; the inner oracle is asked about no others, where it can be."""
         return self.adjust(self.inner.compare_pairs(prompts, responses, wanted), lengths(responses))
 
     @property
     def inner_oracles(self) -> Sequence[Oracle]:
-        """The oracle inside."""
+        """The inner oracle."""
         return [self.inner]
 
 
-def lengths(responses: Sequence[Sequence[str]]) -> Float[Array, "prompts K"]:
-    """Characters of each response."""
+def lengths(responses: Responses) -> Lengths:
+    """The characters of each response."""
     return np.array([[len(text) for text in of_prompt] for of_prompt in responses], dtype=np.float64)
 
 
-def length_term(lengths: Float[Array, "prompts K"], scale: float) -> Float[Array, "prompts K K"]:
+def length_term(lengths: Lengths, scale: float) -> Preferences:
     r""":math:`\tanh((\ell_i - \ell_j)/s)`: a difference beyond the scale counts no more."""
     return np.tanh((lengths[..., :, None] - lengths[..., None, :]) / scale)
 
 
-def length_controlled(
-    matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"], *, penalty: float, scale: float
-) -> Float[Array, "prompts K K"]:
-    r"""Log-odds less a penalty for being longer; what is certain stays certain.
+def length_controlled(matrix: Preferences, lengths: Lengths, *, penalty: float, scale: float) -> Preferences:
+    r"""Subtracts a penalty for being longer from the log-odds; what is certain stays certain.
 
     :math:`\operatorname{logit} P'_{ij} = \operatorname{logit} P_{ij} - \lambda \tanh((\ell_i - \ell_j)/s)`, after the
     length term of AlpacaEval's length-controlled win rate (arXiv:2404.04475).
@@ -165,15 +152,14 @@ def length_controlled(
     """
     shift = penalty * length_term(lengths, scale)
     against = matrix.swapaxes(-1, -2)  # 1 - P, without its rounding
-    # a shared factor is taken out, so that no exponential overflows
+    # The odds P : (1 - P) are to be divided by exp(shift), which overflows for large shifts. As exp(-s) is
+    # sigma(-s) : sigma(s), weighting both sides by these gives the same odds with factors within [0, 1].
     ours, theirs = matrix * expit(-shift), against * expit(shift)
     return np.asarray(ours / (ours + theirs))
 
 
-def length_matched(
-    matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"], *, max_ratio: float
-) -> Float[Array, "prompts K K"]:
-    """P where the longer response is at most max_ratio times as long as the shorter, else 1/2.
+def length_matched(matrix: Preferences, lengths: Lengths, *, max_ratio: float) -> Preferences:
+    """Keeps P where the longer response is at most max_ratio times as long as the shorter; else 1/2.
 
     An empty response counts as one character.
     """
@@ -183,9 +169,7 @@ def length_matched(
     return np.where(matched, matrix, 0.5)
 
 
-def near_tie(
-    matrix: Float[Array, "prompts K K"], lengths: Float[Array, "prompts K"], *, delta: float
-) -> Float[Array, "prompts K K"]:
+def near_tie(matrix: Preferences, *, delta: float) -> Preferences:
     r""":math:`P' = \frac12 + d \min(1, |d|/\delta)` with :math:`d = P - \frac12`: continuous, and P beyond delta."""
     margin = matrix - 0.5
     return np.asarray(0.5 + margin * np.minimum(1.0, np.abs(margin) / delta))
@@ -194,13 +178,13 @@ def near_tie(
 def fit_penalty(
     probability: Float[Array, " pairs"], difference: Float[Array, " pairs"], *, scale: float
 ) -> float:
-    r"""The :math:`\lambda` whose :math:`\sigma(\lambda \tanh((\ell_i - \ell_j)/s))` is nearest to P in log loss, nats.
+    r"""The :math:`\lambda` whose :math:`\sigma(\lambda \tanh((\ell_i - \ell_j)/s))` is nearest to P in log loss.
 
-    That is what lengths alone say of P, and the penalty that takes it out. Kept within -20 and 20, where they decide
-    everything; 0 where all lengths are equal.
+    It is what lengths alone say of P, and the penalty that takes it out. It is kept between -20 and 20 nats, where
+    lengths decide everything, and is 0 where all lengths are equal.
 
     Args:
-        probability: :math:`P_{ij}`, one order of each pair.
+        probability: :math:`P_{ij}` in one order of each pair.
         difference: :math:`\ell_i - \ell_j`.
         scale: s, characters.
     """

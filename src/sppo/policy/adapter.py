@@ -1,9 +1,9 @@
-"""A LoRA adapter's folder: what peft writes, and which base policy it was made for.
+"""The folder of a LoRA adapter, which holds peft's files and a record of the base policy that it was trained on.
 
-    adapter_config.json, adapter_model.safetensors    peft's own; it loads anywhere
-    base_policy.json                                  the base's fingerprint, its way from here, its quantisation
+    adapter_config.json, adapter_model.safetensors    peft's own files, which other programs can load
+    base_policy.json                                  the base's digest, its relative path, and its quantisation
 
-peft warns where an adapter does not fit a model; here that is an error.
+If an adapter does not fit a model, peft only warns; this module raises an error.
 """
 
 import copy
@@ -18,7 +18,7 @@ CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "bas
 
 
 class AdapterError(ValueError):
-    """An adapter that cannot be used; the message says what to change."""
+    """An adapter cannot be used; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class BasePolicy:
     """The policy that an adapter belongs to.
 
     Attributes:
-        model: its folder or hub name, peft's `base_model_name_or_path`.
-        revision: of a hub model.
-        relative: its folder seen from the adapter's, for folders that have been moved together.
-        sha256: of its weights and configuration; None where another program wrote the adapter.
-        quantization: what its weights were rounded to while the adapter was trained.
+        model: the base's folder or its name on the hub (peft's `base_model_name_or_path`).
+        revision: the revision of a model on the hub.
+        relative: the base's folder relative to the adapter's, for folders that are moved together.
+        sha256: the digest of the base's weights and configuration; None if another program wrote the adapter.
+        quantization: the data type that the base's weights were quantised to while the adapter was trained.
     """
 
     model: str
@@ -41,28 +41,30 @@ class BasePolicy:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a policy's folder holds an adapter instead of whole weights."""
+    """Whether a policy's folder holds an adapter rather than whole weights."""
     return (folder / CONFIG).is_file()
 
 
 def base_of(folder: Path) -> BasePolicy:
-    """The base of an adapter's folder.
+    """Read which base an adapter belongs to.
 
     Raises:
-        AdapterError: its files cannot be read or do not name a base.
+        AdapterError: the adapter's files cannot be read or do not name a base.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         record = folder / BASE
-        ours = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        values = {name: ours.get(name) for name in ("relative", "sha256", "quantization")}
+        recorded = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        values = {name: recorded.get(name) for name in ("relative", "sha256", "quantization")}
         model, revision, kind = (config[key] for key in ("base_model_name_or_path", "revision", "peft_type"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AdapterError(f"{folder}: the adapter's {CONFIG} or {BASE} is damaged: {error!r}") from error
     if not isinstance(model, str) or not all(
         value is None or isinstance(value, str) for value in (revision, *values.values())
     ):
-        raise AdapterError(f"{folder}: {CONFIG} does not say what base_model_name_or_path is; write it there")
+        raise AdapterError(
+            f"{folder}: {CONFIG} has no base_model_name_or_path; add the base's folder or hub name"
+        )
     if kind != "LORA":
         raise AdapterError(f"{folder} is an adapter of type {kind}; only LORA can be used")
     if not (folder / WEIGHTS).is_file():
@@ -71,10 +73,10 @@ def base_of(folder: Path) -> BasePolicy:
 
 
 def quantization_of(folder: Path, wanted: str | None) -> str | None:
-    """What an adapter's base is rounded to: what it was trained on; an adapter of another program says nothing.
+    """The quantisation of an adapter's base: the recorded one, or the wanted one if another program wrote the adapter.
 
     Raises:
-        AdapterError: something else is wanted.
+        AdapterError: the wanted quantisation is not the recorded one.
     """
     base = base_of(folder)
     if base.sha256 is None:
@@ -82,14 +84,14 @@ def quantization_of(folder: Path, wanted: str | None) -> str | None:
     if wanted not in (None, base.quantization):
         raise AdapterError(
             f"policy.quantization: {wanted}, but the adapter in {folder} was trained on a base"
-            f" {'in ' + base.quantization if base.quantization else 'that is not quantised'}; say the same, or"
+            f" {'in ' + base.quantization if base.quantization else 'that is not quantised'}; set it to the same value, or"
             " merge the adapter first: sppo export"
         )
     return base.quantization
 
 
 def attach(model: Any, folder: Path) -> Any:
-    """A base model with an adapter's weights in it, in float32, as peft's PeftModel; not trainable.
+    """Load an adapter into its base model, with the adapter's weights in float32; returns a PeftModel in inference mode.
 
     Raises:
         AdapterError: a name or shape of the adapter does not fit the model, or weights are missing.
@@ -104,32 +106,53 @@ def attach(model: Any, folder: Path) -> Any:
         config = PeftConfig.from_pretrained(str(folder))
         assert isinstance(config, LoraConfig)
         config.base_model_name_or_path, config.inference_mode = None, True
-        found = inject(model, config)
         weights = {key: value.float() for key, value in load_file(folder / WEIGHTS).items()}
-        result: Any = set_peft_model_state_dict(found, weights, low_cpu_mem_usage=True)
+        _refuse_other_vocabulary(model, weights, folder)
+        adapted = inject(model, config)
+        result: Any = set_peft_model_state_dict(adapted, weights, low_cpu_mem_usage=True)
+    except AdapterError:
+        raise
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise AdapterError(
             f"{folder} does not fit the base policy {name}: {type(error).__name__}: {error}"
         ) from error
-    missing = [key for key, parameter in found.named_parameters() if parameter.is_meta]
-    for what, keys in (
+    missing = [key for key, parameter in adapted.named_parameters() if parameter.is_meta]
+    for fault, keys in (
         ("lacks", missing),
-        ("has weights without a place in the base:", result.unexpected_keys),
+        ("has weights for layers that the base does not have:", result.unexpected_keys),
     ):
         if keys:
             raise AdapterError(
-                f"{folder} does not fit the base policy {name}: it {what} {', '.join(sorted(keys)[:5])}"
+                f"{folder} does not fit the base policy {name}: it {fault} {', '.join(sorted(keys)[:5])}"
                 f"{' and more' if len(keys) > 5 else ''}; it is an adapter of another base"
             )
-    return found
+    return adapted
+
+
+def _refuse_other_vocabulary(model: Any, weights: dict[str, Any], folder: Path) -> None:
+    """Refuse an adapter that was made after tokens had been added to its base."""
+    tokens = model.get_input_embeddings().weight.shape[0]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
+    for key, value in weights.items():
+        # A copy of the layer and the factors of LoRA have one dimension of the vocabulary; the other one is the layer's
+        # width or the rank.
+        if any(f".{name}." in key for name in names) and value.ndim == 2 and max(value.shape) > tokens:
+            rows = max(value.shape)
+            raise AdapterError(
+                f"{folder} does not fit the base policy {model.name_or_path}: {key} is for {rows} tokens, but the base has"
+                f" {tokens}, because tokens were added before the adapter was trained; resize the base with"
+                f" model.resize_token_embeddings({rows}), save it with the adapter's tokenizer, and write its folder as"
+                f" base_model_name_or_path into {folder / CONFIG}"
+            )
 
 
 def inject(model: Any, config: Any) -> Any:
-    """A PeftModel around a model, whose adapter's weights are on the meta device."""
+    """Wrap a model in a PeftModel whose adapter's weights are on the meta device."""
     from peft import get_peft_model
 
     with warnings.catch_warnings():
-        # the ends of the model are looked at by :func:`adapts_embeddings`
+        # Adapted embeddings and output heads are dealt with by :func:`adapts_embeddings` and :func:`merge`.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         return get_peft_model(model, config, low_cpu_mem_usage=True)
 
@@ -145,11 +168,24 @@ def adapts_embeddings(model: Any) -> bool:
 
 
 def merge(model: Any) -> Any:
-    r"""The ordinary model whose weights are :math:`W + \frac{\alpha}{r} B A`, rounded once to W's dtype.
+    r"""Merge an adapter into its base: the weights become :math:`W + \frac{\alpha}{r} B A`, rounded once to W's dtype.
 
     Raises:
         AdapterError: a merged weight is not finite.
     """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    bare = model.get_base_model()
+    inputs, head = bare.get_input_embeddings(), bare.get_output_embeddings()
+    if bare.config.get_text_config().tie_word_embeddings and (
+        isinstance(inputs, BaseTunerLayer) or isinstance(head, BaseTunerLayer)
+    ):
+        # The update belongs to one of the two layers only, so merging it into the weights that they share would change the
+        # other one as well. The head gets weights of its own, and the configuration says so.
+        layer: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        bare.config.tie_word_embeddings = bare.config.get_text_config().tie_word_embeddings = False
     try:
         return model.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -157,14 +193,14 @@ def merge(model: Any) -> Any:
 
 
 def save(model: Any, folder: Path, base: BasePolicy) -> None:
-    """Write a PeftModel's adapter, and nothing of its base."""
+    """Write the adapter of a PeftModel, without the weights of its base."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     config = copy.deepcopy(model.peft_config["default"])
     config.base_model_name_or_path, config.revision, config.inference_mode = base.model, base.revision, True
     if not isinstance(config.target_modules, str):
-        config.target_modules = sorted(config.target_modules)  # a set is written in another order each time
+        config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     weights = {
@@ -177,7 +213,7 @@ def save(model: Any, folder: Path, base: BasePolicy) -> None:
 
 
 def relative_path(base: Path, folder: Path) -> str | None:
-    """The way from an adapter's folder to its base's; None where there is none, as between two drives."""
+    """The relative path from an adapter's folder to its base's; None if there is none, as between two drives."""
     try:
         return os.path.relpath(base.absolute(), folder.absolute())
     except ValueError:
@@ -185,10 +221,10 @@ def relative_path(base: Path, folder: Path) -> str | None:
 
 
 def require_peft(quantization: str | None = None) -> None:
-    """Refuse, with the way out, what is not installed.
+    """Refuse adapters if a package that they need is not installed.
 
     Raises:
-        AdapterError: peft is not installed, or bitsandbytes is needed and is not.
+        AdapterError: peft is not installed, or quantisation is wanted and bitsandbytes is not installed.
     """
     from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""`sppo export`: a policy as one ordinary transformers folder, with adapters merged into their bases."""
+"""`sppo export`: write a policy as one ordinary transformers folder, with an adapter merged into its base."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
 from sppo.policy.locate import policy_of
+from sppo.policy.saving import save_model
 from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.rundir.folder import RunError, publish_folder
 
@@ -26,9 +27,9 @@ def export(
     """Write a policy as an ordinary transformers folder with a model card.
 
     Args:
-        source: a run folder (its last accepted policy), or the folder of a policy or adapter.
-        target: a folder that does not exist yet; it appears whole or not at all.
-        model_card: writes the text of the model card, given the name of the model and the policy's folder.
+        source: a run folder, of which the last accepted policy is exported, or the folder of a policy or an adapter.
+        target: a folder that does not exist yet; it is created complete or not at all.
+        model_card: returns the text of the model card, given the name of the model and the policy's folder.
         dtype: the data type of the weights; None: that of the policy's configuration, or of its base's for an adapter.
         max_shard_size: the largest size of one file of weights, as in transformers, e.g. `5GB`.
 
@@ -36,11 +37,11 @@ def export(
         The folder of the policy that was exported.
 
     Raises:
-        RunError: the target exists already, or the size cannot be read.
-        PolicyError, AdapterError: the policy does not load.
+        RunError: the target exists already, or the size cannot be parsed.
+        PolicyError, AdapterError: the policy cannot be loaded.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise RunError(f"{target} is there already; name a folder that does not exist yet")
+        raise RunError(f"{target} exists already; choose a folder that does not exist yet")
     if not _SIZE.fullmatch(max_shard_size):
         raise RunError(f"--max-shard-size {max_shard_size}: give it as a number and a unit, e.g. 5GB")
     folder = policies.folder(str(policy_of(source)))
@@ -49,8 +50,7 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with policies.quiet():
-            model.save_pretrained(temporary, max_shard_size=max_shard_size)
+        save_model(model, temporary, folder, max_shard_size=max_shard_size)
         (temporary / "README.md").write_text(model_card(target.name, folder), encoding="utf-8")
         copy_tokenizer(folder, temporary, None)
         publish_folder(temporary, target)
@@ -60,16 +60,16 @@ def export(
 
 
 def stored_dtype(folder: Path) -> str:
-    """The type that a policy's configuration says its weights are stored in; float32 where it says nothing."""
+    """The data type of the weights according to the policy's configuration; float32 if it has no entry."""
     config = json.loads((policies.base_folder(folder) / "config.json").read_text(encoding="utf-8"))
-    found = config.get("dtype") or config.get("torch_dtype")
-    return found if found in ("float32", "bfloat16", "float16") else "float32"
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return dtype if dtype in ("float32", "bfloat16", "float16") else "float32"
 
 
 def describe(folder: Path) -> str:
-    """Says in words what was exported."""
+    """Describe in words what was exported."""
     if not adapters.is_adapter(folder):
         return str(folder)
     base = adapters.base_of(folder)
-    rounded = f", rounded to {base.quantization} as it was trained" if base.quantization else ""
-    return f"{folder}, merged into {base.model}{rounded}"
+    quantised = f", quantised to {base.quantization} as in training" if base.quantization else ""
+    return f"{folder}, merged into {base.model}{quantised}"

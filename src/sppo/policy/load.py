@@ -1,11 +1,13 @@
-"""A policy on disk, found, checked, hashed and loaded: a transformers folder, or a LoRA adapter's beside its base."""
+"""Find, check, hash and load a policy: a folder of whole weights, or the folder of a LoRA adapter and that of its base."""
 
 import contextlib
 import hashlib
 import json
+import logging
 import math
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from sppo.policy import adapter as adapters
 from sppo.policy.adapter import AdapterError
 from sppo.policy.chat_format import model_path
 from sppo.rundir.shards import file_digest
+
+_log = logging.getLogger(__name__)
 
 _WEIGHTS = ("*.safetensors",)
 _OTHERS = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -24,10 +28,10 @@ class PolicyError(ValueError):
 
 
 def folder(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
-    """The folder of a model: itself, the embedded policy's, or a snapshot of the hub's.
+    """The folder of a model, which can be given as a folder, as `tinyworld`, or by its name on the hub.
 
     Raises:
-        PolicyError: there is none, or it has no safetensors weights.
+        PolicyError: there is no such model, or it has no safetensors weights.
     """
     path = Path(model_path(model))
     if not path.is_dir():
@@ -39,50 +43,53 @@ def folder(model: str, *, revision: str | None = None, trust_remote_code: bool =
             path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise PolicyError(
-                f"policy.model: {model!r} is neither a folder here nor a model that the hub gives: {error}"
+                f"policy.model: {model!r} is neither a folder here nor a model that can be downloaded from the hub: {error}"
             ) from error
     if not any(path.glob("*.safetensors")):
         other = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in path.glob(pattern))
-        found = f"only {', '.join(other)}" if other else "no weights at all"
+        content = f"only {', '.join(other)}" if other else "no weights at all"
         raise PolicyError(
-            f"policy.model: {path} has {found}; weights are loaded from safetensors only, which"
+            f"policy.model: {path} has {content}; weights are loaded from safetensors only, which"
             " `model.save_pretrained(folder)` of transformers writes"
         )
     return path
 
 
 def base_folder(path: Path, *, trust_remote_code: bool = False) -> Path:
-    """The folder that a policy's whole weights lie in: its own, or that of an adapter's base.
+    """The folder with a policy's whole weights: the policy's own, or that of an adapter's base.
 
     Raises:
-        AdapterError: the base is not there, or is not the one that the adapter was trained on.
+        AdapterError: the base cannot be found, or is not the one that the adapter was trained on.
     """
     if not adapters.is_adapter(path):
         return path
-    of = adapters.base_of(path)
-    near = [Path(model_path(of.model)), *([path / of.relative] if of.relative else [])]
-    found = next((base.resolve() for base in near if base.is_dir()), None)
+    recorded = adapters.base_of(path)
+    candidates = [
+        Path(model_path(recorded.model)),
+        *([path / recorded.relative] if recorded.relative else []),
+    ]
+    base = next((candidate.resolve() for candidate in candidates if candidate.is_dir()), None)
     try:
-        found = found or folder(of.model, revision=of.revision, trust_remote_code=trust_remote_code)
+        base = base or folder(recorded.model, revision=recorded.revision, trust_remote_code=trust_remote_code)
     except PolicyError as error:
         raise AdapterError(
-            f"{path} is an adapter of {of.model!r}, which is not there ({error}); put that policy back, or"
-            f" write where it is as base_model_name_or_path into {path / adapters.CONFIG}"
+            f"{path} is an adapter of {recorded.model!r}, which cannot be found ({error}); restore that policy, or"
+            f" write its folder as base_model_name_or_path into {path / adapters.CONFIG}"
         ) from error
-    if adapters.is_adapter(found):
+    if adapters.is_adapter(base):
         raise AdapterError(
-            f"{path} is an adapter of {found}, which is an adapter itself; merge that one first: sppo export"
+            f"{path} is an adapter of {base}, which is an adapter itself; merge that one first: sppo export"
         )
-    if of.sha256 is not None and weights_digest(found) != of.sha256:
+    if recorded.sha256 is not None and weights_digest(base) != recorded.sha256:
         raise AdapterError(
-            f"{path} is an adapter for another base: the weights or config.json of {found} are not those that it"
-            f" was trained on. Write where those are as base_model_name_or_path into {path / adapters.CONFIG}"
+            f"{path} is an adapter for another base: the weights or config.json of {base} are not those that it"
+            f" was trained on. Write the folder of the right base as base_model_name_or_path into {path / adapters.CONFIG}"
         )
-    return found
+    return base
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over the names and contents of the files that make up a policy, an adapter's base included."""
+    """SHA-256 over the names and contents of a policy's files, including those of an adapter's base."""
     files = sorted({file for pattern in (*_WEIGHTS, *_OTHERS) for file in path.glob(pattern)})
     own = _digest_of(files)
     if not adapters.is_adapter(path):
@@ -91,7 +98,7 @@ def digest(path: Path) -> str:
 
 
 def weights_digest(path: Path) -> str:
-    """SHA-256 of a whole policy's weights and configuration: what an adapter of it depends on."""
+    """SHA-256 of the weights and configuration of a whole policy, on which its adapters depend."""
     files = sorted([*path.glob("*.safetensors"), path / "config.json"])
     states = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return _weights_digest(states)
@@ -99,14 +106,14 @@ def weights_digest(path: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _weights_digest(states: tuple[tuple[Path, int, int], ...]) -> str:
-    # a policy is loaded several times a stage: its gigabytes are read once for this
+    # A policy is loaded several times in a stage; the cache avoids reading its gigabytes each time.
     return _digest_of([file for file, _, _ in states])
 
 
 def _digest_of(files: Sequence[Path]) -> str:
     total = hashlib.sha256()
     for file in files:
-        # the hub's cache names a large file by its own SHA-256: nothing to read there
+        # The hub's cache names a large file by its SHA-256, so the file need not be read.
         blob = file.resolve().name
         content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_digest(file)
         total.update(f"{file.name}\0{content}\0".encode())
@@ -114,31 +121,29 @@ def _digest_of(files: Sequence[Path]) -> str:
 
 
 def count_parameters(path: Path) -> int:
-    """How many parameters the safetensors files hold, read from their headers alone."""
+    """The number of parameters in the safetensors files, read from their headers."""
     return sum(math.prod(shape) for shape in tensor_shapes(path).values())
 
 
 def count_adaptable(path: Path, target_modules: str | Sequence[str], r: int) -> tuple[int, int]:
-    """The parameters of a policy's layers that an adapter is for, and those of the adapter, from the same headers.
+    """The number of parameters in the layers that an adapter would adapt, and the number in the adapter.
 
     Args:
-        path: a folder of whole weights.
-        target_modules: names of layers, or `all-linear`: all but embeddings and the output head.
-        r: rank of the adapter.
+        path: a folder of whole weights, of which only the headers are read.
+        target_modules: names of layers, or `all-linear` for all layers but the embeddings and the output head.
+        r: the rank of the adapter.
     """
-    found = adapter = 0
+    adapted = adapter = 0
     for name, shape in tensor_shapes(path).items():
         layer = name.removesuffix(".weight")
-        ends = ("embed_tokens", "lm_head", "wte", "wpe")
-        named = (
-            not layer.endswith(ends)
-            if target_modules == "all-linear"
-            else any(f".{layer}".endswith(f".{target}") for target in target_modules)
-        )
-        if len(shape) == 2 and layer != name and named:
-            found += math.prod(shape)
+        if target_modules == "all-linear":
+            chosen = not layer.endswith(("embed_tokens", "lm_head", "wte", "wpe"))
+        else:
+            chosen = any(f".{layer}".endswith(f".{target}") for target in target_modules)
+        if len(shape) == 2 and layer != name and chosen:
+            adapted += math.prod(shape)
             adapter += r * sum(shape)
-    return found, adapter
+    return adapted, adapter
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
@@ -160,27 +165,28 @@ def load(
     device: str | None = None,
     quantization: str | None = None,
 ) -> Any:
-    """The model of a folder, in evaluation mode: of an adapter's folder, its base with the adapter in it.
+    """Load a policy in evaluation mode; an adapter is loaded into its base.
 
     Args:
-        path: as :func:`folder` gives it.
-        dtype: `float32` or `bfloat16`; an adapter's weights are float32 whatever its base has.
+        path: a folder as :func:`folder` returns it.
+        dtype: `float32` or `bfloat16`; an adapter's weights are float32 in either case.
         attn_implementation: as in transformers.
-        trust_remote_code: run Python that comes with the model.
+        trust_remote_code: run Python code that comes with the model.
         device: None: the accelerator if there is one, else the CPU.
-        quantization: what the weights are rounded to, but those of an adapter; None: nothing, or what the
-            adapter's folder says.
+        quantization: the data type that all weights but an adapter's are quantised to; None: the one recorded in an
+            adapter's folder, or none.
 
     Raises:
-        PolicyError: transformers cannot load it, or weights are missing.
-        AdapterError: an adapter does not fit its base, or the base is not there.
+        PolicyError: transformers cannot load the policy, or weights are missing or not finite.
+        AdapterError: an adapter does not fit its base, or the base cannot be found.
     """
     if not adapters.is_adapter(path):
         return _load_whole(path, dtype, attn_implementation, trust_remote_code, device, quantization)
     base = base_folder(path, trust_remote_code=trust_remote_code)
-    rounded = adapters.quantization_of(path, quantization)
-    whole = _load_whole(base, dtype, attn_implementation, trust_remote_code, device, rounded)
+    recorded = adapters.quantization_of(path, quantization)
+    whole = _load_whole(base, dtype, attn_implementation, trust_remote_code, device, recorded)
     model = adapters.attach(whole, path)
+    refuse_non_finite(model.named_parameters(), f"policy.model: {path} cannot be used:")
     if adapters.adapts_embeddings(model):
         raise AdapterError(
             f"{path} adapts the token embeddings or the output head, which is not supported while training;"
@@ -190,17 +196,51 @@ def load(
 
 
 def load_merged(path: Path, *, dtype: str, trust_remote_code: bool = False) -> Any:
-    """The model of a folder as one ordinary model on the CPU; an adapter is merged into its base.
+    """Load a policy as one ordinary model on the CPU; an adapter is merged into its base.
 
-    Where the adapter was trained on rounded weights, it is merged into those, back in `dtype`: the merged model is
-    the one that was trained.
+    An adapter that was trained on quantised weights is merged into these, converted back to `dtype`, so that the merged
+    model is the one that was trained.
     """
-    rounded = adapters.quantization_of(path, None) if adapters.is_adapter(path) else None
+    if not adapters.is_adapter(path):
+        return _load_whole(path, dtype, None, trust_remote_code, "cpu", None)
     base = base_folder(path, trust_remote_code=trust_remote_code)
-    model = _load_whole(base, dtype, None, trust_remote_code, "cpu", rounded)
-    if rounded is not None:
+    recorded = adapters.quantization_of(path, None)
+    model = _load_whole(base, dtype, None, trust_remote_code, "cpu", recorded)
+    if recorded is not None or quantization_method(base) is not None:
         model = model.dequantize()
-    return adapters.merge(adapters.attach(model, path)) if adapters.is_adapter(path) else model
+    return adapters.merge(adapters.attach(model, path))
+
+
+def quantization_method(path: Path) -> str | None:
+    """How the weights of a folder are quantised, as its config.json says; None if they are not."""
+    file = path / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method", "unknown")) if isinstance(quantization, dict) else None
+
+
+def refuse_non_finite(weights: Iterable[tuple[str, Any]], context: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        weights: names and tensors; tensors without floating-point data are skipped.
+        context: the beginning of the error message.
+
+    Raises:
+        PolicyError: a weight is not finite.
+    """
+    import torch
+
+    plain = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for name, weight in weights:
+        if weight.dtype not in plain or weight.numel() == 0 or weight.is_meta:
+            continue
+        # NaN propagates to both extrema, so two numbers reveal every value that is not finite.
+        if not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
+            raise PolicyError(
+                f"{context} its weight {name} has values that are NaN or infinite; use a policy whose weights are"
+                " whole, or lower training.learning_rate if training has produced them"
+            )
 
 
 def _load_whole(
@@ -215,7 +255,15 @@ def _load_whole(
     from transformers import AutoModelForCausalLM
 
     device = device or default_device()
-    options = {} if quantization is None else _quantized(quantization, getattr(torch, dtype), device)
+    method = quantization_method(path)
+    if method and quantization:
+        raise PolicyError(
+            f"policy.quantization: {quantization}, but the weights of {path} are already quantised ({method}); leave"
+            " policy.quantization out"
+        )
+    options: dict[str, Any] = {"device_map": {"": device}} if method else {}
+    if quantization:
+        options = _quantized(quantization, getattr(torch, dtype), device)
     try:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -228,7 +276,9 @@ def _load_whole(
                 **options,
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, json.JSONDecodeError) as error:
-        raise PolicyError(f"policy.model: {path} does not load: {type(error).__name__}: {error}") from error
+        raise PolicyError(
+            f"policy.model: {path} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
@@ -239,17 +289,45 @@ def _load_whole(
             f"policy.model: {path} lacks weights of its architecture: {', '.join(names[:5])}"
             f"{' and more' if len(names) > 5 else ''}; they would be random"
         )
+    if (
+        os.environ.get("LOCAL_RANK", "0") == "0"
+    ):  # the other processes of a machine read the same files, or none
+        refuse_non_finite(model.named_parameters(), f"policy.model: {path} cannot be used:")
+        _name_unused_weights(path, model)
     if options:
         for module in model.modules():
-            # bitsandbytes repacks weights on some CPUs for inference: rounded otherwise, and without gradients
+            # On some CPUs bitsandbytes repacks the weights for inference: the result rounds differently and has no gradient.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         return model.eval()
     return model.to(device).eval()
 
 
+def _name_unused_weights(path: Path, model: Any) -> None:
+    """Log which weights of a folder the language model does not contain, such as those of a vision tower."""
+    # transformers drops them without a word, so that they are missing from every policy that is saved. Weights can be fused
+    # when they are loaded, so a group counts as dropped only if none of its weights has the name of one of the model's.
+    unused: dict[str, list[str]] = {}
+    own = tuple(name.removeprefix("model.") for name, _ in model.named_parameters())
+    for name in tensor_shapes(path):
+        unused.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    dropped = {
+        group: names for group, names in unused.items() if not any(name.endswith(own) for name in names)
+    }
+    if dropped and count_parameters(path) > model.num_parameters():
+        _log.warning(
+            "policy.model: %s is a %s without %d of the %d weights in %s, which are not part of any policy that is saved: %s",
+            path,
+            type(model).__name__,
+            sum(map(len, dropped.values())),
+            sum(map(len, unused.values())),
+            path,
+            ", ".join(sorted(dropped)),
+        )
+
+
 def _quantized(quantization: str, dtype: Any, device: str) -> dict[str, Any]:
-    """QLoRA's base (arXiv:2305.14314): weights in NF4, their scales rounded again, matrix products in dtype."""
+    """The arguments that quantise a QLoRA base (arXiv:2305.14314): NF4 weights with quantised scales, products in dtype."""
     from transformers import BitsAndBytesConfig
 
     assert quantization == "nf4"
@@ -265,7 +343,7 @@ def _quantized(quantization: str, dtype: Any, device: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars, which would cut through ours."""
+    """Hide transformers' progress bars, which would interfere with those of this package."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -278,35 +356,47 @@ def quiet() -> Iterator[None]:
 
 
 def default_device() -> str:
-    """`cuda` where there is an accelerator of that kind, else `cpu`."""
+    """`cuda` if there is such a device, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def default_dtype() -> str:
+    """The data type of weights that only compute: `bfloat16` on an accelerator, `float32` without."""
+    return "float32" if default_device() == "cpu" else "bfloat16"
+
+
 def config_folder(path: Path, *, trust_remote_code: bool = False) -> Path:
-    """Where a policy's config.json lies: in its folder, or in that of an adapter's base."""
+    """The folder with a policy's config.json: the policy's own, or that of an adapter's base."""
     return (
         path if (path / "config.json").is_file() else base_folder(path, trust_remote_code=trust_remote_code)
     )
 
 
 def tokenizer_folder(path: Path, *, trust_remote_code: bool = False) -> Path:
-    """Where a policy's tokenizer lies: in its folder, or in that of an adapter's base."""
+    """The folder with a policy's tokenizer: the policy's own, or that of an adapter's base."""
     own = (path / "tokenizer_config.json").is_file()
     return path if own else base_folder(path, trust_remote_code=trust_remote_code)
 
 
 def context_length(path: Path, trust_remote_code: bool = False) -> int:
-    """The most tokens that the model takes, prompt and response together."""
+    """The largest number of tokens that the model can process, prompt and response together.
+
+    A model whose RoPE changes for the whole sequence once it exceeds a length (longrope) is used up to that length:
+    beyond it, log pi(y|x) would depend on the sequences that are computed together and on the sampler's cache.
+    """
     config = _text_config(path, trust_remote_code)
-    return int(
-        getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1 << 20
-    )
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1 << 20
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type") == "longrope":
+            length = min(length, parameters.get("original_max_position_embeddings") or length)
+    return int(length)
 
 
 def vocabulary_size(path: Path, trust_remote_code: bool = False) -> int:
-    """How many tokens the model knows."""
+    """The number of tokens that the model has logits for."""
     return int(_text_config(path, trust_remote_code).vocab_size)
 
 

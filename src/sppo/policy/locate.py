@@ -1,4 +1,4 @@
-"""Which folder holds the policy that a path stands for."""
+"""Find the policy that a path refers to."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from sppo.rundir.reader import last_policy
 
 
 def policy_of(path: Path) -> Path:
-    """The last accepted policy of a run folder; a policy's folder stands for itself.
+    """The folder of a policy, given itself or a run folder, whose last accepted policy is meant.
 
     Raises:
-        RunError: the path is neither.
+        RunError: the path is neither a policy nor a run with a finished iteration.
     """
     accepted = last_policy(path)
     if accepted is not None:

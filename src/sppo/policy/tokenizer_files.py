@@ -1,4 +1,4 @@
-"""The small files of a policy that are not weights: tokenizer, chat template, configuration."""
+"""Copy the files of a policy that are not weights: tokenizer, chat template, generation settings."""
 
 import shutil
 from pathlib import Path
@@ -8,17 +8,17 @@ from sppo.policy import load as policies
 
 
 def copy_tokenizer(source: Path, target: Path, chat_template: str | None) -> None:
-    """Give a saved policy the tokenizer, chat template and other small files of the one it came from.
+    """Copy the tokenizer, the chat template and other small files of a policy to one that was made from it.
 
     Args:
-        source: the folder to copy from, pi_t's.
-        target: the folder to copy to, pi_{t+1}'s; files that are there already stay as they are.
-        chat_template: a file that is used instead of the source's template.
+        source: the folder to copy from, such as pi_t's.
+        target: the folder to copy to, such as pi_{t+1}'s; files that exist there are not replaced.
+        chat_template: a file to use instead of the source's chat template.
     """
     if chat_template is not None:
         shutil.copyfile(chat_template, target / "chat_template.jinja")
     own = list(source.iterdir())
-    if adapters.is_adapter(source):  # which may have no more than its weights
+    if adapters.is_adapter(source):  # its folder can lack a tokenizer
         base = policies.base_folder(source)
         whole = policies.tokenizer_folder(source) != source
         own += [

@@ -31,7 +31,7 @@ from sppo.recipe.sampling import Sampling, SamplingConfig
 from sppo.recipe.section import RecipeError, Section
 from sppo.recipe.training import Lora, Training
 from sppo.recipe.workers import Workers
-from sppo.recipe.yaml_values import read_value, write_value
+from sppo.recipe.yaml_values import read_overrides, read_value, write_value
 from sppo.selection import Rule
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "parse_endpoint",
     "parse_oracle",
     "parse_sampling",
+    "read_overrides",
     "read_value",
 ]
 

@@ -12,28 +12,44 @@ from sppo.recipe.section import Section
 
 
 class EndpointConfig(Section):
-    """A model behind an OpenAI-compatible server: who is asked, and how hard."""
+    """A model behind an OpenAI-compatible server: its address, its name, and the limits of asking it."""
 
-    url: str = Field(description="with the path of the API, e.g. http://localhost:8000/v1")
-    model: str = Field(min_length=1, description="by the server's name for it")
+    url: str = Field(description="the server's URL with the path of the API, e.g. http://localhost:8000/v1")
+    model: str = Field(min_length=1, description="the server's name for the model")
     revision: str | None = Field(
-        None, description="any word for what stands behind the name; with another one, all is asked anew"
+        None,
+        description="any word for the weights behind the name; with another word everything is asked anew",
     )
     api_key_env: str | None = Field(None, description="the environment variable that holds the API key")
-    concurrency: int = Field(16, ge=1, le=10_000, description="requests on their way at once")
-    timeout_seconds: float = Field(300, gt=0, description="for one request")
-    retries: int = Field(5, ge=0, le=100, description="of a request, with exponential back-off")
+    organization: str | None = Field(None, description="the organization that requests are billed to")
+    project: str | None = Field(None, description="the project that requests are billed to")
+    concurrency: int = Field(16, ge=1, le=10_000, description="how many requests are on their way at once")
+    timeout_seconds: float = Field(
+        300, gt=0, description="how long one request may take until its answer is whole"
+    )
+    retries: int = Field(
+        5, ge=0, le=100, description="how often a request is sent again, with exponential back-off"
+    )
     token_budget: int | None = Field(
-        None, ge=1, description="prompt and completion tokens, over all that its cache holds; None: no limit"
+        None,
+        ge=1,
+        description="prompt and completion tokens that may be spent on all answers of the cache; None: no limit",
     )
     cache: str | None = Field(
-        None,
-        min_length=1,
-        description="the file of the answers; None: the run's, or outside of runs the user's",
+        None, min_length=1, description="the file of answers; None: the run's, or outside of a run the user's"
     )
     extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="sent with every request, e.g. a server's own sampling settings"
+        default_factory=dict,
+        description="keys that are added to every request, e.g. a server's own sampling settings; null removes a key",
     )
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_the_question(cls, value: dict[str, Any]) -> dict[str, Any]:
+        own = sorted({"messages", "model", "prompt", "stream"} & value.keys())
+        if own:
+            raise ValueError(f"must not set {', '.join(own)}: every request sets its own")
+        return value
 
     @field_validator("url")
     @classmethod
@@ -43,7 +59,8 @@ class EndpointConfig(Section):
             raise ValueError("must be a URL like http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             raise PydanticCustomError(
-                "hidden", "must hold no password and no query; name the variable of an API key in api_key_env"
+                "hidden",
+                "must contain no password and no query; name the variable that holds the API key in api_key_env",
             )
         return value
 
@@ -59,12 +76,12 @@ class EndpointConfig(Section):
 
 
 ANSWERS = "answers.sqlite"
-"""The name of the file in a run's folder where its endpoints keep their answers."""
+"""The name of the file in a run folder in which the endpoints of the run keep their answers."""
 S = TypeVar("S", bound=Section)
 
 
 def keep_answers_in(section: S, file: Path) -> S:
-    """A copy of a part of a recipe in which every endpoint that names no cache keeps its answers in a file."""
+    """A copy of a recipe's section in which every endpoint that names no cache keeps its answers in the given file."""
     if isinstance(section, EndpointConfig):
         return section if section.cache else section.model_copy(update={"cache": str(file)})
 

@@ -1,6 +1,7 @@
 """YAML in which 1e3 is a number and a key given twice is an error."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -19,6 +20,23 @@ def read_value(text: str, *, name: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # dates like 2024-13-01, numbers of 5,000 digits and deep nesting raise Python's own errors
         raise RecipeError(f"{name}: not valid YAML: {error}") from error
+
+
+def read_overrides(items: Iterable[str] | None) -> dict[str, Any]:
+    """The values of ``--set KEY=VALUE`` on a command line, by their dotted keys.
+
+    Raises:
+        RecipeError: an item is not written as KEY=VALUE, or its value is not valid YAML.
+    """
+    values: dict[str, Any] = {}
+    for item in items or []:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise RecipeError(
+                f"--set {item}: write it as KEY=VALUE, for example --set training.learning_rate=1e-4"
+            )
+        values[key] = read_value(text, name=f"--set {item}")
+    return values
 
 
 def write_value(value: Any) -> str:

@@ -24,7 +24,7 @@ def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[s
         folders: the folders in which results are looked for.
         notes: receives a note about results that this version cannot read.
     """
-    found, reader = [], RunReader(run)
+    shown, reader = [], RunReader(run)
     for name in registry.names("benchmarks"):
         contents = [read_record(path) or {} for path in _files(folders, f"{name}.json")]
         results = [row for content in contents for row in _mappings(content.get("results"))]
@@ -36,13 +36,13 @@ def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[s
         except _INVALID as error:
             notes.append(f"The results of {name} are left out, because another version wrote them: {error!r}")
             continue
-        found.append((name, Table(heads, [[cell_text(cell) for cell in row] for row in cells])))
-    return found
+        shown.append((name, Table(heads, [[cell_text(cell) for cell in row] for row in cells])))
+    return shown
 
 
 def matrices(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[str, HeadToHead]]:
     """The matrices of `sppo evaluate head-to-head` with a policy of the run; arguments as for :func:`tables`."""
-    found, reader = [], RunReader(run)
+    shown, reader = [], RunReader(run)
     for path in _files(folders, "head-to-head.json"):
         content = read_record(path) or {}
         policies = _mappings(content.get("policies"))
@@ -53,10 +53,10 @@ def matrices(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple
             rates = [content[name] for name in ("win_rates", "low", "high")]
             oracle = content["oracle"].get("type", "an oracle")
             title = printable(f"{content['prompts']} prompts, by {oracle}, in {path.parent}")
-            found.append((title, HeadToHead.from_matrices(names, rates, content["von_neumann_winner"])))
+            shown.append((title, HeadToHead.from_matrices(names, rates, content["von_neumann_winner"])))
         except _INVALID as error:
             notes.append(f"{path} is left out, because another version wrote it: {error!r}")
-    return found
+    return shown
 
 
 def _files(folders: Sequence[Path], name: str) -> list[Path]:

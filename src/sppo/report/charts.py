@@ -236,7 +236,8 @@ def boxes(
 
     heads = [x, "responses read", "5%", "25%", "median", "75%", "95%"]
     rows = [
-        [name, len(group), *map(float, of)] for (name, group), of in zip(groups, percentiles, strict=True)
+        [name, len(group), *map(float, marks)]
+        for (name, group), marks in zip(groups, percentiles, strict=True)
     ]
     return _chart(identity, title, caption, draw, ["median"], x, [heads, *rows])
 

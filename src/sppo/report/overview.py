@@ -46,9 +46,9 @@ def overview(run: RunFigures) -> Overview:
         return Overview()
     last = run.evaluated[-1]
     rates = [
-        one.measures["win_rate_vs_base"]["mean"]
-        for one in run.evaluated
-        if "win_rate_vs_base" in one.measures
+        iteration.measures["win_rate_vs_base"]["mean"]
+        for iteration in run.evaluated
+        if "win_rate_vs_base" in iteration.measures
     ]
     before, after = (policy.measures.get("response_tokens") for policy in (run.base, last))
     return Overview(

@@ -138,12 +138,12 @@ def _article(prefix: str, path: Path, evaluations: Sequence[Path], all_pairs: bo
 
     def sampled(name: str, read: Callable[[Path, int, list[str]], T | None], first: int) -> dict[int, T]:
         numbers = [iteration.number for iteration in run.iterations[first:]]
-        found = {n: made(f"{name} {n}", lambda n=n: read(path, n, notes)) for n in numbers}  # type: ignore[misc]
-        return {n: responses for n, responses in found.items() if responses is not None}
+        samples = {n: made(f"{name} {n}", lambda n=n: read(path, n, notes)) for n in numbers}  # type: ignore[misc]
+        return {n: sample for n, sample in samples.items() if sample is not None}
 
     def shown(parts: dict[str, Callable[[], Section | None]]) -> list[Section]:
-        found = [made(name, make) for name, make in parts.items()]
-        return [section for section in found if section is not None]
+        made_parts = [made(name, make) for name, make in parts.items()]
+        return [section for section in made_parts if section is not None]
 
     compared = sampled("responses of iteration", samples.compared, 1)
     held_out = sampled("held-out responses of iteration", samples.held_out, 0)

@@ -150,8 +150,8 @@ class RunFigures:
     @property
     def warnings(self) -> list[str]:
         """The guard's alarms of every iteration, and what only several iterations together show."""
-        found = [f"Iteration {one.number}: {alarm}" for one in self.evaluated for alarm in one.alarms]
-        return found + trends([iteration.measures for iteration in self.evaluated], self.base.measures)
+        warnings = [f"Iteration {past.number}: {alarm}" for past in self.evaluated for alarm in past.alarms]
+        return warnings + trends([iteration.measures for iteration in self.evaluated], self.base.measures)
 
     def _position(self) -> str:
         for iteration in self.iterations:
@@ -265,14 +265,14 @@ def _valid_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
 def _with_alarms(iteration: Iteration, base: Mapping[str, Any], recipe: Recipe | None) -> Iteration:
     if not iteration.measures:
         return iteration
-    found: list[str] = []
+    reasons: list[str] = []
     measures = _valid_measures(iteration.measures)
     if iteration.number and recipe is not None:
         with contextlib.suppress(
             KeyError, TypeError
         ):  # an older version recorded less than the guard looks at
-            found = alarms(measures, base, recipe.guard)
-    return replace(iteration, records={**iteration.records, "evaluate": measures}, alarms=found)
+            reasons = alarms(measures, base, recipe.guard)
+    return replace(iteration, records={**iteration.records, "evaluate": measures}, alarms=reasons)
 
 
 def _missing_measures(iteration: Iteration, recipe: Recipe | None) -> list[str]:

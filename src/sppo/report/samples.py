@@ -156,15 +156,15 @@ def compared(run: Path, iteration: int, notes: list[str]) -> ComparedResponses |
     }
     if not kept:
         return None
-    in_all = set.intersection(*(set(found.components) for found in kept.values()))
+    in_all = set.intersection(*(set(prompt.components) for prompt in kept.values()))
     components = {
-        name: np.array([found.components[name] for found in kept.values()])
+        name: np.array([prompt.components[name] for prompt in kept.values()])
         for name in next(iter(kept.values())).components
         if name in in_all
     }
     lists = ("prompt_ids", "prompts", "texts", "tokens", "truncated")
     chosen: dict[str, Any] = {name: [getattr(responses, name)[index] for index in kept] for name in lists}
-    matrices = np.array([found.matrix for found in kept.values()])
+    matrices = np.array([prompt.matrix for prompt in kept.values()])
     return ComparedResponses(Responses(**chosen, total=responses.total), matrices, components)
 
 

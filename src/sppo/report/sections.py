@@ -95,7 +95,8 @@ def measured_line(
         group: the key in the record that the measure stands below, such as `by_oracle`.
     """
     values: dict[int, Any] = {
-        one.number: (one.measures.get(group, {}) if group else one.measures).get(name) for one in iterations
+        policy.number: (policy.measures.get(group, {}) if group else policy.measures).get(name)
+        for policy in iterations
     }
     intervals = {number: value for number, value in values.items() if isinstance(value, Mapping)}
     if intervals:

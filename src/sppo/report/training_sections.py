@@ -148,7 +148,7 @@ def cost(run: RunFigures, prefix: str) -> Section | None:
     timed = [iteration for iteration in run.iterations if any(iteration.seconds.values())]
     if not timed:
         return None
-    by_stage = {stage: [one.seconds.get(stage, 0) for one in timed] for stage in timed[0].seconds}
+    by_stage = {stage: [iteration.seconds.get(stage, 0) for iteration in timed] for stage in timed[0].seconds}
     total = sum(map(sum, by_stage.values()))
     longest = max(by_stage, key=lambda stage: sum(by_stage[stage]))
     caption = (

@@ -13,15 +13,13 @@ from pydantic import Field, field_validator
 
 from sppo import randomness
 from sppo.endpoint import client as endpoints
-from sppo.endpoint.client import Answer, Request
+from sppo.endpoint import exchange
+from sppo.endpoint.exchange import Answer, Choice, Request
 from sppo.policy import load as policies
 from sppo.recipe.endpoint import EndpointConfig
 from sppo.sampling import Key, Response, SampledPolicy, Sampler, Sampling
 from sppo.sampling.stop_strings import StopStrings
 from sppo.sampling.vllm import request_parameters
-
-# How far above 0 rounding may put a log-probability.
-_ROUNDING = 1e-3
 
 
 class ServedSampling(Sampling):
@@ -48,7 +46,7 @@ class ServedSampling(Sampling):
         """See :meth:`Sampling.load`.
 
         Raises:
-            sppo.endpoint.client.EndpointError: the client is not installed, or its key is not set.
+            sppo.endpoint.exchange.EndpointError: the client is not installed, or its key is not set.
         """
         return ServedSampler(self, policy)
 
@@ -61,7 +59,7 @@ class ServedSampler:
         policy: the policy that the server is to serve. Answers are cached by the content of its folder.
 
     Raises:
-        sppo.endpoint.client.EndpointError: the client is not installed, or its key is not set.
+        sppo.endpoint.exchange.EndpointError: the client is not installed, or its key is not set.
     """
 
     def __init__(self, settings: ServedSampling, policy: SampledPolicy) -> None:
@@ -87,7 +85,7 @@ class ServedSampler:
         """See :meth:`sppo.sampling.Sampler.sample`.
 
         Raises:
-            sppo.endpoint.client.EndpointError: the server refuses, stalls, returns fewer than K responses, leaves out
+            sppo.endpoint.exchange.EndpointError: the server refuses, stalls, returns fewer than K responses, leaves out
                 token ids or log-probabilities, or read another prompt than it was sent.
         """
         parameters = request_parameters(self.settings, self.stop_ids) | {
@@ -98,31 +96,31 @@ class ServedSampler:
             "return_token_ids": True,
         }
         requests = [
-            endpoints.completion(prompt, n=k, seed=randomness.wide_seed(*key), **parameters)
+            exchange.completion(prompt, n=k, seed=randomness.wide_seed(*key), **parameters)
             for prompt, key in zip(prompts, keys, strict=True)
         ]
         answers = self.endpoint.ask(requests, lambda count: on_response(count * k), self._why_unusable)
         return [
-            [self._response(choice) for choice in sorted(answer["choices"], key=_index)] for answer in answers
+            [self._response(choice) for choice in sorted(answer.choices, key=_index)] for answer in answers
         ]
 
-    def _response(self, choice: dict[str, Any]) -> Response:
-        log_probs = [float(value) for value in choice["logprobs"]["token_logprobs"]]
-        return self.stop_strings.shortened(Response(choice["token_ids"], choice["finish_reason"], log_probs))
+    def _response(self, choice: Choice) -> Response:
+        assert choice.logprobs is not None, "checked before"
+        ids, log_probs, reason = choice.token_ids, choice.logprobs.token_logprobs, choice.finish_reason
+        return self.stop_strings.shortened(Response(ids, reason, log_probs))  # type: ignore[arg-type]
 
     def _why_unusable(self, request: Request, answer: Answer) -> str | None:
         """Why an answer cannot be trained on, as a phrase whose subject is the server; None if it can."""
-        choices = answer["choices"]
+        choices = answer.choices
         numbers = [_index(choice) for choice in choices]
         if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(choices))):
             return "does not number its choices from 0 (`index`)"
         reasons = (self._why_choice_unusable(choice, request.body["prompt"]) for choice in choices)
         return next((reason for reason in reasons if reason is not None), None)
 
-    def _why_choice_unusable(self, choice: dict[str, Any], prompt: list[int]) -> str | None:
-        ids: Any = choice.get("token_ids")
-        read, reason = choice.get("prompt_token_ids"), choice.get("finish_reason")
-        if not _are_ids(ids):
+    def _why_choice_unusable(self, choice: Choice, prompt: list[int]) -> str | None:
+        ids, read, reason = choice.token_ids, choice.prompt_token_ids, choice.finish_reason
+        if not ids:
             return (
                 "returns no token ids (`token_ids` of a choice). Self-play trains on the sampled tokens, and tokenising"
                 " the text again need not give the same ones; use a server that supports `return_token_ids`, such as"
@@ -139,7 +137,8 @@ class ServedSampler:
                 f"returned the token {unknown[0]}, but the policy's vocabulary has {self.vocabulary}; does it serve"
                 " another model?"
             )
-        if not _are_log_probs(choice.get("logprobs"), len(ids)):
+        log_probs = (choice.logprobs and choice.logprobs.token_logprobs) or []
+        if len(log_probs) != len(ids) or -math.inf in log_probs:
             return "does not return the log-probability of every token (`logprobs`)"
         if reason not in ("stop", "length"):
             return f"ended a response with finish_reason {reason!r}; only stop and length are known"
@@ -153,24 +152,9 @@ class ServedSampler:
         return None
 
 
-def _index(choice: dict[str, Any]) -> Any:
-    return choice.get("index")
+def _index(choice: Choice) -> Any:
+    return choice.index
 
 
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-
-
-def _are_log_probs(given: Any, count: int) -> bool:
-    values = given.get("token_logprobs") if isinstance(given, dict) else None
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(value) in (int, float) and -math.inf < value < _ROUNDING for value in values)
-    )
-
-
-def _shown(ids: Any) -> str:
-    if not isinstance(ids, list):
-        return repr(ids)[:80]
+def _shown(ids: Sequence[int]) -> str:
     return f"{ids[:8]}{'...' if len(ids) > 8 else ''} ({len(ids)} tokens)"

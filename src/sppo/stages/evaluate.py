@@ -226,7 +226,10 @@ class Evaluate(ShardedStage):
             measures = dict(intervals[first])
             if others:
                 measures["by_oracle"] = intervals[others[0]]
-            measures["win_rates_vs_base"] = _rates(rows, "base", first)
+            rates = [None if np.isnan(rate) else rate for rate in _rates(rows, "base", first)]
+            measures["win_rates_vs_base"] = rates
+            if None in rates:
+                measures["prompts_left_out"] = rates.count(None)
         return {"kl_to_base": float(np.mean(divergences)), "held_out_prompts": len(rows), **measures}
 
     def _intervals(self, rows: Sequence[EvaluationRow], oracle: OracleName) -> dict[str, dict[str, float]]:

@@ -172,7 +172,8 @@ class Models:
         Raises:
             RecipeError: the recipe has no oracle.
         """
-        loaded = oracles.load(self.recipe.needed_oracle("comparing responses").model_dump())
+        config = self.recipe.needed_oracle("comparing responses")
+        loaded = oracles.load(config.model_dump(), allow_gaps=True)
         if "torch" in sys.modules:  # an oracle with a model has imported torch
             self.limit_threads()
         return loaded
@@ -181,7 +182,7 @@ class Models:
     def held_out_oracle(self) -> oracles.CheckedOracle:
         """The oracle that policies are compared by: `evaluation.oracle`, or else the one that they learn from."""
         config = self.recipe.evaluation.oracle
-        return self.oracle if config is None else oracles.load(config.model_dump())
+        return self.oracle if config is None else oracles.load(config.model_dump(), allow_gaps=True)
 
     def compare(
         self,
@@ -229,6 +230,6 @@ class Models:
     ) -> list[str]:
         """The prompts as text in the form that the recipe chooses for the oracle, or for the held-out oracle."""
         needed = self.recipe.needed_held_out_oracle if held_out else self.recipe.needed_oracle
-        if needed("comparing responses").text == "chat":
+        if needed("comparing responses").prompt_form() == "chat":
             return [self.chat.text(messages) for messages in conversations]
         return [chat_format.plain_text(messages) for messages in conversations]

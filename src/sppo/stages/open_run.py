@@ -6,7 +6,6 @@ from pathlib import Path
 from sppo import training
 from sppo.executors import Executor
 from sppo.executors.local import Local
-from sppo.policy import adapter as adapters
 from sppo.progress import Terminal
 from sppo.recipe import Recipe, RecipeError, dump, load
 from sppo.rundir import storage
@@ -109,19 +108,18 @@ def check(run: Run) -> None:
     Raises:
         ValueError: the message names the key and the way out.
     """
+    from sppo.training import lora
+
     recipe = run.recipe
     training.check(recipe.training, recipe.report_to, recipe.policy.quantization)
     recipe.sampling.check()
-    if recipe.training.adapter is not None or adapters.is_adapter(run.base.folder):
-        from sppo.training import lora
-
-        lora.check(
-            recipe.training.adapter,
-            run.base.folder,
-            sampling=recipe.sampling,
-            quantization=recipe.policy.quantization,
-            trust_remote_code=recipe.policy.trust_remote_code,
-        )
+    lora.check(
+        recipe.training.adapter,
+        run.base.folder,
+        sampling=recipe.sampling,
+        quantization=recipe.policy.quantization,
+        trust_remote_code=recipe.policy.trust_remote_code,
+    )
     run.executor.check()
 
 

@@ -200,7 +200,11 @@ def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Arr
     log_partition = 0.0
     if matrix is not None:
         win_rates = winrates.win_rates(matrix)
-        rates, log_partition = win_rates.tolist(), algorithm.compute_log_partition(win_rates)
+        is_compared = ~np.isnan(win_rates)  # an oracle may leave out pairs that it cannot compare
+        usable = {k: token_ids for k, token_ids in usable.items() if is_compared[k]}
+        rates = win_rates.tolist()
+        if is_compared.any():
+            log_partition = algorithm.compute_log_partition(win_rates[is_compared])
         generator = randomness.generator("select", recipe.seed, row.prompt_id)
         chosen = select(recipe.selection, [float(win_rates[k]) for k in usable], generator)
         usable = {k: usable[k] for k in sorted(list(usable)[index] for index in chosen)}

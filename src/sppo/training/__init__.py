@@ -1,4 +1,4 @@
-"""pi_t -> pi_{t+1}: least squares on the log-ratios of the selected responses."""
+"""Train pi_{t+1}, starting from pi_t, on the responses that the select stage has chosen."""
 
 import dataclasses
 import importlib.util
@@ -11,31 +11,31 @@ from sppo.policy import adapter as adapters
 from sppo.training.schedule import Steps, plan
 
 CHECKPOINTS_KEPT = 2
-"""Of a training under way; the one before the last is there in case the last is damaged."""
+"""How many checkpoints are kept while a training runs: the newest, and one more in case the newest is damaged."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that one iteration's training is made from; plain values, so that processes can be handed it.
+    """The inputs of one iteration's training, as plain values that can be sent to other processes.
 
     Attributes:
-        policy: folder of pi_t.
-        opponent: its fingerprint; the shards' log-probabilities must be of a policy with the same.
-        reference_policies: fingerprints of the further policies whose log-probabilities the shards must hold.
-        shards: training shards.
-        output: the folder that pi_{t+1} is written to; must not exist.
-        work: a folder for what is needed while training only.
-        metrics: a JSONL file that the figures of every logged step are appended to.
-        prompts: how many prompts the shards hold.
-        seed: of the order of prompts and of whatever draws random numbers.
-        algorithm: the recipe's section.
-        settings: the recipe's section.
-        chat_template: a file that takes the place of the template in the policy's folder.
-        model, revision: the base policy as the recipe calls it; None: by its folder.
-        quantization: what the weights beside an adapter are rounded to.
-        fingerprint: of the stage; a checkpoint is gone on from only where it is the same.
-        checkpoint: a folder in `work` that is gone on from (see `training.checkpoints`); None: from the beginning.
-        begun: optimiser steps that were taken before the checkpoint.
+        policy: the folder of pi_t.
+        opponent: the fingerprint of pi_t, for which the opponent's log-probabilities in the shards must have been computed.
+        reference_policies: the fingerprints of the further policies whose log-probabilities the shards must hold.
+        shards: the paths of the training shards.
+        output: the folder that pi_{t+1} is written to; it must not exist.
+        work: a folder for files that are needed only while training.
+        metrics: a JSONL file to which the figures of every logged step are appended.
+        prompts: the number of prompts in the shards.
+        seed: decides the order of the prompts and every random number of the training.
+        algorithm: the recipe's `algorithm` section.
+        settings: the recipe's `training` section.
+        chat_template: a file to use instead of the chat template in the policy's folder.
+        model, revision: the base policy as the recipe names it; None: it is named by its folder.
+        quantization: the data type that the frozen weights beside an adapter are quantised to.
+        fingerprint: the stage's fingerprint; only checkpoints with the same fingerprint are resumed.
+        checkpoint: a folder in `work` to resume from (see `training.checkpoints`); None: start from the beginning.
+        begun: the number of optimiser steps that were taken before the checkpoint.
     """
 
     policy: str
@@ -64,7 +64,7 @@ class TrainingJob:
 
     @property
     def steps(self) -> Steps:
-        """The optimiser steps that it takes."""
+        """The optimiser steps that the training takes."""
         return plan(
             self.prompts,
             batch_prompts=self.settings.batch_prompts,
@@ -74,13 +74,13 @@ class TrainingJob:
         )
 
     def to_json(self) -> str:
-        """For another process."""
+        """Serialise the job for another process."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return json.dumps(values | {name: values[name].model_dump() for name in ("algorithm", "settings")})
 
     @classmethod
     def from_json(cls, text: str) -> "TrainingJob":
-        """What :meth:`to_json` wrote."""
+        """Restore a job that :meth:`to_json` serialised."""
         values = json.loads(text)
         values["algorithm"] = recipe.parse_algorithm(values["algorithm"])
         values["settings"] = recipe.Training.model_validate(values["settings"])
@@ -88,10 +88,10 @@ class TrainingJob:
 
 
 def processes(settings: recipe.Training) -> int:
-    """How many processes a recipe's `training.devices` stands for on this machine.
+    """The number of training processes that `training.devices` asks for on this machine.
 
     Raises:
-        ValueError: more than there are GPUs, on a machine that has some.
+        ValueError: the machine has GPUs, but fewer than `training.devices`.
     """
     import torch
 
@@ -100,17 +100,17 @@ def processes(settings: recipe.Training) -> int:
         return max(1, gpus)
     if gpus and settings.devices > gpus:
         raise ValueError(
-            f"training.devices: {settings.devices}, but this machine has {gpus} GPUs; lower it, or `auto`"
+            f"training.devices: {settings.devices}, but this machine has {gpus} GPUs; lower it, or set it to auto"
         )
     return settings.devices
 
 
 def check(settings: recipe.Training, report_to: list[str], quantization: str | None = None) -> None:
-    """Refuse, before anything is computed, what transformers would refuse when training begins.
+    """Refuse, before anything is computed, settings that transformers would refuse when training begins.
 
     Raises:
-        sppo.recipe.RecipeError: an optimiser or tracker that is unknown or not installed.
-        sppo.policy.adapter.AdapterError: an adapter without what it needs installed.
+        sppo.recipe.RecipeError: the optimiser or a tracker is unknown or not installed.
+        sppo.policy.adapter.AdapterError: an adapter is asked for, but a package that it needs is not installed.
     """
     if settings.adapter is not None:
         adapters.require_peft(quantization)
@@ -124,12 +124,12 @@ def check(settings: recipe.Training, report_to: list[str], quantization: str | N
     optimizer.check(settings)
     if settings.sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise recipe.RecipeError(
-            "training.sharding: zero3 needs DeepSpeed; pip install 'sppo[deepspeed]', or take fsdp2"
+            "training.sharding: zero3 needs DeepSpeed; pip install 'sppo[deepspeed]', or use fsdp2"
         )
     for tracker in report_to:
         if tracker not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise recipe.RecipeError(f"report_to: {tracker!r} is unknown; one of {known}")
+            raise recipe.RecipeError(f"report_to: {tracker!r} is unknown; known trackers are {known}")
         if tracker not in get_available_reporting_integrations():
             raise recipe.RecipeError(f"report_to: {tracker!r} is not installed; pip install {tracker}")
 
@@ -142,13 +142,13 @@ def train(
     """Run a training job, in this process or in one process for each device.
 
     Args:
-        job: what to do.
-        on_step: called with the number of optimiser steps just taken.
-        say: told what the user should know meanwhile.
+        job: the training to run.
+        on_step: called with the number of optimiser steps that were just taken.
+        say: called with messages for the user.
 
     Raises:
-        sppo.training.examples.TrainingError: a loss is not finite.
-        RuntimeError: a process of several failed.
+        sppo.training.examples.TrainingError: the examples cannot be trained on, or a loss or gradient is not finite.
+        RuntimeError: one of several training processes failed.
     """
     count = processes(job.settings)
     if count > 1:
@@ -159,4 +159,4 @@ def train(
         from sppo.training.interruption import Interruption
         from sppo.training.worker import run
 
-        run(job, Interruption.of_the_only_process(say), on_step)
+        run(job, Interruption.for_single_process(say), on_step)

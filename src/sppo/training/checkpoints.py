@@ -1,16 +1,16 @@
-"""Checkpoints inside the training stage: an interrupted training goes on where it was and ends with the same weights.
+"""Checkpoints inside the training stage: a resumed training ends with the same weights as an uninterrupted one.
 
-The Trainer of transformers writes and reads them: weights, optimiser, schedule and random numbers. The order of the
-prompts depends on the seed and the step alone and needs no state. This module says when a checkpoint is due and which
-may be used: one counts only when its seal is there, which is written last and holds the identity of the training and
-the digest of every file.
+The Trainer of transformers writes and reads the weights, the optimiser's state, the schedule and the random-number
+states. The order of the prompts depends only on the seed and the step, and needs no state. This module decides when a
+checkpoint is due and which checkpoints may be used: a checkpoint is valid only with its seal, a file that is written
+last and holds the identity of the training and the digest of every other file.
 """
 
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,9 @@ from sppo.training import CHECKPOINTS_KEPT, TrainingJob, processes
 from sppo.training.interruption import Interruption
 
 FORMAT = 1
-"""Raised whenever what is stored changes: older checkpoints are then not used."""
+"""The version of the checkpoints' contents; checkpoints of another version are not used."""
 AUTO_SECONDS, AUTO_SHARE = 60.0, 0.05
-"""For `auto`: the least seconds between checkpoints, and the largest share of the time spent on writing them."""
+"""For `auto`: the shortest time between checkpoints, and the largest share of the time that may go into writing them."""
 _SEAL = "sppo.json"
 
 
@@ -40,9 +40,9 @@ class Checkpoint:
 
 
 def identity(job: TrainingJob) -> str:
-    """SHA-256 of everything that the trained weights depend on, the number of processes included."""
-    # Left out: paths, which a run folder that was moved would change, and what only reports or resumes. The policy is
-    # in `opponent`, its fingerprint; the shards count by their content.
+    """SHA-256 of everything that the trained weights depend on, including the number of processes."""
+    # Paths are left out, because moving a run folder would change them, and so are values that only concern reports or
+    # resuming. The policy is represented by its fingerprint, `opponent`, and the shards by their contents.
     values = json.loads(job.to_json())
     for name in (
         "policy",
@@ -58,41 +58,41 @@ def identity(job: TrainingJob) -> str:
     ):
         del values[name]
     values["shards"] = [file_digest(Path(shard)) for shard in job.shards]
-    devices = job.settings.devices  # a number is the run's own, which may span machines
+    devices = job.settings.devices  # a number counts processes of the whole run, which can span machines
     count = processes(job.settings) if devices == "auto" else devices
     values["settings"] = job.settings.result_settings() | {"devices": count}
     return hashlib.sha256(json.dumps([FORMAT, values], sort_keys=True).encode()).hexdigest()
 
 
 def latest(job: TrainingJob, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint in the job's work folder that the same training wrote.
+    """The newest valid checkpoint of this training in the job's work folder; None if there is none.
 
     Args:
         job: the training.
         say: receives a message for each newer checkpoint that cannot be used, with the reason.
     """
-    expected = identity(job)
-    for checkpoint in _all(Path(job.work)):
-        fault = _fault(checkpoint.folder, expected)
-        if fault is None:
+    training = identity(job)
+    for checkpoint in _newest_first(Path(job.work)):
+        reason = _reason_to_reject(checkpoint.folder, training)
+        if reason is None:
             return checkpoint
-        say(f"the checkpoint after step {checkpoint.step} is not used: {fault}")
+        say(f"the checkpoint after step {checkpoint.step} is not used: {reason}")
     return None
 
 
 def resumed(job: TrainingJob, say: Callable[[str], None]) -> TrainingJob:
-    """The job, set to go on from its latest checkpoint if there is one."""
+    """The job, set to resume from its latest checkpoint if there is one."""
     checkpoint = latest(job, say)
     if checkpoint is None:
         return job
-    say(f"training goes on from the checkpoint after step {checkpoint.step} of {job.steps.kept}")
+    say(f"training resumes from the checkpoint after step {checkpoint.step} of {job.steps.kept}")
     return dataclasses.replace(job, checkpoint=str(checkpoint.folder), begun=checkpoint.step)
 
 
 def seal(folder: Path, training: str) -> None:
-    """Mark a checkpoint as whole and as belonging to a training."""
-    # Written last, under a temporary name that is synced and renamed: where there is a seal, everything that it names was
-    # written before it. Digests tell what a power failure or a full disk did to the files afterwards.
+    """Mark a checkpoint as complete and as belonging to a training."""
+    # The seal is written last, under a temporary name that is synced and renamed: when it exists, every file that it names
+    # was written before it. The digests reveal damage by a power failure or a full disk.
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != _SEAL)
     with ThreadPoolExecutor(4) as pool:  # hashlib releases the interpreter's lock
         digests = pool.map(file_digest, files)
@@ -102,8 +102,8 @@ def seal(folder: Path, training: str) -> None:
 
 
 def keep_newest(work: Path, training: str, count: int, below: int) -> None:
-    """Remove all checkpoints but the `count` newest of this training from before step `below`."""
-    for checkpoint in _all(work):
+    """Remove all checkpoints except this training's `count` newest ones from before step `below`."""
+    for checkpoint in _newest_first(work):
         own = (_read_seal(checkpoint.folder) or {}).get("training") == training
         if own and checkpoint.step < below and count > 0:
             count -= 1
@@ -111,26 +111,27 @@ def keep_newest(work: Path, training: str, count: int, below: int) -> None:
             storage.remove(checkpoint.folder)
 
 
-def _all(work: Path) -> Iterator[Checkpoint]:
-    """All folders named like a checkpoint, the newest first."""
-    checkpoints = []
-    for folder in work.glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if folder.is_dir() and step.isascii() and step.isdigit():
-            checkpoints.append(Checkpoint(folder, int(step)))
-    yield from sorted(checkpoints, key=lambda checkpoint: -checkpoint.step)
+def _newest_first(work: Path) -> list[Checkpoint]:
+    """All folders that are named like a checkpoint, the newest first."""
+    steps = ((folder, folder.name.removeprefix("checkpoint-")) for folder in work.glob("checkpoint-*"))
+    checkpoints = [
+        Checkpoint(folder, int(step))
+        for folder, step in steps
+        if folder.is_dir() and step.isascii() and step.isdigit()
+    ]
+    return sorted(checkpoints, key=lambda checkpoint: -checkpoint.step)
 
 
-def _fault(folder: Path, training: str) -> str | None:
-    """Why a checkpoint cannot be used; None if it can."""
+def _reason_to_reject(folder: Path, training: str) -> str | None:
+    """The reason why a checkpoint cannot be used; None if it can."""
     content = _read_seal(folder)
     if content is None:
-        return "it was not written to its end"
+        return "it is incomplete"
     if content["training"] != training:
-        return "it is of another training (recipe, data or number of processes)"
+        return "it belongs to another training (a different recipe, data or number of processes)"
     for name, digest in content["files"].items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            return f"its file {name} is not as it was written"
+            return f"its file {name} is missing or has changed since it was written"
     return None
 
 
@@ -144,11 +145,11 @@ def _read_seal(folder: Path) -> dict[str, Any] | None:
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Make the Trainer write a checkpoint when one is due, seal it, and end an interrupted training after it.
+    """Tell the Trainer when to write a checkpoint, seal it, and end an interrupted training afterwards.
 
     Args:
-        job: the training; its `settings.checkpoint_steps` says when a checkpoint is due.
-        interruption: whether this process has been asked to end.
+        job: the training; `settings.checkpoint_steps` decides when a checkpoint is due.
+        interruption: records the signal that asked this process to end.
     """
 
     def __init__(self, job: TrainingJob, interruption: Interruption) -> None:
@@ -161,22 +162,20 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self.begin = self.end = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide, together with all processes, whether a checkpoint is due."""
-        # Clocks and signals differ between processes, but writing a checkpoint is collective: if any process wants it, all
-        # write it. The maximum over processes is the common answer.
+        """Agree among all processes whether to write a checkpoint now."""
+        # Clocks and signals differ between processes, but writing a checkpoint is collective: if any process wants one, all
+        # must take part. The maximum over the processes is the decision that they share.
         due = state.global_step < state.max_steps and self._is_due(state.global_step)
-        said = torch.tensor([int(due), self.interruption.number or 0], device=args.device)
+        requests = torch.tensor([int(due), self.interruption.number or 0], device=args.device)
         if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
-        due, number = bool(said[0].item()), int(said[1].item())
-        self.ends = number != 0  # a signal that arrives later is seen by all after the next step
+            torch.distributed.all_reduce(requests, torch.distributed.ReduceOp.MAX)
+        due, number = bool(requests[0].item()), int(requests[1].item())
+        self.ends = number != 0  # a signal that arrives later is shared after the next step
         if number:
             self.interruption.number = number
         if due or number:
             self.begin = time.monotonic()
-            if (
-                state.is_world_process_zero
-            ):  # before the new one is written, so that the disk never holds more
+            if state.is_world_process_zero:  # removed before the new one is written, to bound the disk space
                 keep_newest(self.work, self.training, CHECKPOINTS_KEPT - 1, state.global_step)
             _wait_for_all()
             control.should_save = True
@@ -184,7 +183,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Seal the checkpoint that the Trainer has just written."""
         folder = self.work / f"checkpoint-{state.global_step}"
-        storage.publish(folder)  # each machine uploads its part
+        storage.publish(folder)  # each machine uploads the files that it has written
         _wait_for_all()
         if state.is_world_process_zero:
             storage.fetch(folder)

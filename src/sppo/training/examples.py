@@ -1,7 +1,7 @@
-"""Training examples: a prompt with its selected responses, and the prompts of each optimiser step."""
+"""Training examples (a prompt with its selected responses), and the assignment of prompts to optimiser steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from sppo.training.schedule import Steps
 
 
 class TrainingError(ValueError):
-    """Training cannot begin or go on; the message names the prompts."""
+    """Training cannot start or continue; the message names the prompts."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Example:
     """A prompt and the responses to it that are trained on.
 
     Attributes:
-        prompt_id: the prompt's name in messages.
-        prompt: token ids of the prompt.
-        responses: token ids of each response.
-        win_rates: P^(y > pi_t | x) of each response, over all K; NaN where the oracle was not asked.
+        prompt_id: the name by which error messages refer to the prompt.
+        prompt: the prompt's token ids.
+        responses: the token ids of each response.
+        win_rates: P^(y > pi_t | x) of each response, over all K responses; NaN if the oracle was not asked.
         opponent_log_probs: log pi_t(y|x) of each response, in nats.
         log_partition: log Z of the prompt, in nats.
-        demonstrations: whether each response came with the prompt instead of from pi_t; empty: none did.
+        demonstrations: whether each response is a demonstration that came with the prompt; empty: none is.
         reference_log_probs: for each response, log pi(y|x) in nats under each of the algorithm's reference policies.
-        rewards: what the algorithm made of each response's comparisons; NaN where it makes nothing of them.
+        rewards: the value that the algorithm's `rewards` computed for each response; NaN if it computes none.
     """
 
     prompt_id: str
@@ -47,7 +47,7 @@ class Example:
 
     @classmethod
     def from_record(cls, record: TrainingRow) -> "Example":
-        """The example that a row of the training table holds."""
+        """Make an example from a row of the training table."""
         responses = record.responses
         return cls(
             record.prompt_id,
@@ -62,23 +62,23 @@ class Example:
         )
 
     def best_and_worst(self) -> tuple[int, int]:
-        """The numbers of the responses with the highest and the lowest win rate; a demonstration ranks above all."""
+        """The indices of the responses with the highest and the lowest win rate; demonstrations rank highest."""
         demonstrations = self.demonstrations or [False] * len(self.responses)
         ranks = [
             (is_demonstration, 0.0 if math.isnan(rate) else rate)
             for is_demonstration, rate in zip(demonstrations, self.win_rates, strict=True)
         ]
-        numbers = range(len(ranks))
-        return max(numbers, key=ranks.__getitem__), min(numbers, key=ranks.__getitem__)
+        indices = range(len(ranks))
+        return max(indices, key=ranks.__getitem__), min(indices, key=ranks.__getitem__)
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One process's part of an optimiser step.
+    """The share of an optimiser step that one process computes.
 
     Attributes:
-        examples: the process's prompts; there can be none.
-        step_prompts: the number of prompts of the whole step, over all processes.
+        examples: the process's prompts; possibly none.
+        step_prompts: the number of prompts in the step, over all processes.
     """
 
     examples: list[Example]
@@ -86,18 +86,18 @@ class StepBatch:
 
 
 class StepBatches(Dataset[StepBatch]):
-    """Item s is this process's part of optimiser step s.
+    """The data set of one training process; item s is the process's share of optimiser step s.
 
-    A step's prompts depend on the seed and its number alone, never on the number of processes, which divide them: process
-    r of n takes the prompts r, r + n, r + 2n, ... of the step. It gets none of a last, short step of r prompts or fewer.
+    The prompts of a step depend only on the seed and the step's number, never on the number of processes. Process r of n
+    takes the prompts r, r + n, r + 2n, ... of the step; in a short last step of r prompts or fewer it gets none.
 
     Args:
         table: all training examples, as :func:`read` returns them.
-        batch_prompts: prompts per step.
-        steps: the number of steps, and how many of them an epoch has.
+        batch_prompts: the number of prompts in a step.
+        steps: the number of steps, in all and in an epoch.
         seed: decides the order of the prompts in each epoch.
-        rank: the number of this process.
-        processes: the number of all processes.
+        rank: the number of this process, from 0.
+        processes: the number of processes.
     """
 
     def __init__(
@@ -133,12 +133,12 @@ class StepBatches(Dataset[StepBatch]):
         return StepBatch(_examples(self.table.take(own)) if own else [], len(rows))
 
     def any_example(self) -> Example:
-        """An example, always the same."""
+        """The first example, for passes whose result does not count."""
         return _examples(self.table.slice(0, 1))[0]
 
 
 def read(shards: Sequence[Path]) -> pa.Table:
-    """All training shards of an iteration as one table, without the prompts that have no responses."""
+    """Read all training shards of an iteration into one table, leaving out prompts without responses."""
     table = pa.concat_tables([read_shard(shard).replace_schema_metadata(None) for shard in shards])
     counts = pa.compute.list_value_length(table["responses"])
     return table.filter(pa.compute.greater(counts, 0)).combine_chunks()
@@ -150,7 +150,7 @@ def check(table: pa.Table, *, opponent: str, context: int, reference_policies: S
     Args:
         table: all training examples, as :func:`read` returns them.
         opponent: the fingerprint of the policy that training starts from.
-        context: the most tokens that the policy takes.
+        context: the largest number of tokens that the policy can process.
         reference_policies: the fingerprints of the reference policies that the loss needs, in order.
 
     Raises:
@@ -172,62 +172,61 @@ def check(table: pa.Table, *, opponent: str, context: int, reference_policies: S
             f"the reference policies' log-probabilities are of {[name[:12] for name in unexpected]}, but the algorithm"
             f" needs those of {[name[:12] for name in reference_policies]}; run the select stage again"
         )
-    # On columns, not row by row: a training table can hold hundreds of thousands of responses. `prompt` is, for each
-    # response, the number of its prompt.
-    rows = table["responses"].combine_chunks()
-    responses = rows.flatten()
-    prompt = pa.compute.list_parent_indices(rows).to_numpy()
+    # A response is counted over all prompts; `prompt` is the number of the prompt that each belongs to.
+    prompt = pa.compute.list_parent_indices(table["responses"].combine_chunks()).to_numpy()
+    for invalid, description in _invalid_responses(table, prompt, context, len(reference_policies)):
+        if invalid.any():
+            first = int(invalid.argmax())
+            (row,) = from_table(table.slice(int(prompt[first]), 1), TrainingRow)
+            response = row.responses[first - int((prompt < prompt[first]).sum())]
+            raise TrainingError(
+                f"prompt {row.prompt_id!r}: response {response.k} {description} (win rate {response.win_rate},"
+                f" log-probability {response.opponent_log_prob}, log-partition {row.log_partition},"
+                f" {len(row.prompt_token_ids)} prompt tokens and {len(response.token_ids)} response tokens);"
+                f" {int(invalid.sum())} of {len(invalid)} responses have this fault"
+            )
+
+
+def _invalid_responses(
+    table: pa.Table, prompt: np.ndarray, context: int, reference_policies: int
+) -> Iterator[tuple[np.ndarray, str]]:
+    """For each kind of fault, which responses have it, and its description."""
+    # The checks work on columns, because a training table can hold hundreds of thousands of responses.
+    responses = table["responses"].combine_chunks().flatten()
     prompt_tokens = pa.compute.list_value_length(table["prompt_token_ids"]).to_numpy()[prompt]
     tokens = pa.compute.list_value_length(responses.field("token_ids")).to_numpy()
     rate = responses.field("win_rate").to_numpy(zero_copy_only=False).astype(float)
     unrated = responses.field("win_rate").is_null().to_numpy(zero_copy_only=False)
-    log_prob = responses.field("opponent_log_prob").to_numpy(zero_copy_only=False)
-    partition = table["log_partition"].to_numpy()[prompt]
-    # A sum of rounded logarithms may be a little above 0.
-    for wrong, what in (
-        (tokens == 0, "has no tokens"),
-        (prompt_tokens == 0, "belongs to a prompt without tokens"),
-        (
-            prompt_tokens + tokens > context,
-            f"and its prompt have more tokens than the model's context of {context}; set training.max_tokens",
-        ),
-        (~(unrated | ((rate >= 0) & (rate <= 1))), "has a win rate outside [0, 1]"),
-        (
-            ~np.isfinite(log_prob) | (log_prob > 1e-3),
-            "has an invalid opponent log-probability: it must be finite and at most 0",
-        ),
-        (
-            _not_log_probs(responses.field("reference_log_probs"), len(reference_policies)),
-            "has missing or invalid reference log-probabilities: each must be finite and at most 0",
-        ),
-        (~np.isfinite(partition), "has a log-partition that is not finite"),
-    ):
-        if wrong.any():
-            first = int(wrong.argmax())
-            (row,) = from_table(table.slice(int(prompt[first]), 1), TrainingRow)
-            response = row.responses[first - int((prompt < prompt[first]).sum())]
-            raise TrainingError(
-                f"prompt {row.prompt_id!r}: response {response.k} {what} (win rate {response.win_rate},"
-                f" log-probability {response.opponent_log_prob}, log-partition {row.log_partition},"
-                f" {len(row.prompt_token_ids)} prompt tokens and {len(response.token_ids)} response tokens);"
-                f" {int(wrong.sum())} of {len(wrong)} responses have this fault"
-            )
-
-
-def _not_log_probs(values: pa.Array, count: int) -> np.ndarray:
-    """Which responses do not have exactly `count` valid log-probabilities; none where `count` is 0."""
-    return np.array(
-        [
-            count > 0
-            and not (
-                log_probs is not None
-                and len(log_probs) == count
-                and all(math.isfinite(value) and value <= 1e-3 for value in log_probs)
-            )
-            for log_probs in values.to_pylist()
-        ],
-        dtype=bool,
+    yield tokens == 0, "has no tokens"
+    yield prompt_tokens == 0, "belongs to a prompt without tokens"
+    yield (
+        prompt_tokens + tokens > context,
+        f"and its prompt have more tokens than the model's context of {context}; set training.max_tokens",
     )
+    yield ~(unrated | ((rate >= 0) & (rate <= 1))), "has a win rate outside [0, 1]"
+    yield (
+        ~_are_log_probs(responses.field("opponent_log_prob").to_numpy(zero_copy_only=False)),
+        "has an invalid opponent log-probability: it must be finite and at most 0",
+    )
+    if reference_policies:
+        yield (
+            np.array(
+                [
+                    len(values or []) != reference_policies
+                    or not _are_log_probs(np.array(values, float)).all()
+                    for values in responses.field("reference_log_probs").to_pylist()
+                ]
+            ),
+            "has missing or invalid reference log-probabilities: each must be finite and at most 0",
+        )
+    yield ~np.isfinite(table["log_partition"].to_numpy()[prompt]), "has a log-partition that is not finite"
+
+
+def _are_log_probs(values: np.ndarray) -> np.ndarray:
+    # Each is a sum of rounded logarithms over a response's tokens, which can come out slightly above 0 for a response of
+    # probability 1.
+    valid: np.ndarray = np.isfinite(values) & (values <= 1e-3)
+    return valid
 
 
 def _examples(table: pa.Table) -> list[Example]:

@@ -1,20 +1,20 @@
-"""Ctrl-C and the like while training: the step is finished and a checkpoint written before they take effect."""
+"""Defer Ctrl-C and other signals during training until the step is finished and a checkpoint is written."""
 
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-NOTICE = "a checkpoint is written when this step is over; interrupt again to end at once"
+NOTICE = "a checkpoint is written when this step is finished; interrupt again to end at once"
 
 
 class Interruption:
-    """Whether this process has been asked to end, and by which signal.
+    """Records the signal that asked this process to end.
 
     Args:
-        signals: that are noted instead of taking effect.
-        say: told at the first that the step is finished first.
-        at_once: whether a second signal ends the process where it stands.
+        signals: the signals to defer.
+        say: called with a message when the first signal arrives.
+        at_once: whether a second signal ends the process without waiting for the step.
     """
 
     def __init__(
@@ -24,32 +24,33 @@ class Interruption:
         self._signals = signals
         self._say = say
         self._at_once = at_once
-        self._before: dict[signal.Signals, object] = {}
+        self._handlers: dict[signal.Signals, object] = {}
 
     @classmethod
-    def of_the_only_process(cls, say: Callable[[str], None]) -> "Interruption":
-        """Ctrl-C and SIGTERM, unless whoever started the process has them ignored."""
-        asked = (signal.SIGINT, signal.SIGTERM)
-        return cls([each for each in asked if signal.getsignal(each) != signal.SIG_IGN], say, at_once=True)
+    def for_single_process(cls, say: Callable[[str], None]) -> "Interruption":
+        """Defer Ctrl-C and SIGTERM, except a signal that the parent process has set to be ignored."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        return cls(handled, say, at_once=True)
 
     @classmethod
-    def of_one_of_several(cls) -> "Interruption":
-        """SIGINT, by which the launcher passes an interruption on; SIGTERM is for what cannot be saved."""
+    def for_worker(cls) -> "Interruption":
+        """Defer SIGINT only, with which the launcher interrupts its workers; SIGTERM ends a worker without saving."""
         return cls([signal.SIGINT], lambda text: None, at_once=False)
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Signals are noted within; outside of the main thread there are none."""
+    def deferred(self) -> Iterator[None]:
+        """Defer the signals within the block; outside the main thread, where no handler can be set, do nothing."""
         try:
             with contextlib.suppress(ValueError):
-                for each in self._signals:
-                    self._before[each] = signal.signal(each, self._note)
+                for number in self._signals:
+                    self._handlers[number] = signal.signal(number, self._note)
             yield
         finally:
             self._restore()
 
     def end(self) -> None:
-        """What the signal would have done."""
+        """Do what the deferred signal would have done."""
         assert self.number is not None
         self._restore()
         if self.number == signal.SIGINT:
@@ -65,6 +66,6 @@ class Interruption:
             self.end()
 
     def _restore(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
+        while self._handlers:
+            number, handler = self._handlers.popitem()
             signal.signal(number, handler)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Training in one process for each device: `python -m sppo.training.launch COUNT JOB` under the run's own process.
+"""Train with one process per device: the run's process starts `python -m sppo.training.launch COUNT JOB`.
 
-The run's process starts torch's launcher, which starts the workers and ends them all when one fails. Ports are
-chosen by the launcher, which holds them, so that two runs on one machine do not meet.
+That process is torch's launcher, which starts the workers and ends all of them when one fails. The launcher chooses and
+holds its ports, so that two runs on one machine do not collide.
 """
 
 import contextlib
@@ -20,27 +20,27 @@ from sppo.training import TrainingJob
 from sppo.training.interruption import NOTICE
 
 _END = signal.SIGUSR1
-"""Asks the launcher to interrupt its workers; sent by the kernel for each thread of a process that dies."""
+"""The signal that makes the launcher interrupt its workers; the kernel sends it when the run's process dies."""
 SHUTDOWN_SECONDS = 600
-"""How long an interrupted worker may take to finish its step and write a checkpoint."""
+"""The time that an interrupted worker has to finish its step and write a checkpoint."""
 
 
 def train_in_processes(
     job: TrainingJob, count: int, on_step: Callable[[int], None], say: Callable[[str], None]
 ) -> None:
-    """Run a job in so many processes, which end with this one.
+    """Run a job in `count` processes, which end when this process ends.
 
     Raises:
-        sppo.training.examples.TrainingError: as one of them raised it.
-        RuntimeError: one of them failed, or was killed.
+        sppo.training.examples.TrainingError: a worker has raised it.
+        RuntimeError: a worker failed or was killed.
     """
     import torch
 
-    torch.cuda.empty_cache()  # what this process sampled with; the others need the memory
+    torch.cuda.empty_cache()  # the workers need the memory that sampling has left allocated
     work = Path(job.work)
     work.mkdir(parents=True, exist_ok=True)
-    for old in work.glob("failure*.json"):
-        old.unlink()
+    for file in work.glob("failure*.json"):
+        file.unlink()
     job_file = work / "job.json"
     job_file.write_text(job.to_json(), encoding="utf-8")
     log = work / "processes.log"
@@ -50,17 +50,17 @@ def train_in_processes(
             env=_environment(count),
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # the terminal's Ctrl-C comes to this process alone, which passes it on
+            start_new_session=True,  # the terminal sends Ctrl-C to this process only, which passes it on
             preexec_fn=lambda: end_with_the_parent(_END),
         )
-        with followed(job, on_step):
+        with steps_reported(job, on_step):
             code = _wait(process, say if job.settings.checkpoint_steps is not None else lambda text: None)
     if code != 0:
         _raise_failure(work, count, code, log)
 
 
 def end_with_the_parent(number: signal.Signals) -> None:
-    """This process gets the signal when the one that started it dies, even by a kill."""
+    """Have the kernel send this process a signal when its parent dies, even if the parent is killed."""
     if sys.platform == "linux":
         import ctypes
 
@@ -69,7 +69,7 @@ def end_with_the_parent(number: signal.Signals) -> None:
 
 
 def _environment(count: int) -> dict[str, str]:
-    # of a launcher that this process may itself be under, or that the user has set for another purpose
+    # These variables can belong to a launcher that has started this process, or can be set for another purpose.
     foreign = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     return {
         **{name: value for name, value in os.environ.items() if name not in foreign},
@@ -87,59 +87,60 @@ def _wait(process: subprocess.Popen[bytes], say: Callable[[str], None]) -> int:
         try:
             process.wait()
         except BaseException:
-            process.kill()  # the workers are told by the kernel
+            process.kill()  # the kernel then signals the workers
             process.wait()
         raise
 
 
 @contextlib.contextmanager
-def followed(job: TrainingJob, on_step: Callable[[int], None]) -> Iterator[None]:
-    """Reports the steps that the processes write down."""
+def steps_reported(job: TrainingJob, on_step: Callable[[int], None]) -> Iterator[None]:
+    """Within the block, call `on_step` for the steps that appear in the metrics file."""
     finished = threading.Event()
-    follower = threading.Thread(target=_follow, args=(job, finished, on_step), daemon=True)
-    follower.start()
+    thread = threading.Thread(target=_report_steps, args=(job, finished, on_step), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         finished.set()
-        follower.join()
+        thread.join()
 
 
-def _follow(job: TrainingJob, finished: threading.Event, on_step: Callable[[int], None]) -> None:
+def _report_steps(job: TrainingJob, finished: threading.Event, on_step: Callable[[int], None]) -> None:
     metrics = Path(job.metrics)
-    seen = job.begun
-    while True:
+    reported = job.begun
+    last = False
+    while not last:
         last = finished.wait(0.5)
-        steps = [0]
-        with contextlib.suppress(storage.StorageError):  # the bar waits until it answers again
+        steps = [reported]
+        with contextlib.suppress(
+            storage.StorageError
+        ):  # the progress bar waits until the storage answers again
             storage.fetch(metrics)
         if metrics.is_file():
             for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, TypeError, AttributeError):  # a line half written
+                with contextlib.suppress(ValueError, TypeError, AttributeError):  # an incomplete line
                     steps.append(int(json.loads(line).get("step", 0)))
-        if max(steps) > seen:
-            on_step(max(steps) - seen)
-            seen = max(steps)
-        if last:
-            return
+        if max(steps) > reported:
+            on_step(max(steps) - reported)
+            reported = max(steps)
 
 
 def _raise_failure(work: Path, count: int, code: int, log: Path) -> None:
-    """Say why training failed: a process that was killed, what one raised, or the end of the log."""
+    """Raise an error that gives the cause: a worker's exception, a worker that was killed, or the end of the log."""
     failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("failure-*.json"))]
-    for failure in failures:  # the others fail because this one has
+    for failure in failures:  # the other workers fail as a consequence
         if failure["kind"] == "TrainingError":
             from sppo.training.examples import TrainingError
 
             raise TrainingError(failure["message"])
-    ended: Mapping[str, int] = {}
+    exit_codes: Mapping[str, int] = {}
     with contextlib.suppress(FileNotFoundError):
-        ended = json.loads((work / "failures.json").read_text(encoding="utf-8"))
-    for rank, exit_code in ended.items():
+        exit_codes = json.loads((work / "failures.json").read_text(encoding="utf-8"))
+    for rank, exit_code in exit_codes.items():
         if exit_code == -signal.SIGKILL:
             raise RuntimeError(
                 f"training: process {rank} of {count} was killed by SIGKILL (exit code -9), as the kernel does when"
-                " the machine's memory runs out; lower training.devices or training.pack_tokens, or set"
+                " the machine runs out of memory; lower training.devices or training.pack_tokens, or set"
                 " training.gradient_checkpointing or training.sharding"
             )
     if failures:
@@ -149,7 +150,7 @@ def _raise_failure(work: Path, count: int, code: int, log: Path) -> None:
 
 
 def main(count: str, job_file: str) -> None:
-    """Start the workers and wait for them; how they ended is written down beside the job."""
+    """Start the workers and wait for them; write their exit codes beside the job file if any fails."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -157,8 +158,8 @@ def main(count: str, job_file: str) -> None:
     try:
         run.main(["--standalone", f"--nproc-per-node={count}", "-m", "sppo.training.worker", job_file])
     except ChildFailedError as error:
-        ended = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        (Path(job_file).parent / "failures.json").write_text(json.dumps(ended), encoding="utf-8")
+        exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        (Path(job_file).parent / "failures.json").write_text(json.dumps(exit_codes), encoding="utf-8")
         raise
 
 

@@ -1,8 +1,8 @@
-"""Where the tokens of prompts and of their responses stand when they go through the model together.
+"""The arrangement of prompts and their responses in one batch, such that each prompt is computed only once.
 
-A prompt x with responses y_1 .. y_R is laid out as the tree x y_1 y_2 .. y_R: the prompt once, the responses behind it as
-branches. The model computes the same for it as for the R sequences x y_r, because three things are made to agree with
-those sequences: positions, what each token sees, and which hidden state predicts which token.
+A prompt x with responses y_1 .. y_R is laid out as the tree x y_1 y_2 .. y_R: the prompt once, followed by the responses
+as branches. The model computes the same as for the R sequences x y_r, because three things are made to agree with those
+sequences: the positions, the tokens that each token attends to, and the hidden state from which each token is predicted.
 
     column     0   1   2   3   4            a prompt of 2 tokens with responses of 2 tokens and of 1 token
     token     x0  x1  a0  a1  b0
@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt and responses to it, as token ids."""
+    """A prompt and some responses to it, as token ids."""
 
     prompt: list[int]
     responses: list[list[int]]
@@ -43,7 +43,7 @@ class Targets:
     Attributes:
         row, source: the row and the column of the hidden state that predicts the token.
         token: the token's id.
-        response: the number of the response that the token belongs to, counted over all trees.
+        response: the index of the response that the token belongs to, counted over all trees.
     """
 
     row: Int[Tensor, " tokens"]
@@ -56,12 +56,12 @@ class Layout:
     """Trees in a batch: one after the other in a single row, or a row for each, padded on the right.
 
     Args:
-        trees: in the order of their responses.
-        in_one_row: put all trees into one row without padding; otherwise each gets a row.
+        trees: the trees; their responses are numbered in this order.
+        in_one_row: put all trees into one row without padding; otherwise each tree gets a row.
 
     Attributes:
-        ids, positions: [rows, columns] token ids, and each token's position in its own sequence.
-        tree: [rows, columns] the number of the tree that a token belongs to; -1 for padding.
+        ids, positions: [rows, columns] token ids, and the position of each token in its own sequence.
+        tree: [rows, columns] the index of the tree that a token belongs to; -1 for padding.
         branch: [rows, columns] 0 for a prompt, 1, 2, ... for the responses of its tree.
         responses: the number of responses in all trees.
     """
@@ -83,17 +83,18 @@ class Layout:
         ids = [*tree.prompt, *(token for response in tree.responses for token in response)]
         self.ids[row, begin : begin + len(ids)] = torch.tensor(ids, dtype=torch.long)
         self.tree[row, begin : begin + len(ids)] = number
-        # Positions restart with each tree, so that a tree is computed alike wherever it stands in the row.
+        # Positions restart with each tree, so that the result for a tree does not depend on its place in the row.
         self.positions[row, begin : begin + prompt] = torch.arange(prompt)
         column = begin + prompt
         for branch, response in enumerate(tree.responses, 1):
             columns = slice(column, column + len(response))
             self.branch[row, columns] = branch
-            # Every response goes on from the prompt's positions, as if the other branches were not there: rotary
-            # embeddings and windows then see the distances of the sequence x y_r.
+            # The positions of every response continue from the prompt's, as if the other branches did not exist. So
+            # rotary embeddings and attention windows see the same distances as in the sequence x y_r.
             self.positions[row, columns] = torch.arange(prompt, prompt + len(response))
-            # A token is predicted where the token before it in its sequence stands. That is the column to its left,
-            # but for a response's first token: its predecessor is the prompt's last, which all branches share.
+            # A token is predicted from the hidden state of its predecessor in the sequence x y_r. That is the column to
+            # its left, except for a response's first token: its predecessor is the prompt's last token, which all
+            # branches share.
             source = torch.arange(column - 1, column - 1 + len(response))
             source[:1] = begin + prompt - 1
             ones = torch.ones_like(source)
@@ -107,28 +108,30 @@ class Layout:
         return self.tree >= 0
 
     def targets(self, device: torch.device) -> Targets:
-        """The response tokens and where each is predicted."""
+        """The response tokens, each with the place from which it is predicted."""
         return Targets(*(torch.cat(columns).to(device) for columns in zip(*self._targets, strict=True)))
 
     def visible(self, window: int | None = None) -> Bool[Tensor, "rows query key"]:
-        """Which tokens each token sees: its tree's prompt and its own response, up to itself."""
+        """Which tokens each token attends to: those of its tree's prompt and its own response, up to itself."""
         rows, columns = (torch.arange(size) for size in self.ids.shape)
         return self.sees(rows[:, None, None], columns[:, None], columns, window)
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor, window: int | None) -> Tensor:
-        """Whether the token in column `query` of a row sees the one in column `key`; shapes are broadcast."""
+        """Whether the token in column `query` of a row attends to the one in column `key`; shapes are broadcast."""
         branch, position = self.branch, self.positions
-        # Columns can stand for time here: of two tokens that may see each other, the one further left is the earlier.
-        # Padding has the tree -1 and sees the padding before it and itself, so that no softmax is over nothing.
+        # Comparing columns gives the causal order: if two tokens belong to the same sequence, the one on the left comes
+        # first. Padding has the tree -1, so it attends to itself and to earlier padding; a softmax over no key would be
+        # NaN, and its gradient would spread.
         seen = (query >= key) & (self.tree[row, query] == self.tree[row, key])
         seen = seen & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
         if window is not None:
-            # Not columns: other branches may stand between a response and its prompt.
+            # The distance is that of positions, not of columns, because other branches can lie between a response and
+            # its prompt.
             seen = seen & (position[row, query] - position[row, key] < window)
         return seen
 
     def to(self, device: torch.device) -> "Layout":
-        """Move the tensors to a device, in place; returns the layout."""
+        """Move the tensors to a device, in place, and return the layout."""
         for name in ("ids", "positions", "branch", "tree"):
             setattr(self, name, getattr(self, name).to(device))
         return self

@@ -1,14 +1,15 @@
-"""log pi(y|x): one piece of code for the policy that is trained and for the opponent.
+"""log pi(y|x), computed by the same code for the policy that is trained and for the opponent.
 
-Responses that share a prompt are computed together: the prompt's tokens go through the model once, and each response
-branches off behind it (`layout.py`), sees the prompt and itself (`tree_attention.py`), and meets the output head only
-where its tokens are predicted (`output_head.py`). A model that cannot take such a mask gets a row for each response, with
-the prompt before it.
+Responses that share a prompt are computed together: the prompt's tokens go through the model once, each response branches
+off behind it (`layout.py`) and attends to the prompt and to itself (`tree_attention.py`), and the output head is computed
+only where a response's token is predicted (`output_head.py`). A model for which this would not be right gets a row for
+each response, with a copy of the prompt.
 """
 
+import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sppo.policy.load import PolicyError
 from sppo.training.layout import Layout, Targets, Tree
 from sppo.training.output_head import Logits, causal_model, fused, measure_logits, tolerance
 from sppo.training.tree_attention import IMPLEMENTATIONS, AttentionMethod, masks, methods_to_try
@@ -27,9 +29,11 @@ __all__ = [
     "Tree",
     "log_probs",
     "measure_capabilities",
+    "measure_noise",
     "packs",
     "precision",
     "response_log_probs",
+    "set_training_mode",
 ]
 
 _log = logging.getLogger(__name__)
@@ -38,12 +42,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The fastest computations that were measured to be right for a model.
+    """The fastest computations that have been measured to be right for a model.
 
     Attributes:
-        attention: how responses that share a prompt attend; `rows` where the model cannot share it.
-        logits: how the logits follow from the output head, which is then fused with the log-softmax; None: the model's
-            own head is called, and its logits are kept.
+        attention: the attention method for responses that share a prompt; `rows` if the model cannot share it.
+        logits: the rule by which the output head gives the logits, in which case the head is fused with the log-softmax;
+            None: the model's own head is called, and its logits are kept in memory.
     """
 
     attention: AttentionMethod
@@ -51,17 +55,17 @@ class Capabilities:
 
     @property
     def in_one_row(self) -> bool:
-        """Whether trees stand one after the other in one row, without padding."""
+        """Whether the trees are placed one after the other in one row, without padding."""
         return self.attention in IMPLEMENTATIONS
 
     def trees(self, trees: Sequence[Tree]) -> list[Tree]:
-        """The trees that go through the model in the place of the given ones."""
+        """The trees that are computed in place of the given ones: one for each response if prompts are not shared."""
         if self.attention == "rows":
             return [sequence for tree in trees for sequence in tree.sequences()]
         return list(trees)
 
     def tokens(self, trees: Sequence[Tree]) -> int:
-        """The number of tokens that go through the model for the trees, padding included."""
+        """The number of tokens that go through the model for the given trees, including padding."""
         sizes = [tree.tokens for tree in self.trees(trees)]
         return sum(sizes) if self.in_one_row else len(sizes) * max(sizes)
 
@@ -71,7 +75,7 @@ class Pack:
     """Trees that go through the model in one pass.
 
     Attributes:
-        indices: the trees' places in the sequence that was packed.
+        indices: the index of each tree in the sequence that was packed.
     """
 
     indices: list[int]
@@ -79,15 +83,15 @@ class Pack:
 
 
 def packs(trees: Sequence[Tree], pack_tokens: int, capabilities: Capabilities) -> Iterator[Pack]:
-    """Divide trees into packs: as many as the budget holds, and at least one.
+    """Divide trees into packs, each with as many trees as the token budget allows, and at least one.
 
     Args:
-        trees: in any order, each with at least one response. Each is in exactly one pack.
-        pack_tokens: the most tokens that go through the model together, padding included.
-        capabilities: of the model.
+        trees: trees with at least one response each, in any order; each becomes part of exactly one pack.
+        pack_tokens: the largest number of tokens that go through the model together, including padding.
+        capabilities: the model's capabilities.
     """
-    # Longest first: neighbours are of like size, so that rows need little padding. The index decides between equals, so
-    # that the packs are the same in every run.
+    # The trees are sorted by length, so that trees of similar length share a pack and rows need little padding. The index
+    # breaks ties, so that the packs are the same in every run.
     pack: list[int] = []
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
         if pack and capabilities.tokens([trees[i] for i in [*pack, index]]) > pack_tokens:
@@ -103,17 +107,17 @@ def response_log_probs(
 ) -> Float[Tensor, " responses"]:
     r"""log pi(y|x) of all responses of some trees, in their order, in nats; differentiable.
 
-    log pi(y|x) is the sum over the response's tokens, the end-of-turn token included. The output head is computed only
-    where a response token is predicted.
+    :math:`\log\pi(y|x) = \sum_i \log\pi(y_i | x, y_{<i})`, summed over the response tokens, the end-of-turn token
+    included.
 
     Args:
-        model: a causal language model of transformers, wrapped or not.
-        trees: computed in one pass.
-        capabilities: of the model.
+        model: the model, possibly wrapped.
+        trees: prompts with their responses.
+        capabilities: the model's capabilities.
     """
     parameter = next(model.parameters())
     layout = Layout(capabilities.trees(trees), in_one_row=capabilities.in_one_row).to(parameter.device)
-    # With a row for each response, the ordinary mask of padding will do: the model makes it causal.
+    # With a row for each response, the ordinary padding mask suffices: the model itself makes it causal.
     mask: Any = layout.real.long()
     if capabilities.attention != "rows":
         mask = masks(
@@ -129,12 +133,12 @@ def response_log_probs(
     if capabilities.logits is None:
         token_log_probs = _with_the_models_own_head(model, inputs, targets)
     else:
-        # The model is called as a whole, its forward replaced meanwhile: calling its body and its head separately would
-        # go past the wrappers that gather weights and reduce gradients. It then returns log-probabilities.
+        # The model is called as a whole, with its forward method replaced so that it returns log-probabilities: calling
+        # its body and its head separately would bypass the wrappers that gather weights and reduce gradients.
         positions = targets.row * layout.ids.shape[1] + targets.source
         with fused(model, capabilities.logits, positions, targets.token):
             token_log_probs = model(**inputs)
-    # Token by token into the response that each belongs to; responses of any lengths, without padding.
+    # Each token's value is added to the sum of its response, so responses of different lengths need no padding.
     total = torch.zeros(layout.responses, device=parameter.device, dtype=token_log_probs.dtype)
     return total.index_add(0, targets.response, token_log_probs)
 
@@ -142,7 +146,7 @@ def response_log_probs(
 def _with_the_models_own_head(
     model: Any, inputs: dict[str, Any], targets: Targets
 ) -> Float[Tensor, " tokens"]:
-    # `logits_to_keep` takes columns, the same in every row: the union of the columns that any row needs, each once.
+    # `logits_to_keep` selects the same columns in every row, so it gets the union of the columns that the rows need.
     kept, column = torch.unique(targets.source, return_inverse=True)
     logits = model(**inputs, logits_to_keep=kept).logits[targets.row, column]
     log_probs: Tensor = logits.float().log_softmax(dim=-1).gather(1, targets.token[:, None])[:, 0]
@@ -150,50 +154,61 @@ def _with_the_models_own_head(
 
 
 def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilities:
-    """Find out, on small trees, how the model computes right and fastest; log what it cannot do.
+    """Find out, on small trees, which computations are right for the model, and log those that are not.
 
-    The reference is a row for each response. Attention kernels that ignore a mask, recurrent layers and the like show in
-    log-probabilities that differ from it; a head that is more than a matrix product shows in those that differ from
-    the model's own logits. The model's attention is left set to the method that is returned.
+    The reference is a row for each response. Attention kernels that ignore a mask, recurrent layers and the like are
+    revealed by log-probabilities that differ from it; a head that is more than a matrix product is revealed by those that
+    differ from the model's own logits. The model's attention is left set to the method that is returned.
 
     Args:
-        model: wrapped or not.
-        mixed_precision: the precision that the model computes in by itself, as sharded models do.
+        model: the model, possibly wrapped.
+        mixed_precision: the precision that the model itself computes in, as sharded models do.
+
+    Raises:
+        sppo.policy.load.PolicyError: the model fails to compute even a row for each response.
     """
     device = next(model.parameters()).device
-    trees = _small_trees(_vocabulary(model), size=1 if device.type == "cpu" else 32)
+    size = 1 if device.type == "cpu" else 32
+    trees = _small_trees(_vocabulary(model), size)
     training, allowed = model.training, tolerance(model, mixed_precision)
     causal = causal_model(model)
-    own = causal.config._attn_implementation
+    config, own = causal.config.get_text_config(), causal.config._attn_implementation
+    limits = _unmeasured_limits(config)
     model.eval()
     try:
-        logits = _attempt(lambda: measure_logits(model, mixed_precision))
-        if logits is None:
+        logits = _result_or_error(lambda: measure_logits(model, mixed_precision))
+        if not isinstance(logits, Logits):
+            logits = None
             _log.warning("the output head of %s is not fused: its logits are kept", type(causal).__name__)
         alone = Capabilities("rows", logits)
-        expected = _attempt(lambda: response_log_probs(model, trees, alone))
-        for method in methods_to_try(own, device):
-            shared = Capabilities(method, logits)
-            computed = _attempt(partial(_set_and_compute, model, trees, shared, own))
-            if (
-                computed is not None
-                and expected is not None
-                and torch.allclose(computed, expected, rtol=allowed, atol=allowed)
-            ):
-                return shared
+        with _shortened_limits(config, 3 * size):
+            expected = _result_or_error(lambda: response_log_probs(model, trees, alone))
+            if isinstance(expected, Exception):
+                raise PolicyError(
+                    f"policy.model: {type(causal).__name__} fails to compute log-probabilities:"
+                    f" {type(expected).__name__}: {expected}; choose another model, or another version of transformers"
+                ) from expected
+            for method in [] if limits else methods_to_try(own, device):
+                shared = Capabilities(method, logits)
+                computed = _result_or_error(partial(_set_and_compute, model, trees, shared, own))
+                if isinstance(computed, Tensor) and _agree(computed, expected, allowed):
+                    return shared
+        for name, limit in limits.items():
+            _refuse_padding_error(model, alone, f"{name}: {limit}", min(limit, _LONGEST_PROBE), allowed)
     finally:
         model.train(training)
-    _attempt(lambda: causal.set_attn_implementation(own))
-    _log.warning("%s does not compute responses that share a prompt together", type(causal).__name__)
+    _result_or_error(lambda: causal.set_attn_implementation(own))
+    reason = f"its configuration has {limits}" if limits else "sharing the prompt would change the result"
+    _log.warning("%s gets a row with the prompt for each response: %s", type(causal).__name__, reason)
     return alone
 
 
 def _small_trees(vocabulary: int, size: int) -> list[Tree]:
-    """Two prompts with five responses, `size` times as long as the least that shows every fault.
+    """Two prompts with five responses, `size` times as long as the shortest trees that reveal every fault.
 
-    Two trees, so that one must not see the other; several responses, so that they must not see each other, and of
-    several lengths, so that rows are padded. On a GPU the trees span several of the blocks of 128
-    tokens that flex attention works in, or its block mask would not be put to the test.
+    There are two trees, because one must not attend to the other; several responses, because they must not attend to each
+    other; and different lengths, so that rows are padded. On a GPU the trees span several of the blocks of 128 tokens that
+    flex attention works in, because otherwise its block mask would not be tested.
     """
     generator = torch.Generator().manual_seed(0)
     ids = iter(torch.randint(0, vocabulary, (22 * size,), generator=generator).tolist())
@@ -207,28 +222,131 @@ def _small_trees(vocabulary: int, size: int) -> list[Tree]:
     ]
 
 
+_SHORTENED = ("sliding_window", "attention_chunk_size")
+_LIMIT = re.compile(r"window|chunk|index_topk|compress")
+_NO_LIMIT = re.compile(r"^use_|pattern$|_layers$|^chunk_size_feed_forward$")
+_LONGEST_PROBE = 2048
+
+
+@contextlib.contextmanager
+def _shortened_limits(config: Any, tokens: int) -> Iterator[None]:
+    """Within the block, the attention window and the attention chunk of a configuration are a few tokens long."""
+    # The trees of a measurement are shorter than a real window or chunk, which they would therefore not test. transformers
+    # reads both values from the configuration whenever it makes a mask, and so does `masks`, so that shortening them tests
+    # both sides. If a model has copied such a value, the two sides differ, and it gets a row for each response.
+    before = {name: value for name in _SHORTENED if (value := getattr(config, name, None))}
+    try:
+        for name, value in before.items():
+            setattr(config, name, min(value, tokens))
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+def _unmeasured_limits(config: Any) -> dict[str, int]:
+    """The entries of a configuration that limit attention in ways that small trees do not reveal."""
+    # Layers that count columns instead of positions, such as the local layers of GPT-Neo, are right for trees that are
+    # shorter than their window and wrong for longer ones. Their window cannot be shortened: it is part of their buffers.
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if type(value) is int and value > 0 and name not in _SHORTENED
+        if _LIMIT.search(name) and not _NO_LIMIT.search(name)
+    }
+
+
+def _refuse_padding_error(
+    model: Any, capabilities: Capabilities, limit: str, tokens: int, allowed: float
+) -> None:
+    """Refuse a model for which the log-probabilities of one row depend on the length of another."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, _vocabulary(model), (2 * tokens + 8,), generator=generator).tolist()
+    # Both sequences exceed the limit; the shorter one is padded in one computation and not in the other.
+    tree = Tree(ids[:8], [ids[8:], ids[8 : 8 + tokens + tokens // 4]])
+    with torch.no_grad():
+        together = response_log_probs(model, [tree], capabilities)
+        alone = torch.cat([response_log_probs(model, [row], capabilities) for row in tree.sequences()])
+    lengths = torch.tensor([len(response) for response in tree.responses], device=alone.device)
+    if not _agree(together / lengths, alone / lengths, allowed):
+        raise PolicyError(
+            f"policy.model: {type(causal_model(model)).__name__} gives a response other log-probabilities beside a longer"
+            f" one, because of {limit} in its configuration; choose another model"
+        )
+
+
+def measure_noise(model: Any, capabilities: Capabilities, mixed_precision: str = "no") -> bool:
+    """Whether the model computes something else in training mode than in evaluation mode, which defines pi_theta.
+
+    Noise that is added while training would be part of every log-ratio, and those of the first step would not be 0.
+
+    Args:
+        model: the model, possibly wrapped, with its dropout off.
+        capabilities: the result of :func:`measure_capabilities`.
+        mixed_precision: the precision that the model itself computes in.
+
+    Raises:
+        sppo.policy.load.PolicyError: the noise cannot be switched off.
+    """
+    # A router that draws its experts changes few tokens, so the trees are longer than those that measure the attention.
+    size = 16 if _context(model) > 9 * 16 else 1
+    trees, allowed = _small_trees(_vocabulary(model), size), tolerance(model, mixed_precision)
+    model.eval()
+    with torch.random.fork_rng(), torch.no_grad():
+        expected = response_log_probs(model, trees, capabilities)
+        for noisy in (False, True):
+            set_training_mode(model, noisy)
+            computed = _result_or_error(lambda: response_log_probs(model, trees, capabilities))
+            if isinstance(computed, Tensor) and _agree(computed, expected, allowed):
+                return noisy
+    raise PolicyError(
+        f"policy.model: {type(causal_model(model)).__name__} adds noise while it is trained, so that its log-ratios would"
+        " be wrong; switch the noise off in its configuration, or choose another model"
+    )
+
+
+def set_training_mode(model: Any, noisy: bool) -> None:
+    """Put a model into training mode; a noisy one only where this is needed to recompute activations."""
+    model.train()
+    if noisy:
+        # transformers checkpoints a layer only in training mode. The flag is set on the layer alone: the modules within it,
+        # where routers and the like add their noise, stay in evaluation mode.
+        for module in causal_model(model).modules():
+            module.training = bool(getattr(module, "gradient_checkpointing", False))
+
+
+def _agree(one: Tensor, other: Tensor, allowed: float) -> bool:
+    return torch.allclose(one, other, rtol=allowed, atol=allowed)
+
+
 def _set_and_compute(model: Any, trees: Sequence[Tree], capabilities: Capabilities, own: str) -> Tensor:
     causal_model(model).set_attn_implementation(IMPLEMENTATIONS.get(capabilities.attention, own))
     return response_log_probs(model, trees, capabilities)
 
 
-def _attempt(compute: Callable[[], _Result]) -> _Result | None:
-    """The result of a computation without gradients; None where the model raises an error."""
+def _result_or_error(compute: Callable[[], _Result]) -> _Result | Exception:
+    """The result of a computation without gradients, or the error that the model raises."""
     try:
         with torch.no_grad():
             return compute()
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError):
-        return None
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+        return error
 
 
 def _vocabulary(model: Any) -> int:
     return int(causal_model(model).config.get_text_config().vocab_size)
 
 
-def precision(mixed_precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
-    """The autocast block that a recipe's `mixed_precision` stands for."""
+def _context(model: Any) -> int:
+    return int(
+        getattr(causal_model(model).config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    )
+
+
+def precision(mixed_precision: str, device: torch.device | str) -> contextlib.AbstractContextManager[Any]:
+    """The autocast context for a recipe's `mixed_precision`."""
     if mixed_precision == "no":
-        return nullcontext()
+        return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
 
 
@@ -244,11 +362,11 @@ def log_probs(
     """log pi(y|x) of the responses of any number of trees, in nats, without gradients.
 
     Args:
-        model: on its device, in evaluation mode.
+        model: the model on its device, in evaluation mode.
         trees: prompts with their responses; a tree without responses is allowed.
-        pack_tokens: the most tokens that go through the model together.
+        pack_tokens: the largest number of tokens that go through the model together.
         mixed_precision: `no` or `bf16`, as in training.
-        capabilities: of the model; None: they are measured first.
+        capabilities: the model's capabilities; None: they are measured first.
 
     Returns:
         For each tree, one value for each of its responses.

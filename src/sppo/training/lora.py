@@ -1,10 +1,11 @@
-"""The adapter that is trained instead of the weights.
+"""Train a LoRA adapter instead of the weights.
 
-If pi_t is an adapter's folder, training goes on with that adapter. Any other policy gets a fresh adapter whose matrices
-B are zero, so that W + B A = W and the adapted policy computes exactly what the policy computes. Either way training
-starts from pi_t: all log-ratios of the first step are 0.
+If pi_t is an adapter, training continues with that adapter. Any other policy gets a fresh adapter whose matrices B are
+zero, so that W + B A = W and the adapted policy computes exactly what the policy computes. In both cases training starts
+from pi_t: all log-ratios of the first step are 0.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from sppo.policy.adapter import BasePolicy
 from sppo.policy.chat_format import model_path
 from sppo.recipe import Lora, RecipeError, Sampling
 
+_log = logging.getLogger(__name__)
+
 
 def check(
     settings: Lora | None,
@@ -25,35 +28,46 @@ def check(
     quantization: str | None,
     trust_remote_code: bool,
 ) -> None:
-    """Refuse an adapter that the base policy cannot take, before anything is computed.
+    """Refuse, before anything is computed, a base policy that cannot be trained, or not with this adapter.
 
     Args:
         settings: the recipe's `training.adapter`.
-        policy: folder of the base policy; it can be an adapter's.
-        sampling: the recipe's `sampling`, whose engine has to take adapters unless they are merged.
+        policy: the folder of the base policy, which can be an adapter.
+        sampling: the recipe's `sampling` section, whose engine must be able to load adapters unless they are merged.
         quantization: the recipe's `policy.quantization`.
         trust_remote_code: as in :func:`sppo.policy.load`.
 
     Raises:
-        RecipeError: a name matches no layer, or the base policy is an adapter of other settings.
+        RecipeError: a name matches no layer, the base policy is an adapter with other settings, or all weights of a
+            quantised policy would be trained.
         AdapterError: the base policy is an adapter that cannot be used.
     """
-    given = adapters.is_adapter(policy)
+    is_adapter = adapters.is_adapter(policy)
     if settings is None:
-        if given:
+        if is_adapter:
             raise RecipeError(
-                f"policy.model: {policy} is an adapter, which cannot be trained without one; set training.adapter"
-                " to its settings, or merge it first: sppo export"
+                f"policy.model: {policy} is an adapter, which cannot be trained without training.adapter; set"
+                " training.adapter to the adapter's settings, or merge it first: sppo export"
+            )
+        if method := policies.quantization_method(policy):
+            raise RecipeError(
+                f"policy.model: the weights of {policy} are quantised ({method}), so they have no gradients; set"
+                " training.adapter to train an adapter beside them, or use a model whose weights are not quantised"
             )
         return
-    if not sampling.takes_adapters and (given or not settings.merge):
+    if not sampling.takes_adapters and (is_adapter or not settings.merge):
         raise RecipeError(
             f"sampling.engine: {sampling.engine} samples only from whole policies during a run; set training.adapter.merge: true"
-            f"{', and merge policy.model first: sppo export' if given else ''}, or engine: transformers"
+            f"{', and merge policy.model first: sppo export' if is_adapter else ''}, or engine: transformers"
         )
     base = policies.base_folder(policy, trust_remote_code=trust_remote_code)
-    layers = _layers(base, _config(settings), settings, trust_remote_code)
-    if not given:
+    if settings.merge and (method := policies.quantization_method(base)):
+        raise RecipeError(
+            f"training.adapter.merge: true, but the weights of {base} are quantised ({method}), so that the update would be"
+            " lost in rounding; set it to false"
+        )
+    layers = _adapted_layers(base, _config(settings), settings, trust_remote_code)
+    if not is_adapter:
         return
     if adapters.quantization_of(policy, quantization) != quantization:
         raise RecipeError(
@@ -62,37 +76,37 @@ def check(
         )
     from peft import LoraConfig
 
-    theirs = LoraConfig.from_pretrained(str(policy))
+    config = LoraConfig.from_pretrained(str(policy))
     for name in ("r", "lora_alpha", "use_rslora"):
-        if getattr(theirs, name) != getattr(settings, name):
+        if getattr(config, name) != getattr(settings, name):
             raise RecipeError(
-                f"training.adapter.{name}: {getattr(settings, name)}, but the adapter in policy.model, which"
-                f" training goes on with, has {getattr(theirs, name)}; say the same, or merge it first: sppo export"
+                f"training.adapter.{name}: {getattr(settings, name)}, but the adapter in policy.model, with which training"
+                f" continues, has {getattr(config, name)}; set it to that value, or merge the adapter first: sppo export"
             )
-    theirs.base_model_name_or_path = None
-    others = _layers(base, theirs, settings, trust_remote_code)
+    config.base_model_name_or_path = None
+    others = _adapted_layers(base, config, settings, trust_remote_code)
     if others != layers:
-        named = sorted({name.rpartition(".")[2] for name in others})
+        names = sorted({name.rpartition(".")[2] for name in others})
         raise RecipeError(
-            "training.adapter.target_modules: the adapter in policy.model, which training goes on with, has"
-            f" others ({', '.join(named)}); say the same, or merge it first: sppo export"
+            "training.adapter.target_modules: the adapter in policy.model, with which training continues, has others"
+            f" ({', '.join(names)}); name the same layers, or merge the adapter first: sppo export"
         )
 
 
 def prepare(model: Any, settings: Lora, seed: int) -> Any:
-    """The policy with a trainable adapter in it; nothing else of it has gradients.
+    """Add a trainable adapter to a policy, whose own weights get no gradients.
 
     Args:
-        model: as :func:`sppo.policy.load` returns it.
+        model: the policy as :func:`sppo.policy.load` returns it.
         settings: the recipe's `training.adapter`.
-        seed: decides a fresh adapter's matrices A.
+        seed: decides the matrices A of a fresh adapter.
     """
     from peft import PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):
         model.set_adapter("default")
         return model
-    # The adapter's random numbers are its own: those of the training go on as if there were no adapter.
+    # The adapter is initialised with a seed of its own, so that the training's random numbers do not depend on it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, _config(settings))
@@ -107,23 +121,28 @@ def save(
     revision: str | None,
     quantization: str | None,
 ) -> None:
-    """Write the adapter without the base weights, and what is needed to find the base again.
+    """Write the adapter without the base's weights, with a record of how to find the base again.
 
     Args:
-        model: as :func:`prepare` returned it.
+        model: the model that :func:`prepare` returned.
         folder: the folder to write.
-        policy: folder of pi_t.
-        model_name: the base policy as the recipe calls it, where pi_t is no adapter.
-        revision: the revision of that policy.
+        policy: the folder of pi_t.
+        model_name: the base policy as the recipe names it; not used if pi_t is an adapter, which records its base.
+        revision: the revision of the base policy.
         quantization: the recipe's `policy.quantization`.
+
+    Raises:
+        sppo.policy.load.PolicyError: a weight of the adapter is not finite.
     """
+    trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+    policies.refuse_non_finite(trained, f"{folder} is not written:")
     base = policies.base_folder(policy)
     model_name = model_name or str(base)
     local = model_path(model_name) == model_name and Path(model_name).is_dir()
     if adapters.is_adapter(policy):
-        before = adapters.base_of(policy)
-        model_name, revision = before.model, before.revision
-        local = Path(model_name).is_dir() or before.relative is not None
+        recorded = adapters.base_of(policy)
+        model_name, revision = recorded.model, recorded.revision
+        local = Path(model_name).is_dir() or recorded.relative is not None
     adapters.save(
         model,
         folder,
@@ -138,16 +157,18 @@ def save(
 
 
 def merged(model: Any, dtype: torch.dtype) -> Any:
-    """The ordinary model with the adapter merged into its weights, to be saved in `dtype`."""
+    """Merge the adapter into the model's weights, to be saved in `dtype`."""
     if dtype == torch.float32:
-        model = model.float()  # before merging, so that the update is not rounded to the weights' dtype
+        model = (
+            model.float()
+        )  # converted before merging, so that the update is not rounded to the weights' dtype
     return adapters.merge(model)
 
 
 def _config(settings: Lora) -> Any:
     from peft import LoraConfig
 
-    # No dropout: it would add noise to the log-ratios, which would not be 0 at the first step.
+    # Dropout would add noise to the log-ratios, and those of the first step would not be 0.
     return LoraConfig(
         task_type="CAUSAL_LM",
         lora_dropout=0.0,
@@ -155,32 +176,42 @@ def _config(settings: Lora) -> Any:
     )
 
 
-def _layers(base: Path, config: Any, settings: Lora, trust_remote_code: bool) -> set[str]:
+def _adapted_layers(base: Path, config: Any, settings: Lora, trust_remote_code: bool) -> set[str]:
     """The names of the layers that a configuration adapts, determined without loading weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code),
             trust_remote_code=trust_remote_code,
         )
-    linear = {name for name, module in whole.named_modules() if isinstance(module, torch.nn.Linear)}
+    total = model.num_parameters()
+    experts = {name: value.numel() for name, value in model.named_parameters() if value.ndim == 3}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     known = ", ".join(sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"}))
-    wanted = settings.target_modules if isinstance(settings.target_modules, list) else []
-    names = [name for name, _ in whole.named_modules()]
-    for target in wanted:
+    names = [name for name, _ in model.named_modules()]
+    for target in settings.target_modules if isinstance(settings.target_modules, list) else []:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise RecipeError(
                 f"training.adapter.target_modules: {target!r} matches no layer of {base}; its linear layers are {known}"
             )
     try:
-        adapted = adapters.inject(whole, config)
+        adapted = adapters.inject(model, config)
     except ValueError as error:
         raise RecipeError(f"training.adapter.target_modules: {error}") from error
     if adapters.adapts_embeddings(adapted):
         raise RecipeError(
             "training.adapter.target_modules: the token embeddings and the output head cannot be adapted; its linear"
             f" layers are {known}"
+        )
+    if experts and settings.target_modules == "all-linear":
+        # Mixtures keep the weights of all experts of a layer in one tensor, which is not a linear layer to peft.
+        _log.warning(
+            "training.adapter.target_modules: all-linear does not adapt the experts of %s (%s), which hold %d%% of its"
+            " weights",
+            base,
+            ", ".join(sorted({name.rpartition(".")[2] for name in experts})),
+            100 * sum(experts.values()) // total,
         )
     return {name for name, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)}

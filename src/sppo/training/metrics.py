@@ -1,20 +1,20 @@
-"""What a training step tells of itself: means over its prompts, speed, and memory.
+"""The figures that are logged for training steps: means over the prompts, speed, and memory.
 
-| figure | unit | of |
+| figure | unit | meaning |
 |---|---|---|
-| `loss` | the algorithm's | mean over the prompts |
-| `log_ratio_winners`, `..._losers` | nats | log pi_theta(y|x) - log pi_t(y|x) of each prompt's best and worst |
-| `target_winners`, `..._losers` | nats | where the loss wants that log-ratio; only of losses that say so |
+| `loss` | the algorithm's | the mean over the prompts |
+| `log_ratio_winners`, `..._losers` | nats | log pi_theta(y|x) - log pi_t(y|x) of each prompt's best and worst response |
+| `target_winners`, `..._losers` | nats | the log-ratio at which the loss is least; only for losses that have such a target |
 | `log_prob_winners`, `..._losers` | nats | log pi_theta(y|x) |
 | `win_rate_winners`, `..._losers` | - | P^(y > pi_t | x) |
-| `kl` | nats | half the mean squared log-ratio of the responses trained on |
-| `response_tokens` | tokens | of a step |
-| `response_tokens_per_second` | tokens/s | over the steps since the last line, the optimiser's time included |
-| `mfu` | - | model FLOPs used over those of a plain matrix product, both on this device; GPU only |
-| `peak_memory_gb` | 10^9 bytes | per process: allocated on the GPU, or resident on a CPU |
+| `kl` | nats | half the mean squared log-ratio of the responses that are trained on |
+| `response_tokens` | tokens | the response tokens in a step |
+| `response_tokens_per_second` | tokens/s | the speed since the last line of the log, including the optimiser's time |
+| `mfu` | - | the model's FLOP/s divided by those of a plain matrix product on the same device; GPU only |
+| `peak_memory_gb` | 10^9 bytes | the peak of one process: allocated on the GPU, or resident in the machine's memory |
 
-`kl` is the second-order estimate of KL(pi_t || pi_theta), E_{y ~ pi_t}[(log pi_theta/pi_t)^2] / 2: it has no sign to
-lose and does not overflow. The responses are the selected ones, not a fresh sample, so it is a yardstick between steps;
+`kl` is the second-order estimate of KL(pi_t || pi_theta), E_{y ~ pi_t}[(log pi_theta/pi_t)^2] / 2, which is never negative
+and does not overflow. It is computed on the selected responses, not on a fresh sample, so it only serves to compare steps;
 the KL that a run reports is measured on held-out prompts.
 """
 
@@ -42,38 +42,38 @@ _SUMS = (*_TOTALS, *(f"{what}_{side}" for what in _BY_SIDE for side in SIDES))
 
 @dataclass(frozen=True)
 class Size:
-    """How many weights a model has, for the usual estimate of its FLOPs; taken before it is sharded.
+    """The number of weights of a model, for the usual estimate of its FLOPs; counted before the model is sharded.
 
     Attributes:
-        body: weights that every token goes through.
-        head: of the output head, which response tokens alone go through.
+        body: the number of weights that process every token.
+        head: the number of weights of the output head, which processes response tokens only.
     """
 
     body: int
     head: int
 
     @classmethod
-    def of(cls, model: Any) -> "Size":
-        """Of a causal language model of transformers."""
+    def measure(cls, model: Any) -> "Size":
+        """Count the weights of a causal language model of transformers."""
         inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
         total = sum(_entries(parameter) for parameter in model.parameters())
-        of_head = 0 if head is None else _entries(head.weight)
+        head_size = 0 if head is None else _entries(head.weight)
         tied = head is not None and head.weight is inputs.weight
-        return cls(total - _entries(inputs.weight) - (0 if tied else of_head), of_head)
+        return cls(total - _entries(inputs.weight) - (0 if tied else head_size), head_size)
 
     def flops(self, trees: Sequence[Tree]) -> int:
-        """6 for each weight and token, forward and backward; attention and recomputation are not counted."""
+        """6 FLOPs per weight and token, forward and backward, not counting attention and recomputation."""
         responses = sum(len(response) for tree in trees for response in tree.responses)
         return 6 * (self.body * sum(tree.tokens for tree in trees) + self.head * responses)
 
 
 def _entries(parameter: Tensor) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # DeepSpeed has taken it apart on loading
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # DeepSpeed shards weights while loading
 
 
 @dataclass
 class StepSums:
-    """Sums over one process's packs of a step, which add up over processes and steps."""
+    """Sums over the packs of a step on one process; adding them up over processes and steps gives the totals."""
 
     values: Tensor = field(default_factory=lambda: torch.zeros(len(_SUMS), dtype=torch.float64))
 
@@ -81,10 +81,10 @@ class StepSums:
         """Add a pack.
 
         Args:
-            responses: of the pack.
-            log_probs: log pi_theta(y|x) of each, nats.
-            targets: where the loss wants their log-ratios, if it says.
-            loss: the pack's share of the step's.
+            responses: the pack's responses.
+            log_probs: log pi_theta(y|x) of each response, in nats.
+            targets: the log-ratio of each response at which the loss is least; None if the loss has no such targets.
+            loss: the pack's share of the step's loss.
         """
         log_ratio = responses.log_ratio.detach()
         self._add("loss", loss.detach())
@@ -98,7 +98,7 @@ class StepSums:
                 self._add(f"{what}_{side}", value.detach()[index].double().sum())
 
     def add_work(self, trees: Sequence[Tree], size: "Size") -> None:
-        """Add what a pack costs: its response tokens and FLOPs."""
+        """Add the response tokens and FLOPs of a pack."""
         self._add("response_tokens", sum(len(response) for tree in trees for response in tree.responses))
         self._add("flops", size.flops(trees))
 
@@ -107,16 +107,16 @@ class StepSums:
 
     @property
     def loss(self) -> float:
-        """Of the step, once the processes' sums are added up."""
+        """The loss of the step, once the sums of all processes have been added up."""
         return float(self.values[0])
 
 
 class StepMetrics:
-    """Gathers steps until the next line of the log.
+    """Accumulates the sums of steps until the next line of the log.
 
     Args:
-        device: that the model is on.
-        dtype: of its matrix products.
+        device: the device that the model is on.
+        dtype: the data type of its matrix products.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -129,29 +129,29 @@ class StepMetrics:
             torch.cuda.reset_peak_memory_stats(device)
 
     def add(self, sums: StepSums) -> None:
-        """One step, added up over the processes."""
+        """Add a step's sums over all processes."""
         self.sums += sums.values
         self.steps += 1
 
     def take(self, processes: int) -> dict[str, float]:
-        """The figures of the steps since the last call; nothing if there were none."""
+        """Return the figures of the steps since the last call, and start anew; empty if there was no step."""
         if self.steps == 0:
             return {}
-        found = dict(zip(_SUMS, self.sums.tolist(), strict=True))
+        sums = dict(zip(_SUMS, self.sums.tolist(), strict=True))
         seconds = time.perf_counter() - self.since
-        prompts, responses = max(1.0, found["prompts"]), max(1.0, found["responses"])
-        by_side = {f"{what}_{side}": found[f"{what}_{side}"] / prompts for what in _BY_SIDE for side in SIDES}
+        prompts, responses = max(1.0, sums["prompts"]), max(1.0, sums["responses"])
+        by_side = {f"{what}_{side}": sums[f"{what}_{side}"] / prompts for what in _BY_SIDE for side in SIDES}
         figures = {
-            "loss": found["loss"] / self.steps,
+            "loss": sums["loss"] / self.steps,
             **{name: value for name, value in by_side.items() if value == value},
-            "kl": found["kl"] / responses,
-            "response_tokens": found["response_tokens"] / self.steps,
-            "response_tokens_per_second": found["response_tokens"] / seconds,
+            "kl": sums["kl"] / responses,
+            "response_tokens": sums["response_tokens"] / self.steps,
+            "response_tokens_per_second": sums["response_tokens"] / seconds,
             "peak_memory_gb": peak_memory(self.device) / 1e9,
         }
         if self.device.type == "cuda":
             rate = matmul_rate(self.device, self.dtype)
-            figures["mfu"] = found["flops"] / seconds / processes / rate
+            figures["mfu"] = sums["flops"] / seconds / processes / rate
         self.sums = torch.zeros_like(self.sums)
         self.steps = 0
         self.since = time.perf_counter()
@@ -159,28 +159,28 @@ class StepMetrics:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on a GPU since training began, or resident of this process since its start.
+    """Peak memory in bytes: allocated on the GPU since training began, or resident since this process started.
 
-    Linux's getrusage counts what the process that started this one held; its /proc does not.
+    On Linux it is read from /proc, because getrusage includes the memory of the process that started this one.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
+    if status.is_file() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @cache
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 8192, repeats: int = 10) -> float:
-    """FLOP/s of a square matrix product on a device: the best of some repeats, after a warm-up.
+    """Measure the FLOP/s of a square matrix product on a device: the best of several repeats, after a warm-up.
 
     Args:
-        device: to measure on.
-        dtype: of the matrices.
-        size: rows and columns.
-        repeats: timed products.
+        device: the device to measure.
+        dtype: the data type of the matrices.
+        size: the number of rows and columns.
+        repeats: the number of timed products.
     """
     matrix = torch.randn(size, size, device=device).to(dtype)
     out = torch.empty_like(matrix)

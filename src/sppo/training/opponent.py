@@ -1,9 +1,10 @@
-r"""log pi_t(y|x) of the responses that are trained on, by the trainer's own code or as the sampler computed it.
+r"""log pi_t(y|x) of the responses that are trained on, computed by the trainer's code or taken from the sampler.
 
-:math:`\log\pi_t(y|x)` stands in every log-ratio. Computed by the trainer's own code on the weights that training starts
-from, it makes every log-ratio 0 at the first step, at the price of a pass over the data. The sampler has computed it
-already, while it drew y; its kernels round differently (a serving engine in bfloat16 more than this package's own
-loop), so some responses are computed both ways and the deviation is reported.
+:math:`\log\pi_t(y|x)` is part of every log-ratio. When the trainer's own code computes it, with the weights that
+training starts from, every log-ratio is 0 at the first step; this costs a forward pass over the data. The sampler has
+computed the same quantity while drawing y, but its kernels round differently: a serving engine in bfloat16 more than the
+package's own sampling loop. When the sampler's values are taken, some responses are therefore computed by both, and the
+deviation is reported.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from sppo.rundir.tables import TrainingRow
 
 CHECKED = 8
-"""The number of prompts in a shard that the trainer's code computes as well, where the sampler's values are taken."""
+"""The number of prompts in each shard for which both values are computed when the sampler's values are taken."""
 
 
 class OpponentLogProb(NamedTuple):
@@ -22,7 +23,7 @@ class OpponentLogProb(NamedTuple):
 
     Attributes:
         value: in nats.
-        deviation: the trainer's value minus the sampler's, in nats; None where only one was computed.
+        deviation: the trainer's value minus the sampler's, in nats; None if only one was computed.
     """
 
     value: float
@@ -37,10 +38,10 @@ def log_probs(
     """log pi_t(y|x) of each prompt's responses.
 
     Args:
-        sampled: the sampler's values in nats; None where they do not hold, since the response is trained on shorter
-            than it was drawn, or was not drawn at all. The trainer's code is used there.
-        score: computes the values of all responses of some prompts, given the prompts' numbers, by the trainer's code.
-        source: whose values to take.
+        sampled: the sampler's values in nats. None for a response that was shortened after sampling or was not sampled,
+            for which the trainer's code computes the value.
+        score: given the indices of some prompts, computes the values of all their responses by the trainer's code.
+        source: whose values to take where both exist.
     """
     needed = [
         number
@@ -50,8 +51,8 @@ def log_probs(
     scored = dict(zip(needed, score(needed), strict=True))
     return [
         [
-            _log_prob(drawn, scored[number][k] if number in scored else None, source)
-            for k, drawn in enumerate(values)
+            _log_prob(value, scored[number][k] if number in scored else None, source)
+            for k, value in enumerate(values)
         ]
         for number, values in enumerate(sampled)
     ]
@@ -69,21 +70,22 @@ def _log_prob(
 
 
 def deviation(rows: Iterable[TrainingRow]) -> dict[str, float] | None:
-    """How far the sampler's log pi_t(y|x) lie from the trainer's, over the responses computed both ways.
+    """How far the sampler's log pi_t(y|x) deviate from the trainer's, over the responses that both have computed.
 
     Returns:
-        `responses`: how many; `mean_per_token` and `max_per_token`: the absolute deviation of a response over its
-        number of tokens, in nats; `max`: that of a whole response, in nats. None where none was computed both ways.
+        `responses`: the number of such responses; `mean_per_token` and `max_per_token`: the absolute deviation of a
+        response divided by its number of tokens, in nats; `max`: the largest absolute deviation of a whole response, in
+        nats. None if there is no such response.
     """
-    both_ways = [
+    deviations = [
         (abs(response.sampler_deviation), len(response.token_ids))
         for row in rows
         for response in row.responses
         if response.sampler_deviation is not None
     ]
-    if not both_ways:
+    if not deviations:
         return None
-    nats, tokens = np.array(both_ways).T
+    nats, tokens = np.array(deviations).T
     return {
         "responses": len(nats),
         "mean_per_token": float((nats / tokens).mean()),

@@ -1,4 +1,4 @@
-"""How many optimiser steps a training stage takes, and the learning rate of each."""
+"""The number of optimiser steps in a training stage, and the learning rate of each step."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ class Steps:
 
     Attributes:
         per_epoch: ceil(prompts / prompts per step).
-        scheduled: steps that the learning-rate schedule spans.
-        warmup: steps of them in which it rises.
-        kept: steps that are taken; the policy after the last of them is kept.
+        scheduled: the number of steps that the learning-rate schedule spans.
+        warmup: the number of those steps in which the learning rate rises.
+        kept: the number of steps that are taken; the policy after the last of them is kept.
     """
 
     per_epoch: int
@@ -27,20 +27,20 @@ class Steps:
 def plan(
     prompts: int, *, batch_prompts: int, epochs: float, keep_epochs: float | None, warmup_ratio: float
 ) -> Steps:
-    """The steps of a training stage over so many prompts.
+    """Plan the steps of a training stage over a number of prompts.
 
-    The paper's schedule is epochs 18 and keep_epochs 1: it is left in the middle of its warm-up.
+    The paper's schedule is epochs 18 and keep_epochs 1, so its training stops in the middle of the warm-up.
     """
     per_epoch = math.ceil(prompts / batch_prompts)
     scheduled = math.ceil(per_epoch * epochs)
     kept = scheduled if keep_epochs is None else math.ceil(per_epoch * keep_epochs)
-    # a schedule that is all warm-up would be all zero where it has one step
+    # The learning rate of the first warm-up step is 0: a schedule of one step must not consist of warm-up only.
     warmup = min(math.ceil(scheduled * warmup_ratio), scheduled - 1)
     return Steps(per_epoch, scheduled, warmup, kept)
 
 
 def learning_rate(step: int, steps: Steps, schedule: Schedule, peak: float) -> float:
-    """The learning rate of a step (counted from 0), as transformers' schedulers of the same names give it."""
+    """The learning rate of a step (counted from 0), the same as that of transformers' scheduler of the same name."""
     if schedule == "constant":
         return peak
     if step < steps.warmup:

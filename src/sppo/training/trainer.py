@@ -1,8 +1,8 @@
-"""One iteration's training on `transformers.Trainer`: a step of the optimiser is a fixed number of prompts.
+"""One iteration's training with `transformers.Trainer`, in which an optimiser step is a fixed number of prompts.
 
-One batch of the Trainer is this process's share of a step's prompts. `training_step` walks through its packs, weights
-every prompt by 1 / (prompts of the whole step), and reduces gradients once, with the last pack. So the step's gradient is
-that of the mean over its prompts, however they are packed and over however many processes they are divided.
+One batch of the Trainer is this process's share of a step's prompts. `training_step` processes the share pack by pack,
+weights every prompt by 1 / (prompts in the whole step), and reduces gradients over the processes once, with the last pack.
+So the step's gradient is that of the mean loss over its prompts, however they are divided into packs and processes.
 """
 
 import math
@@ -20,7 +20,16 @@ from transformers.trainer_callback import PrinterCallback
 from sppo.objectives import Responses
 from sppo.recipe import Algorithm
 from sppo.training.examples import Example, StepBatch, StepBatches, TrainingError
-from sppo.training.log_probs import Tree, measure_capabilities, packs, precision, response_log_probs
+from sppo.training.log_probs import (
+    Capabilities,
+    Tree,
+    measure_capabilities,
+    measure_noise,
+    packs,
+    precision,
+    response_log_probs,
+    set_training_mode,
+)
 from sppo.training.metrics import Size, StepMetrics, StepSums
 from sppo.training.schedule import Steps
 
@@ -29,11 +38,11 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
     """Fits the policy to its training examples.
 
     Args:
-        model: pi_theta, initialised with the weights of pi_t.
+        model: pi_theta, initialised with the weights of pi_t, with its dropout off.
         args: the Trainer's arguments, with `max_steps` = `steps.kept`.
-        batches: this process's prompts of each optimiser step.
-        algorithm: gives one loss per prompt; the step minimises their mean.
-        pack_tokens: the most tokens that go through the model together.
+        batches: this process's share of each optimiser step.
+        algorithm: computes one loss per prompt; the step minimises their mean.
+        pack_tokens: the largest number of tokens that go through the model together.
         mixed_precision: `no` or `bf16`.
     """
 
@@ -55,15 +64,21 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
         self._steps: Steps = batches.steps
         dtype = torch.bfloat16 if mixed_precision == "bf16" else model.dtype
         self._metrics = StepMetrics(args.device, dtype)
-        self._size = Size.of(model)
-        # A sharded model computes only when all processes do, and is sharded later, by the Trainer: it is measured at
-        # the first step.
-        self._capabilities = None if args.fsdp or args.deepspeed else measure_capabilities(model)
+        self._size = Size.measure(model)
+        # A sharded model computes only when all processes do. The Trainer shards it later, so it is measured at the first
+        # step.
+        self._capabilities: Capabilities | None = None
+        if not (args.fsdp or args.deepspeed):
+            self._measure(model, "no")
         super().__init__(model=model, args=args, train_dataset=batches, callbacks=list(callbacks))
         self.remove_callback(PrinterCallback)
 
+    def _measure(self, model: Any, mixed_precision: str) -> None:
+        self._capabilities = measure_capabilities(model, mixed_precision)
+        self._noisy = measure_noise(model, self._capabilities, mixed_precision)
+
     def get_train_dataloader(self) -> DataLoader[StepBatch]:
-        """One item for each step; accelerate does not divide it, since the data set is this process's own."""
+        """Load one item per step; accelerate does not divide the data set, which is already this process's own."""
         return DataLoader(self._batches, batch_size=1, collate_fn=_as_batch)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -72,48 +87,50 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
         return super().create_scheduler(self._steps.scheduled, optimizer)
 
     def floating_point_ops(self, inputs: dict[str, StepBatch]) -> int:
-        """The FLOPs of the forward and backward passes over this process's part of the step."""
+        """The FLOPs of the forward and backward passes over this process's share of the step."""
         return self._size.flops([_tree(example) for example in inputs["step"].examples])
 
     def training_step(
         self, model: Any, inputs: dict[str, StepBatch], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Compute the gradients of the step's mean loss over its prompts; returns the loss."""
+        """Compute the gradients of the step's mean loss over its prompts, and return the loss."""
         del num_items_in_batch
-        self._capabilities = self._capabilities or measure_capabilities(model, self._mixed_precision)
-        model.train()
+        if self._capabilities is None:
+            self._measure(model, self._mixed_precision)
+        set_training_mode(model, self._noisy)
         self._batch = inputs["step"]
         weighted_packs = self._weighted_packs(self._batch)
         sums = StepSums()
         for number, (examples, weight) in enumerate(weighted_packs, 1):
             last = number == len(weighted_packs)
-            # Gradients add up locally over the packs; only the last backward pass reduces them over the processes, which
-            # costs one reduction a step and gives the same sum. DeepSpeed reads from the gradient state which backward
-            # pass completes the step.
+            # Gradients accumulate locally over the packs, and only the last backward pass reduces them over the processes:
+            # reduction is linear, so one per step gives the same sum. DeepSpeed learns from the gradient state which
+            # backward pass completes the step.
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self.accelerator.no_sync(model):
                 loss = self._pack_loss(model, examples, weight, sums)
-                # The processes' losses are to be added, since each weight is divided by the whole step's prompts
-                # already; the reduction averages. Multiplying by the number of processes undoes its division.
+                # The weights are already divided by the number of prompts in the whole step, so the gradients of the
+                # processes must be added, but the reduction averages them. The factor undoes its division.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
         sums.values = self._over_processes(sums.values)
         self._metrics.add(sums)
         return torch.tensor(sums.loss, device=self.args.device)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm that the Trainer computes, refused where it is not finite."""
-        # The Trainer asks for it before the optimiser's step: what is not finite stays out of the weights.
+        """The gradient's norm as the Trainer computes it, refused if it is not finite."""
+        # The Trainer calls this before the optimiser's step, so a gradient that is not finite never reaches the weights.
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not math.isfinite(norm):
             raise TrainingError(
-                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)}, {self._prompts_at_fault(model)}; the"
-                " step was not applied. Lower training.learning_rate, or look at these prompts' responses"
+                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)}, {self._describe_prompts_at_fault(model)};"
+                " the step was not applied. Lower training.learning_rate, or inspect these prompts' responses"
             )
         return norm
 
-    def _prompts_at_fault(self, model: Any) -> str:
+    def _describe_prompts_at_fault(self, model: Any) -> str:
         """Name the prompts of the step whose own gradient is not finite."""
-        # One prompt at a time. Sharded processes have different numbers of prompts and would wait for each other.
+        # The gradients are recomputed one prompt at a time. Sharded processes, which have different numbers of prompts but
+        # compute together, would wait for each other.
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return "over the step's prompts"
         wrong = []
@@ -139,9 +156,9 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
             ([batch.examples[index] for index in pack.indices], 1 / batch.step_prompts)
             for pack in packs(trees, self._pack_tokens, self._capabilities)
         ]
-        # The reduction of gradients waits for all processes, so each needs one backward pass, one without prompts too.
-        # With sharded weights every pass gathers them from all processes, so all need the same number of passes.
-        # Missing passes are made with any prompt and the weight 0, which leaves the gradients as they are.
+        # The reduction of gradients waits for all processes, so even a process without prompts needs a backward pass. With
+        # sharded weights every pass gathers them from all processes, so all processes need the same number of passes.
+        # Missing passes use an arbitrary prompt and the weight 0, which leaves the gradients unchanged.
         needed = max(1, len(weighted_packs))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             counts = self.accelerator.gather(torch.tensor([needed], device=self.args.device))
@@ -149,7 +166,7 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
         return weighted_packs + [([self._batches.any_example()], 0.0)] * (needed - len(weighted_packs))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the Trainer's figures and the step's own, with `epoch` as the number of passes over the prompts."""
+        """Log the Trainer's figures and those of the steps, with `epoch` counted in passes over the prompts."""
         if "loss" in logs:
             logs = {**logs, **self._metrics.take(self.accelerator.num_processes)}
         super().log(logs, start_time)
@@ -157,7 +174,7 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
             record["epoch"] = self.state.global_step / self._steps.per_epoch
 
     def _over_processes(self, sums: Tensor) -> Tensor:
-        """Sums over the processes, in double precision unless the device has none."""
+        """Add up sums over the processes, in double precision if the device supports it."""
         dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
         total: Tensor = self.accelerator.reduce(sums.to(self.args.device, dtype), reduction="sum")
         return total.cpu().double()
@@ -168,7 +185,7 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
             trees = [_tree(example) for example in examples]
             assert self._capabilities is not None
             log_probs = response_log_probs(model, trees, self._capabilities)
-        # log pi_t(y|x) was computed before training, and is a constant of the loss.
+        # log pi_t(y|x) was computed before training and is a constant of the loss.
         opponent = torch.tensor([value for example in examples for value in example.opponent_log_probs])
         opponent = opponent.to(device)
         responses = _responses(log_probs - opponent, opponent, examples)
@@ -178,10 +195,9 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
             wrong = [examples[row].prompt_id for row in (~torch.isfinite(loss)).nonzero().flatten()]
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss is not finite for the prompts {_named(wrong)}; the"
-                " step was not applied."
-                " Lower training.learning_rate, or look at these prompts' responses"
+                " step was not applied. Lower training.learning_rate, or inspect these prompts' responses"
             )
-        if weight > 0:  # a pass that is only made for the sake of other processes is not in the figures
+        if weight > 0:  # passes that are made only because other processes need them do not count
             sums.add(responses, log_probs, self._algorithm.targets(responses), total)
             sums.add_work(trees, self._size)
         return total
@@ -192,7 +208,7 @@ def _named(prompts: Sequence[str]) -> str:
 
 
 def _responses(log_ratio: Tensor, opponent: Tensor, examples: Sequence[Example]) -> Responses:
-    """The responses of all examples one after the other, in the order of :func:`response_log_probs`."""
+    """Gather the responses of all examples, in the order of :func:`response_log_probs`."""
     device = log_ratio.device
     sizes = [len(example.responses) for example in examples]
     starts = [sum(sizes[:index]) for index in range(len(sizes))]

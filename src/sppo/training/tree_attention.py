@@ -1,18 +1,19 @@
-"""How responses that share a prompt attend: each sees the prompt and itself, and none of the others.
+"""Attention of responses that share a prompt: each attends to the prompt and to itself, but not to other responses.
 
 Four methods compute the same attention. From the fastest:
 
-- `pieces`, on a CPU: one call of scaled-dot-product attention for each prompt and each response, the prompt's keys put
-  before the response's own.
-- `flex`, on a GPU: flex attention, whose block mask lets the kernel skip blocks of tokens that do not see each other.
-- `mask`: an additive mask, for every attention that heeds one.
-- `rows`: nothing is shared; each response has a row of its own with the prompt before it. Every model computes it right.
+- `pieces`, on a CPU: one call of scaled-dot-product attention for each prompt and each response, in which the prompt's
+  keys precede the response's own.
+- `flex`, on a GPU: flex attention, whose block mask lets the kernel skip blocks of tokens that do not attend to each other.
+- `mask`: an additive mask, for every attention implementation that respects one.
+- `rows`: nothing is shared; each response has a row of its own, with a copy of the prompt. This is right for every model.
 
-`pieces` and `flex` take trees one after the other in a single row, without padding.
+`pieces` and `flex` take the trees one after the other in a single row, without padding.
 
-What a model must fulfil for one of the first three: attention is the only place where tokens meet (no recurrence, no
-convolution), it heeds a mask of four dimensions, and positions come from `position_ids`. Nothing of this is looked up by
-the name of an architecture: :func:`sppo.training.log_probs.measure_capabilities` compares each method with `rows`.
+The first three methods are right for a model if attention is its only operation across tokens (no recurrence, no
+convolution), if its attention respects a mask of four dimensions, and if it takes positions from `position_ids`. Whether a
+model satisfies this is not decided by the name of its architecture:
+:func:`sppo.training.log_probs.measure_capabilities` compares each method with `rows`.
 """
 
 from collections.abc import Callable
@@ -29,16 +30,16 @@ from sppo.training.layout import Layout
 
 AttentionMethod = Literal["pieces", "flex", "mask", "rows"]
 IMPLEMENTATIONS: dict[AttentionMethod, str] = {"pieces": "sppo_pieces", "flex": "flex_attention"}
-"""The names that transformers knows the methods by which replace the model's own attention."""
+"""The methods that replace the model's own attention, with their names in transformers."""
 
 
 def methods_to_try(implementation: str, device: torch.device) -> list[AttentionMethod]:
-    """The methods that share the prompt and may suit a model, best first.
+    """The methods that share the prompt and could suit a model, the fastest first.
 
     Args:
-        implementation: the model's attention as transformers names it. Only the default, sdpa, is replaced by a faster
-            one: any other was asked for by the user.
-        device: that the model is on.
+        implementation: transformers' name of the model's attention. Only the default, sdpa, is replaced by a faster
+            implementation: any other was chosen by the user.
+        device: the device that the model is on.
     """
     fastest: dict[str, AttentionMethod] = {"cpu": "pieces", "cuda": "flex"}
     method = fastest.get(device.type)
@@ -48,13 +49,13 @@ def methods_to_try(implementation: str, device: torch.device) -> list[AttentionM
 
 
 def masks(method: AttentionMethod, config: Any, layout: Layout, dtype: torch.dtype) -> Any:
-    """The attention mask to give a model: one mask, or one for each of its kinds of layers.
+    """The attention mask to pass to a model: one mask, or one mask for each kind of layer.
 
     Args:
-        method: any but `rows`.
+        method: any method but `rows`.
         config: the text model's configuration.
         layout: a layout whose tensors are on the model's device.
-        dtype: the dtype of an additive mask.
+        dtype: the data type of an additive mask.
     """
     make: dict[str, Callable[[int | None], Any]] = {
         "pieces": lambda window: _pieces(layout, window),
@@ -63,18 +64,18 @@ def masks(method: AttentionMethod, config: Any, layout: Layout, dtype: torch.dty
     }
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or [])
-    # Models whose layers differ (Gemma 2) look their mask up by the layer's kind, so all kinds are handed over at once.
+    # Models whose layers differ (Gemma 2) look up their mask by the kind of layer, so all kinds are passed at once.
     if len(kinds) > 1:
         return {kind: make[method](window if kind == "sliding_attention" else None) for kind in kinds}
-    # Without `layer_types` all layers have the window (Mistral). A window may also stand in the configuration of a
-    # model that does not use it: then all layers are called `full_attention`.
+    # Without `layer_types` all layers have the window (Mistral). The configuration of a model that does not use a window
+    # can contain one nevertheless: then all layers are of the kind `full_attention`.
     return make[method](None if kinds == {"full_attention"} else window)
 
 
 def additive(layout: Layout, window: int | None, dtype: torch.dtype) -> Tensor:
-    """[rows, 1, query, key]: 0 where the key is seen, elsewhere the least number of the dtype."""
-    # Finite, as in transformers' own masks: a row without a visible key would be NaN with -inf. Beside a visible key a
-    # hidden one has the weight exp(least) = 0.
+    """[rows, 1, query, key]: 0 if the query attends to the key, otherwise the lowest number of the dtype."""
+    # The number is finite, as in transformers' own masks: with -inf, a row without a visible key would be NaN. Beside a
+    # visible key it has the same effect, because exp(lowest) rounds to 0.
     hidden = ~layout.visible(window).to(layout.ids.device)[:, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(
         hidden, torch.finfo(dtype).min
@@ -91,17 +92,17 @@ def block_mask(layout: Layout, window: int | None) -> Any:
     def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return layout.sees(row, query, key, window)
 
-    # The heads (None) share one mask. Compiled, the rule is evaluated block by block, and [columns, columns] is never
-    # held in memory.
+    # The heads share one mask (None). When it is compiled, the rule is evaluated block by block, so that the matrix of
+    # [columns, columns] is never held in memory.
     return create_block_mask(
         mask_mod, rows, None, columns, columns, device=str(device), _compile=device.type == "cuda"
     )
 
 
 def _pieces(layout: Layout, window: int | None) -> Tensor:
-    """[1, 1, 3, columns] integers for :func:`_attend`: tree, branch, and the window, 0 for none."""
-    # transformers makes no mask of its own where it is given one of four dimensions: this one reaches every layer as it
-    # is, though it is none in the usual sense. The dtype tells it from real masks, which are bool or floating point.
+    """[1, 1, 3, columns] integers for :func:`_attend`: tree, branch, and window (0: no window)."""
+    # transformers passes a mask of four dimensions on to every layer unchanged, so this tensor reaches `_attend` although
+    # it is not a mask in the usual sense. Its dtype distinguishes it from real masks, which are bool or floating point.
     windows = torch.full_like(layout.tree, window or 0)
     return torch.stack([layout.tree, layout.branch, windows], dim=1)[:, None]
 
@@ -114,20 +115,21 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **others: Any,
+    **further: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one row of trees, piece by piece; with any other mask, transformers' own sdpa attention."""
     if attention_mask is None or attention_mask.dtype != torch.long:
-        inner: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        result: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further
         )
-        return inner
+        return result
     tree_and_branch = attention_mask[0, 0, :2]
     window = int(attention_mask[0, 0, 2, 0])
     groups = query.shape[1] // key.shape[1]
-    # A piece is a run of columns of one tree and one branch: a prompt, or a response.
+    # A piece is a run of columns with the same tree and branch: a prompt or a response.
     pieces, sizes = torch.unique_consecutive(tree_and_branch, dim=1, return_counts=True)
-    # Split, not sliced: the backward of a split is one concatenation, that of each slice a zero-filled full tensor.
+    # The states are split, not sliced: the backward pass of a split is one concatenation, whereas that of every slice
+    # fills a full tensor with zeros.
     queries, keys, values = (
         states.split(sizes.tolist(), dim=2)
         for states in (query, repeat_kv(key, groups), repeat_kv(value, groups))
@@ -137,34 +139,35 @@ def _attend(
     for index, branch in enumerate(pieces[1].tolist()):
         own = [keys[index], values[index]]
         if branch == 0:
-            prompt, seen = own, own  # the responses that follow are to this prompt
+            prompt, seen = own, own  # the responses that follow belong to this prompt
         else:
-            # Keys carry their rotary positions already, and the response's go on from the prompt's: the two together
-            # are the keys of the plain sequence. The prompt's gradients add up over its responses through the cat.
+            # The keys are already rotated by their positions, and the response's positions continue from the prompt's,
+            # so the concatenation is exactly the keys of the sequence x y_r. Its backward pass adds the gradient of each
+            # response to that of the shared prompt.
             seen = [torch.cat(pair, dim=2) for pair in zip(prompt, own, strict=True)]
         outputs.append(_causal(queries[index], *seen, window=window, scale=scaling, dropout=dropout))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: Any, dropout: float) -> Tensor:
-    """Attention of the last `size` tokens of a sequence of `total` to all that is not after them.
+    """Causal attention of the last `size` tokens of a sequence of `total` tokens.
 
-    Query i stands at position i + total - size, so it sees the keys j <= i + total - size; with a window, only those
-    with i + total - size - j < window.
+    Query i has the position i + total - size, so it attends to the keys j <= i + total - size; with a window, only to
+    those with i + total - size - j < window.
     """
     size, total = query.shape[2], key.shape[2]
     if size == total and not 0 < window < total:
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, dropout_p=dropout
         )
-    # `is_causal` would let query i see the keys j <= i, which is right for whole sequences only.
+    # `is_causal` would let query i attend to the keys j <= i, which is right only if there are as many queries as keys.
     seen = torch.ones(size, total, dtype=torch.bool, device=query.device).tril(total - size)
     if 0 < window < total:
         seen = seen.triu(total - size - window + 1)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, dropout_p=dropout)
 
 
-# Ordinary calls of the model (generate, evaluation) go on to work while `pieces` is set: transformers makes them the
-# masks of sdpa, with which `_attend` calls sdpa.
+# Ordinary calls of the model, such as generation, keep working while `pieces` is set: transformers makes the masks of
+# sdpa for them, and with such a mask `_attend` calls sdpa.
 AttentionInterface.register(IMPLEMENTATIONS["pieces"], _attend)
 AttentionMaskInterface.register(IMPLEMENTATIONS["pieces"], sdpa_mask)

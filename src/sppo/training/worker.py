@@ -1,8 +1,9 @@
-"""The training process: `python -m sppo.training.worker JOB`, or called by the only process there is."""
+"""The training itself, run in the only process or as `python -m sppo.training.worker JOB` in each of several."""
 
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from sppo import randomness
 from sppo.policy import load as policy
+from sppo.policy.saving import save_model
 from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.rundir.records import append_line
 from sppo.training import TrainingJob, lora, optimizer, sharding
@@ -23,13 +26,14 @@ from sppo.training.checkpoints import Checkpoints
 from sppo.training.examples import StepBatches, check, read
 from sppo.training.interruption import Interruption
 from sppo.training.launch import end_with_the_parent
+from sppo.training.output_head import causal_model
 from sppo.training.trainer import SelfPlayTrainer
 
 
 def run(
     job: TrainingJob, interruption: Interruption, on_step: Callable[[int], None] = lambda count: None
 ) -> None:
-    """Train and save pi_{t+1} to the job's output folder."""
+    """Train pi_{t+1} and save it to the job's output folder."""
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     settings = job.settings
     sharded = settings.sharding if processes > 1 else None
@@ -41,6 +45,37 @@ def run(
         context=policy.context_length(Path(job.policy), job.trust_remote_code),
     )
     set_seed(randomness.seed("train", job.seed))
+    args = _arguments(job, sharded)
+    model = _load(job, args, sharded)
+    batches = StepBatches(
+        table,
+        batch_prompts=settings.batch_prompts,
+        steps=job.steps,
+        seed=job.seed,
+        rank=rank,
+        processes=processes,
+    )
+    checkpoints = [Checkpoints(job, interruption)] if settings.checkpoint_steps is not None else []
+    with _tracker_folder(Path(job.metrics).parent / "trackers"):
+        trainer = SelfPlayTrainer(
+            model=model,
+            args=args,
+            batches=batches,
+            algorithm=job.algorithm,
+            pack_tokens=settings.pack_tokens,
+            mixed_precision=settings.mixed_precision,
+            callbacks=[_Report(Path(job.metrics), on_step), *checkpoints],
+        )
+        sharding.keep_sums_precise(trainer)
+        with interruption.deferred() if checkpoints else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=job.checkpoint)
+    state = sharding.whole_state(trainer)
+    if rank == 0:
+        save(model, job, state)
+
+
+def _arguments(job: TrainingJob, sharded: sharding.Sharding) -> TrainingArguments:
+    settings = job.settings
     args = TrainingArguments(
         output_dir=job.work,
         max_steps=job.steps.kept,
@@ -64,7 +99,12 @@ def run(
         **optimizer.arguments(settings),
         **{"use_cpu": not torch.cuda.is_available()} | sharding.arguments(sharded, settings),
     )
-    args._n_gpu = min(1, args.n_gpu)  # one process a device: never the Trainer's own nn.DataParallel
+    args._n_gpu = min(1, args.n_gpu)  # one process per device, so the Trainer must not use nn.DataParallel
+    return args
+
+
+def _load(job: TrainingJob, args: TrainingArguments, sharded: sharding.Sharding) -> Any:
+    """Load pi_t with its dropout off and, if one is trained, with an adapter."""
     sharding.prepare(sharded, args.device)
     model = policy.load(
         Path(job.policy),
@@ -74,101 +114,90 @@ def run(
         device="cpu" if sharded else str(args.device),
         quantization=job.quantization,
     )
-    if settings.adapter is not None:
-        model = lora.prepare(model, settings.adapter, randomness.seed("adapter", job.seed))
+    if job.settings.adapter is not None:
+        model = lora.prepare(model, job.settings.adapter, randomness.seed("adapter", job.seed))
+    freeze_unused(model)
     disable_dropout(model)
-    batches = StepBatches(
-        table,
-        batch_prompts=settings.batch_prompts,
-        steps=job.steps,
-        seed=job.seed,
-        rank=rank,
-        processes=processes,
-    )
-    checkpoints = [Checkpoints(job, interruption)] if settings.checkpoint_steps is not None else []
-    with _tracker_folder(Path(job.metrics).parent / "trackers"):
-        trainer = SelfPlayTrainer(
-            model=model,
-            args=args,
-            batches=batches,
-            algorithm=job.algorithm,
-            pack_tokens=settings.pack_tokens,
-            mixed_precision=settings.mixed_precision,
-            callbacks=[_Report(Path(job.metrics), on_step), *checkpoints],
-        )
-        sharding.keep_sums_precise(trainer)
-        with interruption.noted() if checkpoints else contextlib.nullcontext():
-            trainer.train(resume_from_checkpoint=job.checkpoint)
-    state = sharding.whole_state(trainer)
-    if rank == 0:
-        save(model, job, state)
+    return model
+
+
+_DROPOUT = re.compile(r"dropout|pdrop|drop_prob|drop_path|layerdrop")
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """No dropout: at the first step every log-ratio is exactly log 1 = 0, and pi_t has none either."""
+    """Switch off dropout: pi_t has none, and at the first step every log-ratio must be exactly log 1 = 0."""
+    # Modules of dropout have a rate p. Others keep a rate as an attribute that is called dropout by itself
+    # (`residual_dropout`, `attn_pdrop`). Noise of other kinds is found by `measure_noise`.
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and _DROPOUT.search(name):
                 setattr(module, name, 0.0)
 
 
-def save(model: Any, job: TrainingJob, state: dict[str, Tensor] | None) -> None:
-    """Write a policy as an ordinary transformers folder, with the small files of the one it came from.
+def freeze_unused(model: nn.Module) -> None:
+    """Freeze the weights of a multimodal model that text never reaches, such as those of its vision tower."""
+    # They never get a gradient, which several processes would wait for, and weight decay would shrink them.
+    causal = causal_model(model)
+    if causal.config.get_text_config() is causal.config:
+        return
+    head = causal.get_output_embeddings()
+    text = [causal.get_decoder(), *([head] if head is not None else [])]
+    reached = {id(parameter) for module in text for parameter in module.parameters()}
+    for parameter in causal.parameters():
+        if id(parameter) not in reached:
+            parameter.requires_grad_(False)
 
-    A kept adapter is written instead of the policy's weights.
+
+def save(model: Any, job: TrainingJob, state: dict[str, Tensor] | None) -> None:
+    """Write the trained policy as an ordinary transformers folder with the tokenizer of the policy that it came from.
+
+    An adapter that is kept is written without the policy's weights.
 
     Args:
-        model: unwrapped.
-        job: that it comes from.
-        state: its whole weights, where it holds but a part of them.
+        model: the trained model, not wrapped.
+        job: the job that it was trained by.
+        state: all weights, if the model holds only a part of them.
     """
+    source, output = Path(job.policy), Path(job.output)
     adapter = job.settings.adapter
     if adapter is not None and not adapter.merge:
         lora.save(
             model,
-            Path(job.output),
-            policy=Path(job.policy),
+            output,
+            policy=source,
             model_name=job.model,
             revision=job.revision,
             quantization=job.quantization,
         )
     else:
-        _save_whole(model, job, state)
-    copy_tokenizer(Path(job.policy), Path(job.output), job.chat_template)
-
-
-def _save_whole(model: Any, job: TrainingJob, state: dict[str, Tensor] | None) -> None:
-    dtype = getattr(torch, job.settings.save_dtype or job.dtype)
-    if job.settings.adapter is not None:
-        model = lora.merged(model, dtype)
-    if state is None:
-        model = model.to(dtype)
-    else:
-        state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    with policy.quiet():
-        model.save_pretrained(job.output, state_dict=state)
-    if state is not None:  # the model itself has kept the dtype that it was trained in
-        model.config.dtype = dtype
-        model.config.save_pretrained(job.output)
+        dtype = getattr(torch, job.settings.save_dtype or job.dtype)
+        if adapter is not None:
+            model = lora.merged(model, dtype)
+        if state is None:
+            model = model.to(dtype)
+        else:
+            state = {name: tensor.to(dtype) for name, tensor in state.items()}
+        save_model(model, output, source, state=state)
+    copy_tokenizer(source, output, job.chat_template)
 
 
 @contextlib.contextmanager
 def _tracker_folder(folder: Path) -> Iterator[None]:
-    """Where a tracker writes files, unless the user says so: beside the metrics, since job.work goes."""
+    """Let trackers write beside the metrics, because `job.work` is removed; a folder that the user has set is kept."""
     name = "TENSORBOARD_LOGGING_DIR"
-    given = os.environ.get(name)
-    os.environ[name] = given or str(folder)
+    before = os.environ.get(name)
+    os.environ[name] = before or str(folder)
     try:
         yield
     finally:
-        if given is None:
+        if before is None:
             del os.environ[name]
 
 
 class _Report(TrainerCallback):  # type: ignore[misc]
-    """Writes each log line to the metrics file and counts steps."""
+    """Writes each line of the log to the metrics file, and reports each step."""
 
     def __init__(self, metrics: Path, on_step: Callable[[int], None]) -> None:
         self.metrics = metrics
@@ -183,11 +212,11 @@ class _Report(TrainerCallback):  # type: ignore[misc]
 
 
 def main(path: str) -> None:
-    """Run the job of a file as one process of several."""
+    """Run the job in a file, as one of several processes."""
     end_with_the_parent(signal.SIGKILL)
     job = TrainingJob.from_json(Path(path).read_text(encoding="utf-8"))
     try:
-        run(job, Interruption.of_one_of_several())
+        run(job, Interruption.for_worker())
     except Exception as error:
         failure = {
             "kind": type(error).__name__,

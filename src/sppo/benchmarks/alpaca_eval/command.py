@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sppo.benchmarks import options
+from sppo.benchmarks import options, published
 
 
 class AlpacaEval:
@@ -18,8 +18,11 @@ class AlpacaEval:
     )
 
     @staticmethod
+    @options.expanded
     def command(
-        policies: options.OptionalPolicies = None,
+        common: options.ResponseOptions,
+        judging: options.JudgeOptions,
+        best_of: options.BestOfOptions,
         annotations: Annotated[
             list[Path] | None,
             typer.Option(help="Score a file of judgments made elsewhere; may be repeated."),
@@ -32,10 +35,7 @@ class AlpacaEval:
         ] = None,
         length_control: Annotated[
             Path | None,
-            typer.Option(
-                "--length-control",
-                help="Your copy of df_gamed.csv, or the folder that holds it. [default: the hub's]",
-            ),
+            typer.Option(help="Your copy of df_gamed.csv, or the folder that holds it. [default: the hub's]"),
         ] = None,
         no_length_control: Annotated[
             bool,
@@ -43,64 +43,65 @@ class AlpacaEval:
                 "--no-length-control", help="Compute plain win rates only, for instructions of your own."
             ),
         ] = False,
-        judge: options.Judge = None,
-        judge_prompt: options.JudgePromptFile = None,
         oracle: options.Oracle = None,
-        best_of: options.BestOf = 1,
-        best_of_oracle: options.BestOfOracle = None,
-        sampling: options.SamplingSettings = None,
-        seed: options.Seed = 0,
-        dtype: options.Dtype = None,
-        system: options.System = None,
-        every_iteration: options.EveryIteration = False,
-        output: options.Output = Path("evaluations/alpaca-eval"),
     ) -> None:
         """Score files of judgments, and evaluate policies and files of outputs."""
-        from sppo.benchmarks import participants, results
+        from sppo.benchmarks import results
         from sppo.benchmarks.alpaca_eval import play
         from sppo.benchmarks.alpaca_eval.files import read_length_control
         from sppo.benchmarks.alpaca_eval.judge import PROMPT, read_prompt
-        from sppo.benchmarks.judge_server import Judge
-        from sppo.benchmarks.responses import Decoding
         from sppo.progress import Terminal
-        from sppo.rundir.folder import RunError, RunFolder
+        from sppo.rundir.folder import RunError
 
-        evaluated = participants.resolve(policies or [], every_iteration=every_iteration)
-        if not evaluated and not annotations:
-            raise RunError("nothing to evaluate: name policies, or files of judgments with --annotations")
+        participants = common.participants()
+        options.require_policies_or_judgments(participants, annotations, "--annotations")
         control = None if no_length_control else read_length_control(length_control)
-        terminal = Terminal()
         instructions = None if baseline is None else play.read_baseline(baseline).instructions
         rows = [play.score_file(path, control, instructions) for path in annotations or []]
-        if evaluated:
-            chooser = options.read_best_of_oracle(best_of, best_of_oracle)
-            if (judge is None) == (oracle is None):
+        if participants:
+            if (judging.judge is None) == (oracle is None):
                 raise RunError(
                     "who judges? name a judge behind a server with --judge, or an oracle with --oracle, not both"
                 )
-            with RunFolder(output).locked():
-                referee = (
-                    Judge(options.read_judge(judge), output) if judge else options.read_oracle(oracle or "")
-                )
-                benchmark = play.AlpacaEval(
-                    output,
-                    play.read_baseline(baseline),
-                    control,
-                    referee,
-                    PROMPT if judge_prompt is None else read_prompt(judge_prompt),
-                    Decoding(options.read_sampling(sampling), seed, dtype, system),
-                    terminal,
-                    best_of=best_of,
-                    chooser=chooser,
-                )
-                rows += [benchmark.evaluate(participant) for participant in evaluated]
-                usage = referee.endpoint.usage if isinstance(referee, Judge) else None
-                results.save_all(output, AlpacaEval.name, rows, terminal, usage)
-        play.show(terminal, rows)
+            with common.evaluation(AlpacaEval.name, best_of) as evaluation:
+                server = judging.server(evaluation.home) if judging.judge else None
+                prompt = PROMPT if judging.judge_prompt is None else read_prompt(judging.judge_prompt)
+                judge = server or options.read_oracle(oracle or "")
+                benchmark = play.AlpacaEval(evaluation, play.read_baseline(baseline), control, judge, prompt)
+                rows += [benchmark.evaluate(participant) for participant in participants]
+                usage = server.endpoint.usage if server else None
+                results.save_all(evaluation.home, AlpacaEval.name, rows, evaluation.terminal, usage)
+        results.show_table(Terminal(), *AlpacaEval.table(rows))
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
         """The results with the published ones below them."""
-        from sppo.benchmarks.alpaca_eval import play
+        heads = ["AlpacaEval 2", "LC win rate", "+-", "win rate", "+-", "length", "judged", "source"]
+        cells: list[list[Any]] = [
+            [
+                row["name"],
+                row.get("length_controlled_winrate"),
+                row.get("lc_standard_error"),
+                row["win_rate"],
+                row["standard_error"],
+                row["avg_length"],
+                _judged(row),
+                _source(row["judge"]),
+            ]
+            for row in rows
+        ]
+        for row in published.rows(AlpacaEval.name):
+            figures = [row.get("lc_win_rate"), None, row.get("win_rate"), None, row.get("avg_length", 0)]
+            cells.append([row.label, *figures, "", row.source])
+        return heads, cells
 
-        return play.table(rows)
+
+def _judged(row: Mapping[str, Any]) -> str:
+    open_judgments = {"not": row["unjudged"], "missing": row.get("missing", 0)}
+    shown = ", ".join(f"{count} {word}" for word, count in open_judgments.items() if count)
+    return f"{row['n_total']}" + (f" ({shown})" if shown else "")
+
+
+def _source(judge: Mapping[str, Any]) -> str:
+    name = judge.get("model") or judge.get("oracle", {}).get("type")
+    return f"by {name}" if name else ""

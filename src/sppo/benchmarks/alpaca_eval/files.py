@@ -12,10 +12,10 @@ from sppo.benchmarks.outputs import read_rows
 
 HUB_REPOSITORY = "tatsu-lab/alpaca_eval"
 GAMED_FILE = "df_gamed.csv"
-"""On the hub: the gamed baselines' judgments and each instruction's difficulty."""
+"""The hub's file of the gamed baselines' judgments and each instruction's difficulty."""
 
 BASELINE_FILE = "alpaca_eval_gpt4_baseline.json"
-"""On the hub: GPT-4 Turbo's outputs to the 805 instructions."""
+"""The hub's file of GPT-4 Turbo's outputs to the 805 instructions."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Judgments:
     """One model's judgments against one baseline by one judge, in the file's order.
 
     Attributes:
-        model: whose answers are judged; None where the file does not say.
-        baseline: what they are judged against.
-        judge: who judged.
-        preferences: 1 to 2, 0 for a draw, None where the judge gave none.
-        output_lengths: of the model's answers, in characters.
-        baseline_lengths: of the baseline's.
-        instructions: None where the file has no texts.
-        rows: positions in the published file, where difficulties are looked up; None where the file does not say: then
-            they are its own.
+        model: the model whose outputs are judged; None where the file does not say.
+        baseline: the model whose outputs they are compared with.
+        judge: the name of the judge.
+        preferences: 1 to 2, 0 for a tie, None where the judge gave none.
+        output_lengths: lengths of the model's outputs, in characters.
+        baseline_lengths: lengths of the baseline's outputs, in characters.
+        instructions: the instructions; None where the file has no texts.
+        rows: positions in the published file, by which difficulties are looked up; None where the file does not say,
+            and the positions in this file are used.
     """
 
     model: str | None
@@ -45,7 +45,7 @@ class Judgments:
 
 
 def read_annotations(path: Path) -> Judgments:
-    """A file of judgments: the leaderboard's `annotations.json`, or a table with lengths in place of texts.
+    """Read a file of judgments: the leaderboard's `annotations.json`, or a table with lengths in place of texts.
 
     A row has `preference`, and either `output_1` (the baseline's) and `output_2` (the model's), or `baseline_len` and
     `output_len`; `instruction`, `generator_1`, `generator_2`, `annotator` and `row`, the position in the published file,
@@ -68,9 +68,9 @@ def read_annotations(path: Path) -> Judgments:
         twice = next(text for text in texts if texts.count(text) > 1)
         raise AlpacaEvalError(f"{path}: two judgments of the instruction {twice[:80]!r}; keep one")
     return Judgments(
-        model=_one(rows, "generator_2", path),
-        baseline=_one(rows, "generator_1", path),
-        judge=_one(rows, "annotator", path),
+        model=_shared_value(rows, "generator_2", path),
+        baseline=_shared_value(rows, "generator_1", path),
+        judge=_shared_value(rows, "annotator", path),
         preferences=preferences,
         output_lengths=[_length(row, "output_2", "output_len", n, path) for n, row in enumerate(rows)],
         baseline_lengths=[_length(row, "output_1", "baseline_len", n, path) for n, row in enumerate(rows)],
@@ -83,7 +83,7 @@ def in_order(judgments: Judgments, instructions: Sequence[str]) -> Judgments:
     """The judgments in the benchmark's order, in which difficulties are looked up.
 
     Raises:
-        AlpacaEvalError: a judgment is of no instruction of the benchmark.
+        AlpacaEvalError: the instruction of a judgment does not belong to the benchmark.
     """
     if judgments.instructions is None:
         return judgments
@@ -91,7 +91,7 @@ def in_order(judgments: Judgments, instructions: Sequence[str]) -> Judgments:
     for text in judgments.instructions:
         if text not in place:
             raise AlpacaEvalError(
-                f"the benchmark has no instruction {text[:80]!r}, of which there is a judgment"
+                f"the benchmark has no instruction {text[:80]!r}, which a judgment belongs to; remove that judgment"
             )
     texts = judgments.instructions
     order = sorted(range(len(texts)), key=lambda row: place[texts[row]])
@@ -105,7 +105,7 @@ def in_order(judgments: Judgments, instructions: Sequence[str]) -> Judgments:
 
 
 def read_length_control(path: Path | None = None) -> LengthControl:
-    """The tables behind length control.
+    """Read the tables behind length control.
 
     Args:
         path: a copy of the hub's `df_gamed.csv` or its parquet, with the columns `model`, `index`, `preference` (or
@@ -159,10 +159,10 @@ def _control_file(path: Path | None) -> Path:
             f"common/{GAMED_FILE}",
             "common/gamed_surrogate.parquet",
         )
-        found = next((path / name for name in names if (path / name).is_file()), None)
-        if found is None:
+        file = next((path / name for name in names if (path / name).is_file()), None)
+        if file is None:
             raise AlpacaEvalError(f"{path}: none of {', '.join(names)} is in it")
-        return found
+        return file
     if not path.is_file():
         raise AlpacaEvalError(f"{path}: there is no such file or folder")
     return path
@@ -176,7 +176,7 @@ def _from_hub(name: str) -> Path:
         return Path(hf_hub_download(HUB_REPOSITORY, name, repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise AlpacaEvalError(
-            f"{name} of the hub's data set {HUB_REPOSITORY} cannot be had: {error}; name your own copy"
+            f"{name} of the hub's data set {HUB_REPOSITORY} cannot be downloaded: {error}; name your own copy with --length-control or --baseline"
         ) from error
 
 
@@ -194,17 +194,17 @@ def _preference(row: Mapping[str, Any], number: int, path: Path) -> float | None
 def _positions(rows: Sequence[Mapping[str, Any]], path: Path) -> list[int] | None:
     if not any("row" in row for row in rows):
         return None
-    found: dict[int, None] = {}
+    positions: dict[int, None] = {}
     for number, row in enumerate(rows):
         value = row.get("row")
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise AlpacaEvalError(
                 f"{path}, row {number}: row = {value!r} is no position in the published file"
             )
-        if value in found:
+        if value in positions:
             raise AlpacaEvalError(f"{path}, row {number}: a second judgment of row {value}; keep one")
-        found[value] = None
-    return list(found)
+        positions[value] = None
+    return list(positions)
 
 
 def _length(row: Mapping[str, Any], text: str, length: str, number: int, path: Path) -> int:
@@ -218,16 +218,16 @@ def _length(row: Mapping[str, Any], text: str, length: str, number: int, path: P
     )
 
 
-def _one(rows: Sequence[Mapping[str, Any]], key: str, path: Path) -> str | None:
-    found = {str(row[key]) for row in rows if row.get(key) is not None}
-    if found and any(row.get(key) is None for row in rows):
-        found.add("none")
-    if len(found) > 1:
+def _shared_value(rows: Sequence[Mapping[str, Any]], key: str, path: Path) -> str | None:
+    values = {str(row[key]) for row in rows if row.get(key) is not None}
+    if values and any(row.get(key) is None for row in rows):
+        values.add("none")
+    if len(values) > 1:
         raise AlpacaEvalError(
-            f"{path}: judgments with several values of {key!r} ({', '.join(sorted(found)[:3])}) are mixed; give each"
+            f"{path}: judgments with several values of {key!r} ({', '.join(sorted(values)[:3])}) are mixed; give each"
             " its own file"
         )
-    return next(iter(found), None)
+    return next(iter(values), None)
 
 
 def _number(row: Mapping[str, Any], key: str, path: Path) -> float:

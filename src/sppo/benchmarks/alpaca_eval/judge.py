@@ -2,17 +2,16 @@
 
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sppo import randomness
 from sppo.benchmarks.alpaca_eval.score import AlpacaEvalError
 from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError, read_text
+from sppo.endpoint.exchange import Answer
 
 FIRST, SECOND = "m", "M"
 SETTINGS = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": 5}
-"""Of a request. One token is drawn, but only the probabilities that stand beside it are read."""
+"""The settings of a request. One token is sampled, but only the probabilities that come with it are read."""
 _MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", flags=re.DOTALL)
 PLACES = ("instruction", "output_1", "output_2")
 
@@ -42,38 +41,34 @@ def is_switched(instruction: str, seed: int) -> bool:
     return bool(randomness.generator("alpaca-eval position", seed, instruction).random() < 0.5)
 
 
-def preference(answer: Mapping[str, Any], *, switched: bool) -> float | None:
-    """The preference that a judge's answer holds: 1 (the baseline is better) to 2 (the model is).
+def preference(answer: Answer, *, switched: bool) -> float | None:
+    """The preference in a judge's answer, from 1 (the baseline is better) to 2 (the model is better).
 
-    With p the probability of the first name among the two names, 2 - p where the baseline stands first, else 1 + p. A
-    name that is not among the most probable tokens counts as impossible.
+    Let p be the first name's share of the two names' probability. The preference is 2 - p where the baseline stands
+    first, and 1 + p otherwise. A name that is not among the most probable tokens counts as impossible.
 
     Returns:
-        None where neither name is among them.
+        The preference; None where neither name is among the most probable tokens.
 
     Raises:
         AlpacaEvalError: the answer has no log-probabilities at all.
     """
-    try:
-        tokens = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        logprobs = {str(token["token"]): float(token["logprob"]) for token in tokens}
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    token = answer.choices[0].first_token
+    if token is None or not token.top_logprobs:
         raise AlpacaEvalError(
             "the judge's answer has no log-probabilities of tokens (logprobs.content[0].top_logprobs); AlpacaEval 2"
             " weighs by them: use a server that gives them, as vLLM's does"
-        ) from error
-    # a probability above 1 is a server's nonsense, and must not overflow
-    first, second = (
-        math.exp(min(logprobs[name], 0.0)) if name in logprobs else 0.0 for name in (FIRST, SECOND)
-    )
-    if not math.isfinite(first + second) or first + second <= 0:
+        )
+    logprobs = {choice.token: choice.logprob for choice in token.top_logprobs}
+    first, second = (math.exp(logprobs.get(name, -math.inf)) for name in (FIRST, SECOND))
+    if first + second <= 0:
         return None
     p = first / (first + second)
     return 1 + p if switched else 2 - p
 
 
 def read_prompt(path: Path) -> JudgePrompt:
-    """A prompt in AlpacaEval's format: turns between ``<|im_start|>role`` and ``<|im_end|>``.
+    """Read a prompt in AlpacaEval's format: turns between ``<|im_start|>role`` and ``<|im_end|>``.
 
     Raises:
         JudgePromptError: it cannot be read or has no turn.

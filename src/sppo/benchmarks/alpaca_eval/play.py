@@ -8,25 +8,22 @@ from typing import Any
 import pyarrow as pa
 
 from sppo import oracle as oracles
-from sppo.benchmarks import published
 from sppo.benchmarks.alpaca_eval import judge as alpaca_eval_judge
 from sppo.benchmarks.alpaca_eval import score as alpaca_eval
-from sppo.benchmarks.alpaca_eval.files import Judgments, baseline_from_hub, in_order, read_annotations
+from sppo.benchmarks.alpaca_eval.files import baseline_from_hub, in_order, read_annotations
 from sppo.benchmarks.alpaca_eval.score import LengthControl
-from sppo.benchmarks.best_of import choose
-from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
+from sppo.benchmarks.evaluation import Evaluation
 from sppo.benchmarks.judge_prompts import JudgePrompt
-from sppo.benchmarks.judge_server import JUDGED, Judge, judged, scoring, summary, text_of
+from sppo.benchmarks.judge_server import JUDGED, Judge, judged, scoring, summary
 from sppo.benchmarks.outputs import Outputs, read_outputs, read_rows, write_outputs
 from sppo.benchmarks.participants import Participant
-from sppo.benchmarks.responses import Decoding, Question, empty_share, respond, shortcomings
-from sppo.benchmarks.results import save, show_table
-from sppo.endpoint.client import chat
-from sppo.progress import Advance, Terminal
+from sppo.benchmarks.question_files import Question
+from sppo.benchmarks.responses import empty_share, sample_best
+from sppo.endpoint.exchange import chat
+from sppo.progress import Advance
 from sppo.recipe import OracleConfig
 from sppo.rundir.shards import file_digest
 
-NAME = "alpaca-eval"
 _PREFERENCES = pa.schema(
     [("preference", pa.float64()), ("switched", pa.bool_()), ("said", pa.string()), *JUDGED]
 )
@@ -34,12 +31,12 @@ _PREFERENCES = pa.schema(
 
 @dataclass(frozen=True)
 class Baseline:
-    """What policies are compared with.
+    """The outputs that policies are compared with.
 
     Attributes:
-        outputs: its answers; their order is the benchmark's.
-        datasets: of each instruction, where the file says.
-        digest: of the file.
+        outputs: the baseline's outputs; their order is the benchmark's.
+        datasets: the data set that each instruction comes from, where the file says.
+        digest: SHA-256 of the file.
     """
 
     outputs: Outputs
@@ -48,12 +45,12 @@ class Baseline:
 
     @property
     def instructions(self) -> list[str]:
-        """Of the benchmark."""
+        """The instructions of the benchmark."""
         return list(self.outputs.texts)
 
 
 def read_baseline(path: Path | None) -> Baseline:
-    """The baseline's outputs, which are the benchmark's instructions too; None: the hub's GPT-4 Turbo.
+    """Read the baseline's outputs, which also define the instructions; None: the hub's GPT-4 Turbo.
 
     Raises:
         sppo.benchmarks.outputs.OutputsError: the file cannot be used.
@@ -66,44 +63,31 @@ def read_baseline(path: Path | None) -> Baseline:
 
 
 class AlpacaEval:
-    """The benchmark with a judge.
+    """The benchmark with its baseline and a judge.
 
     Args:
-        home: the evaluation's folder.
-        baseline: what is compared with.
+        evaluation: the settings of the command.
+        baseline: the outputs that policies are compared with.
         control: difficulties and gamed rows; None: no length-controlled win rate.
-        judge: behind a server, or an oracle's configuration.
-        prompt: what the judge is told.
-        decoding: how policies answer.
-        terminal: where progress is shown.
-        best_of: answers of each policy, of which `chooser` takes the best.
-        chooser: an oracle.
+        judge: a judge behind a server, or an oracle's configuration.
+        prompt: the judge's prompt.
 
     Raises:
-        AlpacaEvalError: the difficulties are of another number of instructions.
+        AlpacaEvalError: the difficulties belong to another number of instructions.
     """
 
     def __init__(
         self,
-        home: Path,
+        evaluation: Evaluation,
         baseline: Baseline,
         control: LengthControl | None,
         judge: Judge | OracleConfig,
         prompt: JudgePrompt,
-        decoding: Decoding,
-        terminal: Terminal,
-        *,
-        best_of: int = 1,
-        chooser: OracleConfig | None = None,
     ) -> None:
-        self.home, self.baseline, self.control, self.judge = home, baseline, control, judge
-        self.prompt, self.decoding, self.terminal = (
-            prompt.require(alpaca_eval_judge.PLACES),
-            decoding,
-            terminal,
-        )
-        self.best_of, self.chooser = best_of, chooser
-        count = len(baseline.instructions)
+        self.evaluation, self.baseline, self.control, self.judge = evaluation, baseline, control, judge
+        self.prompt = prompt.require(alpaca_eval_judge.PLACES)
+        self.instructions = baseline.instructions
+        count = len(self.instructions)
         if control is not None and len(control.difficulties) != count:
             raise alpaca_eval.AlpacaEvalError(
                 f"{count} instructions, but difficulties of {len(control.difficulties)}: length control needs the"
@@ -111,73 +95,55 @@ class AlpacaEval:
             )
 
     def evaluate(self, participant: Participant) -> dict[str, Any]:
-        """One participant's row, with everything that it depends on; written to its folder too."""
-        outputs, upstream, lacks = self._outputs(participant)
-        name = (
-            participant.name
-            if self.best_of == 1 or not participant.is_policy
-            else f"{participant.name}, best of {self.best_of}"
+        """Evaluate a participant and return its row, which is written to its folder as well."""
+        outputs, fingerprint, shortcomings = self._outputs(participant)
+        judge = self.judge
+        annotator = judge.config.model if isinstance(judge, Judge) else f"oracle-{judge.type}"
+        identity = self._judge_identity()
+        stage = self.evaluation.judgments_stage(
+            participant, annotator, {**identity, "baseline": self.baseline.digest}, fingerprint
         )
-        rows, made = self._judge(participant, name, outputs, upstream)
-        instructions, theirs = self.baseline.instructions, list(self.baseline.outputs.texts.values())
+        rows = self._judge(stage, outputs)
+        baselines = list(self.baseline.outputs.texts.values())
         annotations = [
             {
                 "instruction": instruction,
                 "dataset": self.baseline.datasets.get(instruction, ""),
                 "generator_1": self.baseline.outputs.name,
-                "output_1": their,
-                "generator_2": name,
-                "output_2": ours,
-                "annotator": self.annotator,
+                "output_1": baseline,
+                "generator_2": self.evaluation.name(participant),
+                "output_2": output,
+                "annotator": annotator,
                 "preference": row["preference"],
                 "raw_completion": row["said"],
             }
-            for instruction, their, ours, row in zip(instructions, theirs, outputs, rows, strict=True)
+            for instruction, baseline, output, row in zip(
+                self.instructions, baselines, outputs, rows, strict=True
+            )
         ]
-        path = made.folder / "annotations.json"
+        path = stage.folder / "annotations.json"
         write_outputs(path, annotations)
         preferences = [row["preference"] for row in rows]
         with scoring(path):
-            measured = score(preferences, list(map(len, outputs)), list(map(len, theirs)), self.control)
-        result = {
-            "name": name,
-            "policy": {"path": str(participant.path), "fingerprint": participant.fingerprint},
-            **measured,
+            figures = score(preferences, list(map(len, outputs)), list(map(len, baselines)), self.control)
+        figures |= {
             "unjudged": sum(value is None for value in preferences),
-            "responses": lacks,
-            "judge": {**self._judge_identity(), **summary(rows)},
+            "responses": shortcomings,
+            "judge": {**identity, **summary(rows)},
             "baseline": self.baseline.outputs.name,
-            "seed": self.decoding.seed,
-            "decoding": self.decoding.identity() if participant.is_policy else None,
-            "best_of": self._chooser_identity() if participant.is_policy else None,
             "annotations": str(path),
         }
-        save(made.folder / "result.json", NAME, result)
-        return result
-
-    @property
-    def annotator(self) -> str:
-        """The judge's name in files."""
-        return self.judge.config.model if isinstance(self.judge, Judge) else f"oracle-{self.judge.type}"
+        return self.evaluation.save_result(stage, participant, figures)
 
     def _outputs(self, participant: Participant) -> tuple[list[str], str, dict[str, float]]:
-        instructions = self.baseline.instructions
+        """A participant's output to each instruction, its fingerprint, and what is wrong with the outputs."""
         if not participant.is_policy:
-            texts = read_outputs(participant.path, participant.name).to(instructions)
+            texts = read_outputs(participant.path, participant.name).to(self.instructions)
             return texts, participant.fingerprint, {"empty_share": empty_share(texts)}
-        questions = [Question(f"{number}", (text,)) for number, text in enumerate(instructions)]
-        answers, made = respond(
-            self.home, NAME, participant, questions, self.decoding, self.terminal, n=self.best_of
-        )
-        drawn = [[turns[0].text for turns in choices] for choices in answers]
-        chosen: Sequence[int] = [0] * len(drawn)
-        if self.best_of > 1:
-            assert self.chooser is not None
-            home = self.home / participant.file_name
-            chosen, made = choose(
-                home, f"{NAME}, {participant.name}", self.chooser, instructions, drawn, made, self.terminal
-            )
-        outputs = [of[number] for of, number in zip(drawn, chosen, strict=True)]
+        questions = [Question(number, (text,)) for number, text in enumerate(self.instructions)]
+        collected = sample_best(self.evaluation, participant, questions)
+        outputs = [turns[0] for turns in collected.turns]
+        assert collected.stage is not None
         rows = [
             {
                 "dataset": self.baseline.datasets.get(instruction, ""),
@@ -185,64 +151,57 @@ class AlpacaEval:
                 "output": output,
                 "generator": participant.name,
             }
-            for instruction, output in zip(instructions, outputs, strict=True)
+            for instruction, output in zip(self.instructions, outputs, strict=True)
         ]
-        write_outputs(made.folder / "outputs.json", rows)
-        kept = [[choices[number]] for choices, number in zip(answers, chosen, strict=True)]
-        return outputs, made.fingerprint, shortcomings(kept)
+        write_outputs(collected.stage.folder / "outputs.json", rows)
+        return outputs, collected.fingerprint, collected.shortcomings
 
-    def _judge(
-        self, participant: Participant, name: str, outputs: Sequence[str], upstream: str
-    ) -> tuple[list[dict[str, Any]], EvaluationStage]:
-        settings = {**self._judge_identity(), "baseline": self.baseline.digest, "seed": self.decoding.seed}
-        title = f"{NAME}, {name}: judgments by {self.annotator}"
-        found = evaluation_stage(self.home / participant.file_name, title, "judgments", settings, [upstream])
+    def _judge(self, stage: Any, outputs: Sequence[str]) -> list[dict[str, Any]]:
         pairs = list(self.baseline.outputs.texts.items())
+        judge = self.judge
+        oracle = None if isinstance(judge, Judge) or stage.is_done() else oracles.load(judge.model_dump())
 
-        def by_judge(numbers: range, advance: Advance) -> list[dict[str, Any]]:
-            assert isinstance(self.judge, Judge)
-            switched = [alpaca_eval_judge.is_switched(pairs[n][0], self.decoding.seed) for n in numbers]
-            requests = []
-            for n, swap in zip(numbers, switched, strict=True):
-                first, second = (outputs[n], pairs[n][1]) if swap else (pairs[n][1], outputs[n])
-                values = {"instruction": pairs[n][0], "output_1": first, "output_2": second}
-                requests.append(chat(self.prompt.fill(values), **alpaca_eval_judge.SETTINGS))  # type: ignore[arg-type]
-            answers = self.judge.ask(requests, advance)
-            return [
-                {
-                    "preference": alpaca_eval_judge.preference(said, switched=swap),
-                    "switched": swap,
-                    "said": text_of(said),
-                    **judged([said]),
-                }
-                for said, swap in zip(answers, switched, strict=True)
-            ]
-
-        def by_oracle(numbers: range, advance: Advance) -> list[dict[str, Any]]:
+        def ask_oracle(numbers: range, advance: Advance) -> list[dict[str, Any]]:
+            assert oracle is not None
             matrices = oracle.compare(
                 [pairs[n][0] for n in numbers], [[outputs[n], pairs[n][1]] for n in numbers]
             )
             advance(len(numbers))
             nobody = {"said": None, "judge": None, "prompt_tokens": 0, "completion_tokens": 0}
-            return [{"preference": 1 + float(of[0, 1]), "switched": False, **nobody} for of in matrices]
+            return [
+                {"preference": 1 + float(matrix[0, 1]), "switched": False, **nobody} for matrix in matrices
+            ]
 
-        if isinstance(self.judge, Judge):
-            return found.compute(len(pairs), by_judge, _PREFERENCES, self.terminal, "judgments"), found
-        if not found.is_done():
-            oracle = oracles.load(self.judge.model_dump())
-        return found.compute(len(pairs), by_oracle, _PREFERENCES, self.terminal, "judgments"), found
+        def ask_judge(numbers: range, advance: Advance) -> list[dict[str, Any]]:
+            assert isinstance(judge, Judge)
+            seed = self.evaluation.decoding.seed
+            switched = [alpaca_eval_judge.is_switched(pairs[n][0], seed) for n in numbers]
+            requests = []
+            for n, switch in zip(numbers, switched, strict=True):
+                first, second = (outputs[n], pairs[n][1]) if switch else (pairs[n][1], outputs[n])
+                values = {"instruction": pairs[n][0], "output_1": first, "output_2": second}
+                requests.append(chat(self.prompt.fill(values), **alpaca_eval_judge.SETTINGS))  # type: ignore[arg-type]
+            return [
+                {
+                    "preference": alpaca_eval_judge.preference(answer, switched=switch),
+                    "switched": switch,
+                    "said": answer.choices[0].said,
+                    **judged([answer]),
+                }
+                for answer, switch in zip(judge.ask(requests, advance), switched, strict=True)
+            ]
+
+        ask = ask_judge if isinstance(judge, Judge) else ask_oracle
+        rows: list[dict[str, Any]] = stage.compute(
+            len(pairs), ask, _PREFERENCES, self.evaluation.terminal, "judgments"
+        )
+        return rows
 
     def _judge_identity(self) -> dict[str, Any]:
-        if isinstance(self.judge, Judge):
-            return {
-                **self.judge.identity(),
-                "prompt": self.prompt.record(),
-                "settings": dict(alpaca_eval_judge.SETTINGS),
-            }
-        return {"oracle": oracles.identity(self.judge)}
-
-    def _chooser_identity(self) -> dict[str, Any] | None:
-        return None if self.chooser is None else {"n": self.best_of, "oracle": oracles.identity(self.chooser)}
+        if not isinstance(self.judge, Judge):
+            return {"oracle": oracles.identity(self.judge)}
+        settings = dict(alpaca_eval_judge.SETTINGS)
+        return {**self.judge.identity(), "prompt": self.prompt.record(), "settings": settings}
 
 
 def score(
@@ -252,7 +211,7 @@ def score(
     control: LengthControl | None,
     rows: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Win rate, and where there is length control the length-controlled one, under the leaderboard's names."""
+    """The win rate, and with length control the length-controlled one, under the leaderboard's names."""
     raw = alpaca_eval.win_rate(preferences)
     if control is None:
         return {**vars(raw), "avg_length": sum(output_lengths) // len(output_lengths)}
@@ -271,69 +230,27 @@ def score_file(
     Raises:
         AlpacaEvalError: the file cannot be used; the message names it.
     """
-    found: Judgments = read_annotations(path)
+    judgments = read_annotations(path)
     try:
         if instructions is not None:
-            found = in_order(found, instructions)
-        measured = score(found.preferences, found.output_lengths, found.baseline_lengths, control, found.rows)
+            judgments = in_order(judgments, instructions)
+        figures = score(
+            judgments.preferences,
+            judgments.output_lengths,
+            judgments.baseline_lengths,
+            control,
+            judgments.rows,
+        )
     except alpaca_eval.AlpacaEvalError as error:
         raise alpaca_eval.AlpacaEvalError(f"{path}: {error}") from error
-    count = len(found.preferences)
+    count = len(judgments.preferences)
     whole = count if control is None else len(control.difficulties)
     return {
-        "name": found.model or path.stem,
-        **measured,
-        "unjudged": sum(value is None for value in found.preferences),
+        "name": judgments.model or path.stem,
+        **figures,
+        "unjudged": sum(value is None for value in judgments.preferences),
         "missing": (whole if instructions is None else len(instructions)) - count,
-        "judge": {"model": found.judge},
-        "baseline": found.baseline,
+        "judge": {"model": judgments.judge},
+        "baseline": judgments.baseline,
         "annotations": str(path),
     }
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Heads and cells: the rows, and the published ones below them."""
-    heads = ["AlpacaEval 2", "LC win rate", "+-", "win rate", "+-", "length", "judged", "source"]
-    cells: list[list[Any]] = [
-        [
-            row["name"],
-            row.get("length_controlled_winrate"),
-            row.get("lc_standard_error"),
-            row["win_rate"],
-            row["standard_error"],
-            row["avg_length"],
-            _judged(row),
-            _by(row["judge"]),
-        ]
-        for row in rows
-    ]
-    for of in published.rows(NAME):
-        cells.append(
-            [
-                of.label,
-                of.get("lc_win_rate"),
-                None,
-                of.get("win_rate"),
-                None,
-                of.get("avg_length", 0),
-                "",
-                of.source,
-            ]
-        )
-    return heads, cells
-
-
-def show(terminal: Terminal, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows, and the published ones below them."""
-    show_table(terminal, *table(rows))
-
-
-def _judged(row: Mapping[str, Any]) -> str:
-    lacks = {"not": row["unjudged"], "missing": row.get("missing", 0)}
-    shown = ", ".join(f"{count} {word}" for word, count in lacks.items() if count)
-    return f"{row['n_total']}" + (f" ({shown})" if shown else "")
-
-
-def _by(judge: Mapping[str, Any]) -> str:
-    name = judge.get("model") or judge.get("oracle", {}).get("type")
-    return f"by {name}" if name else ""

@@ -1,8 +1,8 @@
 r"""AlpacaEval 2: win rate and length-controlled win rate against a baseline (Dubois et al., arXiv:2404.04475).
 
 A judgment is a preference in [1, 2]: 1 where the baseline is better, 2 where the model is; 0 is an older way of
-writing a draw. A regression explains what the judge said by the difference in length and by the difficulty of the
-instruction, and the length-controlled win rate is what it predicts for answers as long as the baseline's:
+writing a tie. A regression explains the judgments by the difference in length and by the difficulty of the
+instruction, and the length-controlled win rate is its prediction for outputs as long as the baseline's:
 
 .. math:: P(y=1) = \sigma(w_t t + w_d d + w_b), \qquad \mathrm{LC} = 100\,\overline{\sigma(w_d d + w_b)}
 """
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from sppo.winrates import Array
 
 GAMED_WEIGHT = 0.1
-"""Of each row of the gamed baselines: a regularisation of 0.2, shared by two of them."""
+"""The weight of each row of the gamed baselines: a regularisation of 0.2, shared by two of them."""
 FOLDS = 5
 INVERSE_PENALTIES = np.logspace(-4, 4, 10)
 _SEED = 123
@@ -30,13 +30,13 @@ class AlpacaEvalError(ValueError):
 
 @dataclass(frozen=True)
 class LengthControl:
-    """What the regression needs beside the judgments; published with the benchmark.
+    """The tables that the regression needs beside the judgments; they are published with the benchmark.
 
     Attributes:
-        difficulties: [instructions] d of each instruction, by its position in the benchmark.
+        difficulties: [instructions] difficulty d of each instruction, by its position in the benchmark.
         gamed_lengths: [rows] standardised length differences of two baselines made concise and verbose.
-        gamed_difficulties: [rows] d of theirs.
-        gamed_wins: [rows] y of theirs, in [0, 1].
+        gamed_difficulties: [rows] difficulty d of the instructions of these rows.
+        gamed_wins: [rows] outcome y of these rows, in [0, 1].
     """
 
     difficulties: Float[Array, " instructions"]
@@ -50,9 +50,9 @@ class Weights:
     """Coefficients of the regression.
 
     Attributes:
-        length: :math:`w_t`, of the difference in length.
-        difficulty: :math:`w_d`, of the instruction's difficulty.
-        model: :math:`w_b`, how good the model is otherwise, in logits.
+        length: :math:`w_t`, the weight of the difference in length.
+        difficulty: :math:`w_d`, the weight of the instruction's difficulty.
+        model: :math:`w_b`, the quality of the model at equal length and difficulty 0, in logits.
     """
 
     length: float
@@ -65,10 +65,10 @@ class LengthControlled:
     """A length-controlled win rate.
 
     Attributes:
-        win_rate: in percent.
-        standard_error: of it over instructions, in percentage points, as the leaderboard computes it.
-        weights: of the regression; None for the baseline against itself.
-        predictions: [rows] of each judgment, as if the answer were as long as the baseline's.
+        win_rate: the win rate in percent.
+        standard_error: its standard error over instructions, in percentage points, as the leaderboard computes it.
+        weights: the coefficients of the regression; None for the baseline against itself.
+        predictions: [rows] the predicted win for each judgment, as if the output were as long as the baseline's.
     """
 
     win_rate: float
@@ -79,16 +79,16 @@ class LengthControlled:
 
 @dataclass(frozen=True)
 class WinRate:
-    """A win rate and what it is made of, under the leaderboard's names; in percent, draws are halves.
+    """A win rate in percent and its counts, under the leaderboard's names; a tie counts as half a win.
 
     Attributes:
         win_rate: the mean of y.
-        standard_error: of it over instructions, in percentage points.
-        n_wins: judgments with y above 1/2.
-        n_wins_base: below.
-        n_draws: exactly 1/2.
-        n_total: judgments that there are; what the judge left open is not among them.
-        discrete_win_rate: each judgment rounded to a win, a loss or a draw.
+        standard_error: its standard error over instructions, in percentage points.
+        n_wins: the number of judgments with y above 1/2.
+        n_wins_base: the number of judgments with y below 1/2.
+        n_draws: the number of judgments with y = 1/2.
+        n_total: the number of judgments; those without a preference are not counted.
+        discrete_win_rate: the win rate with each judgment rounded to a win, a loss or a tie.
     """
 
     win_rate: float
@@ -101,7 +101,7 @@ class WinRate:
 
 
 def wins(preferences: Sequence[float | None] | Float[Array, " rows"]) -> Float[Array, " rows"]:
-    """y of each judgment: preference - 1, a preference of 0 counted as 1.5; NaN where the judge gave none.
+    """The outcome y of each judgment: preference - 1, and 1/2 for a preference of 0; NaN where the judge gave none.
 
     Raises:
         AlpacaEvalError: a preference is neither 0 nor in [1, 2].
@@ -112,7 +112,7 @@ def wins(preferences: Sequence[float | None] | Float[Array, " rows"]) -> Float[A
         row = int(wrong.argmax())
         raise AlpacaEvalError(
             f"judgment {row}: preference = {given[row]:g}; it is 1 (the baseline is better) to 2 (the model is),"
-            " or 0 for a draw"
+            " or 0 for a tie"
         )
     return np.where(given == 0, 0.5, given - 1)
 
@@ -121,10 +121,10 @@ def win_rate(preferences: Sequence[float | None] | Float[Array, " rows"]) -> Win
     """The win rate against the baseline: 100 mean(y).
 
     Args:
-        preferences: 1 to 2, 0 for a draw, None or NaN where the judge gave none (left out, as the leaderboard does).
+        preferences: 1 to 2, 0 for a tie, None or NaN where the judge gave none (left out, as the leaderboard does).
 
     Raises:
-        AlpacaEvalError: a preference is out of range, or there is none.
+        AlpacaEvalError: a preference is out of range, or no judgment has one.
     """
     y = wins(preferences)
     y = y[~np.isnan(y)]
@@ -150,24 +150,24 @@ def length_controlled_win_rate(
     *,
     rows: Sequence[int] | None = None,
 ) -> LengthControlled:
-    r"""The win rate as it would be if all answers were as long as the baseline's.
+    r"""The win rate as it would be if all outputs were as long as the baseline's.
 
     With :math:`D` the baseline's length less the model's in characters, :math:`t = \tanh(D / \mathrm{std}(D))`, a
     logistic regression of y on t, the difficulty d and 1, under an L1 penalty chosen by cross-validation, is fitted;
-    the prediction sets t = 0. Rows of two baselines whose answers were made concise and verbose keep the weight of
+    the prediction sets t = 0. Rows of two baselines whose outputs were made concise and verbose keep the weight of
     the length in bounds.
 
     Args:
-        preferences: as of :func:`win_rate`.
-        output_lengths: of the model's answers, in characters.
-        baseline_lengths: of the baseline's answers.
-        control: published difficulties and gamed rows.
+        preferences: as for :func:`win_rate`.
+        output_lengths: lengths of the model's outputs, in characters.
+        baseline_lengths: lengths of the baseline's outputs, in characters.
+        control: the published difficulties and gamed rows.
         rows: position of each judgment in the published file, where the leaderboard looks the difficulty up; None:
             0, 1, 2, ... That is the instruction's own position except where a file lacks some.
 
     Raises:
-        AlpacaEvalError: lists of other lengths, a preference out of range, fewer judgments than folds, or a row
-            that the difficulties do not have.
+        AlpacaEvalError: the lists have different lengths, a preference is out of range, there are fewer judgments than
+            folds, or a row has no difficulty.
     """
     y = wins(preferences)
     if not len(y) == len(output_lengths) == len(baseline_lengths):
@@ -198,22 +198,22 @@ def length_controlled_win_rate(
 def from_weights(
     control: LengthControl, weights: Weights, rows: Sequence[int] | None = None
 ) -> LengthControlled:
-    """The length-controlled win rate that published coefficients stand for.
+    """The length-controlled win rate by published coefficients.
 
     Args:
-        control: for the difficulties.
-        weights: of the regression.
+        control: the table with the difficulties.
+        weights: the coefficients of the regression.
         rows: positions of the judgments; None: all instructions.
 
     Raises:
-        AlpacaEvalError: a row that the difficulties do not have.
+        AlpacaEvalError: a row has no difficulty.
     """
     positions = range(len(control.difficulties)) if rows is None else rows
     return _predicted(_difficulties(control, positions, len(positions)), weights)
 
 
 def against_itself(rows: int) -> LengthControlled:
-    """The baseline against itself: 50 by construction, no regression."""
+    """The baseline against itself: 50 by construction, without a regression."""
     return LengthControlled(50.0, 0.0, None, np.full(rows, 0.5))
 
 
@@ -256,10 +256,12 @@ def _standard_error(values: Float[Array, " rows"]) -> float:
 def _fit(
     features: Float[Array, "rows 3"], targets: Float[Array, " rows"], importance: Float[Array, " rows"]
 ) -> Float[Array, " 3"]:
-    """The regression on soft labels: each row twice, labelled 1 with weight y and 0 with weight 1 - y."""
+    """Fit the regression, and choose its penalty by cross-validation."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
+    # scikit-learn takes no soft labels: each row stands twice, with label 1 at weight y and label 0 at weight 1 - y,
+    # which has the same likelihood; both copies are in the same fold
     doubled = np.concatenate([features, features])
     labels = np.repeat([1, 0], len(features))
     shares = np.concatenate([targets, 1 - targets])

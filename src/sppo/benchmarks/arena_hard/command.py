@@ -1,12 +1,11 @@
 """`sppo evaluate arena-hard`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sppo.benchmarks import options
+from sppo.benchmarks import options, published
 
 
 class ArenaHard:
@@ -16,59 +15,65 @@ class ArenaHard:
     help = "Arena-Hard v0.1: the probability of beating a baseline, in percent, from two games for each question."
 
     @staticmethod
+    @options.expanded
     def command(
-        policies: options.OptionalPolicies = None,
+        common: options.ResponseOptions,
+        judging: options.JudgeOptions,
+        best_of: options.BestOfOptions,
         data: options.Data = None,
         judgments: options.JudgmentFiles = None,
         baseline: Annotated[
             str, typer.Option(help="The baseline's name; its responses are in DATA/model_answer/NAME.jsonl.")
         ] = "gpt-4-0314",
-        judge: options.Judge = None,
-        judge_prompt: options.JudgePromptFile = None,
-        best_of: options.BestOf = 1,
-        best_of_oracle: options.BestOfOracle = None,
-        sampling: options.SamplingSettings = None,
-        seed: options.Seed = 0,
-        dtype: options.Dtype = None,
-        system: options.System = None,
-        every_iteration: options.EveryIteration = False,
-        output: options.Output = Path("evaluations/arena-hard"),
     ) -> None:
         """Score files of judgments, and evaluate policies and files of responses."""
-        from sppo.benchmarks import participants, results
+        from sppo.benchmarks import results
         from sppo.benchmarks.arena_hard import play
         from sppo.benchmarks.arena_hard.judge import PROMPT, read_prompt
-        from sppo.benchmarks.judge_server import Judge
-        from sppo.benchmarks.responses import Decoding
         from sppo.progress import Terminal
-        from sppo.rundir.folder import RunFolder
 
-        evaluated = participants.resolve(policies or [], every_iteration=every_iteration)
-        terminal = Terminal()
-        rows = [play.score_file(path, seed) for path in judgments or []]
-        options.require_policies_or_judgments(evaluated, judgments)
-        if evaluated:
-            chooser = options.read_best_of_oracle(best_of, best_of_oracle)
-            with RunFolder(output).locked():
-                server = Judge(options.read_judge(options.needed(judge, "--judge")), output)
-                benchmark = play.ArenaHard(
-                    output,
-                    options.needed(data, "--data"),
-                    baseline,
-                    server,
-                    PROMPT if judge_prompt is None else read_prompt(judge_prompt),
-                    Decoding(options.read_sampling(sampling), seed, dtype, system),
-                    terminal,
-                    best_of=best_of,
-                    chooser=chooser,
+        participants = common.participants()
+        options.require_policies_or_judgments(participants, judgments)
+        rows = [play.score_file(path, common.seed) for path in judgments or []]
+        if participants:
+            folder = options.needed(data, "--data")
+            with common.evaluation(ArenaHard.name, best_of) as evaluation:
+                judge = judging.server(evaluation.home)
+                prompt = PROMPT if judging.judge_prompt is None else read_prompt(judging.judge_prompt)
+                benchmark = play.ArenaHard(evaluation, folder, baseline, judge, prompt)
+                rows += [benchmark.evaluate(participant) for participant in participants]
+                results.save_all(
+                    evaluation.home, ArenaHard.name, rows, evaluation.terminal, judge.endpoint.usage
                 )
-                rows += [benchmark.evaluate(participant) for participant in evaluated]
-                results.save_all(output, ArenaHard.name, rows, terminal, server.endpoint.usage)
-        play.show(terminal, rows)
+        results.show_table(Terminal(), *ArenaHard.table(rows))
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
         """The results with the published ones below them."""
-        from sppo.benchmarks.arena_hard import play
-
-        return play.table(rows)
+        heads = [
+            "Arena-Hard v0.1",
+            "score",
+            "95% over games (the benchmark's)",
+            "95% over questions",
+            "tokens",
+            "without verdict",
+            "source",
+        ]
+        cells: list[list[Any]] = [
+            [
+                row["name"],
+                f"{row['win_rate']:.1f}",
+                f"{row['low']:.1f} to {row['high']:.1f}",
+                # results of an earlier version have no interval over questions
+                f"{row['question_low']:.1f} to {row['question_high']:.1f}" if "question_low" in row else "",
+                "" if row["avg_tokens"] is None else f"{row['avg_tokens']:.0f}",
+                f"{row['unparsed']}",
+                f"by {row['judge']['model']}",
+            ]
+            for row in rows
+        ]
+        cells += [
+            [row.label, row.get("score", 1), "", "", "", "", row.source]
+            for row in published.rows(ArenaHard.name)
+        ]
+        return heads, cells

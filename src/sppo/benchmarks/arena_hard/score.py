@@ -1,23 +1,27 @@
-r"""Arena-Hard v0.1 (Li et al., arXiv:2406.11939): two games a question against a baseline, five verdicts.
+r"""Arena-Hard v0.1 (Li et al., arXiv:2406.11939): two games for each question against a baseline, with five verdicts.
 
 A strong verdict counts as three games, a tie as half a win, and the score is the Bradley-Terry probability of beating
-the baseline in percent. Its logistic regression has no penalty, and where every game is against the baseline its
-solution is the weighted share of wins, :math:`(W + T/2)/(W + T + L)`, which is what is computed here: it exists for a
-model that wins or loses all games, too.
+the baseline in percent. The benchmark fits it by a logistic regression without a penalty. Where every game is against the
+baseline, the solution is the weighted share of wins, :math:`(W + T/2)/(W + T + L)`, which is computed here: it also exists
+for a model that wins or loses all games.
+
+The benchmark's own interval resamples games. The two games of a question are not independent, and a strong verdict
+counts as three games at once, so that this interval is too narrow: the interval over questions resamples questions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from sppo.benchmarks.outputs import OutputsError
+from sppo.winrates import Array
 
-BASELINE = "gpt-4-0314"
 STRONG = 3
-"""Games that a verdict of >> counts as."""
+"""The number of games that a strong verdict counts as."""
 VERDICTS = {"A>>B": STRONG, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -STRONG}
-"""Games that A wins by each verdict; negative ones are B's."""
+"""The number of games that A wins by each verdict; negative numbers are games that B wins."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +29,22 @@ class Score:
     """A model's score.
 
     Attributes:
-        win_rate: probability of beating the baseline, in percent.
-        low: of its 95% bootstrap interval over games.
-        high: likewise.
-        wins: games won, strong ones counted three times.
-        ties: drawn.
-        losses: lost.
-        unparsed: judgments without a verdict, which no figure counts.
+        win_rate: the probability of beating the baseline, in percent.
+        low: the lower end of the benchmark's 95% interval, a bootstrap over games.
+        high: its upper end.
+        question_low: the lower end of the 95% interval over questions.
+        question_high: its upper end.
+        wins: the number of games won, strong verdicts counted three times.
+        ties: the number of ties.
+        losses: the number of games lost, strong verdicts counted three times.
+        unparsed: the number of judgments without a verdict, which are in no figure.
     """
 
     win_rate: float
     low: float
     high: float
+    question_low: float
+    question_high: float
     wins: int
     ties: int
     losses: int
@@ -44,35 +52,63 @@ class Score:
 
 
 def score(
-    verdicts: Sequence[Sequence[str | None]], *, rounds: int = 100, confidence: float = 0.95, seed: int = 42
+    verdicts: Sequence[Sequence[str | None]],
+    *,
+    rounds: int = 100,
+    question_rounds: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 42,
 ) -> Score:
     """The score of a model from its games.
 
     Args:
-        verdicts: of the two games of each question; in the first the baseline is A, in the second the model.
-        rounds: of the bootstrap; games are resampled, as the benchmark does.
-        confidence: of the interval.
-        seed: of the bootstrap.
+        verdicts: the verdicts of the two games of each question; the baseline is A in the first, the model in the second.
+        rounds: the number of resamples of games, as in the benchmark.
+        question_rounds: the number of resamples of questions.
+        confidence: the level of the intervals.
+        seed: the random seed of the resampling.
 
     Raises:
-        OutputsError: there is no verdict at all, or one of another kind.
+        OutputsError: there is no verdict at all, or an unknown one.
     """
-    wins = ties = losses = unparsed = 0
-    for games in verdicts:
+    counts = np.zeros((len(verdicts), 3))  # wins, ties and losses of each question
+    unparsed = 0
+    for question, games in enumerate(verdicts):
         for position, verdict in enumerate(games):
             if verdict is None:
                 unparsed += 1
                 continue
             if verdict not in VERDICTS:
                 raise OutputsError(f"the verdict {verdict!r} is none of {', '.join(VERDICTS)}")
-            ours = -VERDICTS[verdict] if position == 0 else VERDICTS[verdict]
-            wins, ties, losses = wins + max(ours, 0), ties + (ours == 0), losses + max(-ours, 0)
-    total = wins + ties + losses
+            won = -VERDICTS[verdict] if position == 0 else VERDICTS[verdict]
+            counts[question] += (max(won, 0), won == 0, max(-won, 0))
+    totals = counts.sum(axis=0)
+    total = totals.sum()
     if total == 0:
         raise OutputsError("the judge gave no verdict at all")
-    counts = np.array([wins, ties, losses])
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=rounds)
-    shares = (drawn[:, 0] + drawn[:, 1] / 2) / total * 100
     tail = (1 - confidence) / 2
-    low, high = np.quantile(shares, [tail, 1 - tail])
-    return Score((wins + ties / 2) / total * 100, float(low), float(high), wins, ties, losses, unparsed)
+
+    def interval(resampled: Float[Array, "rounds 3"]) -> tuple[float, float]:
+        low, high = np.quantile(_win_rate(resampled), [tail, 1 - tail])
+        return float(low), float(high)
+
+    of_games = np.random.default_rng(seed).multinomial(int(total), totals / total, size=rounds)
+    # only questions with a verdict are resampled, so that no resample is empty
+    judged = counts[counts.sum(axis=1) > 0]
+    shares = np.full(len(judged), 1 / len(judged))
+    of_questions = (
+        np.random.default_rng(seed).multinomial(len(judged), shares, size=question_rounds).astype(float)
+    )
+    return Score(
+        float(_win_rate(totals)),
+        *interval(of_games.astype(float)),
+        *interval(of_questions @ judged),
+        int(totals[0]),
+        int(totals[1]),
+        int(totals[2]),
+        unparsed,
+    )
+
+
+def _win_rate(counts: Float[Array, "*rounds 3"]) -> Float[Array, "*rounds"]:
+    return np.asarray((counts[..., 0] + counts[..., 1] / 2) / counts.sum(axis=-1) * 100)

@@ -10,14 +10,15 @@ from sppo.benchmarks import options
 
 
 class HeadToHead:
-    """Head to head as `sppo evaluate` finds it."""
+    """The head-to-head comparison as `sppo evaluate` finds it."""
 
     name = "head-to-head"
     help = "Win rates between policies by an oracle, with confidence intervals and the von Neumann winner."
 
     @staticmethod
+    @options.expanded
     def command(
-        policies: options.OptionalPolicies = None,
+        common: options.ResponseOptions,
         oracle: options.Oracle = None,
         prompts: Annotated[
             str | None,
@@ -29,11 +30,6 @@ class HeadToHead:
         responses: Annotated[
             int, typer.Option(min=1, help="The number of responses of each policy to each prompt.")
         ] = 1,
-        sampling: options.SamplingSettings = None,
-        seed: options.Seed = 0,
-        dtype: options.Dtype = None,
-        system: options.System = None,
-        every_iteration: options.EveryIteration = False,
         confidence: Annotated[
             float, typer.Option(min=0.5, max=0.999, help="The level of the confidence intervals.")
         ] = 0.95,
@@ -44,48 +40,37 @@ class HeadToHead:
                 " repeated."
             ),
         ] = None,
-        output: options.Output = Path("evaluations/head-to-head"),
     ) -> None:
         """Compare policies and files of outputs on the same prompts, or show people's votes."""
         from sppo.benchmarks import participants
         from sppo.benchmarks.head_to_head import play
-        from sppo.benchmarks.responses import Decoding
         from sppo.progress import Terminal
         from sppo.recipe import PromptSource
-        from sppo.rundir.folder import RunError, RunFolder
+        from sppo.rundir.folder import RunError
 
         if votes:
-            if policies or oracle:
+            if common.policies or oracle:
                 raise RunError(
                     "--votes: votes say who is compared, and by whom; name neither policies nor --oracle"
                 )
-            play.show(Terminal(), play.of_votes(votes, confidence=confidence, seed=seed))
+            play.show(Terminal(), play.of_votes(votes, confidence=confidence, seed=common.seed))
             return
-        if not policies:
+        if not common.policies:
             raise RunError("head to head needs at least two policies or files of outputs, or --votes")
-        compared = participants.resolve(policies, every_iteration=every_iteration)
-        run = next((run for run in map(participants.run_of, policies) if run is not None), None)
+        compared = common.participants()
+        run = next((run for run in map(participants.run_of, common.policies) if run is not None), None)
         if oracle is None and run is None:
             raise RunError("no oracle: name one with --oracle, e.g. --oracle '{type: pairrm, model: PATH}'")
+        config = options.read_oracle(oracle or str(run))
         asked = None
         if prompts is not None:
             asked = play.read_prompts(PromptSource.model_validate({"source": prompts}))
         elif run is not None and all(participant.is_policy for participant in compared):
             asked = participants.held_out_prompts(run)
-        terminal = Terminal()
-        with RunFolder(output).locked():
-            result = play.play(
-                output,
-                compared,
-                options.read_oracle(oracle or str(run)),
-                asked,
-                Decoding(options.read_sampling(sampling), seed, dtype, system),
-                terminal,
-                responses=responses,
-                confidence=confidence,
-            )
-        play.show(terminal, result)
-        terminal.say(f"all of it is in {output / 'head-to-head.json'}")
+        with common.evaluation(HeadToHead.name) as evaluation:
+            game = play.play(evaluation, compared, config, asked, responses=responses, confidence=confidence)
+        play.show(evaluation.terminal, game)
+        evaluation.terminal.say(f"all of it is in {evaluation.home / 'head-to-head.json'}")
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

@@ -1,4 +1,4 @@
-"""Head to head: how probably each of several policies is preferred to each other, by an oracle.
+"""Head to head: how probably each of several policies is preferred to each other policy, by an oracle.
 
 The matrix is a game with the policies as strategies; its von Neumann winner is the mixture that none of them beats.
 """
@@ -17,11 +17,13 @@ from sppo import oracle as oracles
 from sppo import prompts as prompt_sources
 from sppo import randomness
 from sppo.arena import votes
+from sppo.benchmarks.evaluation import Evaluation
 from sppo.benchmarks.evaluation_stage import evaluation_stage
 from sppo.benchmarks.head_to_head import score as head_to_head
 from sppo.benchmarks.outputs import read_outputs
 from sppo.benchmarks.participants import Participant
-from sppo.benchmarks.responses import Decoding, Question, respond
+from sppo.benchmarks.question_files import Question
+from sppo.benchmarks.responses import respond
 from sppo.benchmarks.results import save, show_table
 from sppo.game import solve
 from sppo.progress import Advance, Terminal
@@ -36,16 +38,16 @@ _GAMES = pa.schema([("question_id", pa.string()), ("payoff", _MATRIX), ("best", 
 
 @dataclass(frozen=True)
 class HeadToHead:
-    """The game between policies.
+    """The game between m policies.
 
     Attributes:
-        names: m of them.
+        names: the names of the policies.
         payoff: [m, m] how probably the row policy's responses are preferred to the column policy's.
         low: [m, m] lower ends of the intervals over prompts.
-        high: [m, m] upper ends.
+        high: [m, m] upper ends of the intervals over prompts.
         winner: [m] the von Neumann winner.
-        prompts: how many.
-        best: [m, m] the same as the payoff of the best of each row policy's responses; None with one response each.
+        prompts: the number of prompts.
+        best: [m, m] the payoff of the best of the row policy's responses to a prompt; None where all policies give one.
     """
 
     names: list[str]
@@ -56,39 +58,50 @@ class HeadToHead:
     prompts: int
     best: Float[Array, "m m"] | None
 
+    def record(self) -> dict[str, Any]:
+        """The figures, for a file."""
+        return {
+            "prompts": self.prompts,
+            "win_rates": self.payoff.tolist(),
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
+            "best_of": None if self.best is None else self.best.tolist(),
+            "von_neumann_winner": self.winner.tolist(),
+        }
+
 
 def play(
-    home: Path,
+    evaluation: Evaluation,
     participants: Sequence[Participant],
     config: OracleConfig,
     prompts: Sequence[str] | None,
-    decoding: Decoding,
-    terminal: Terminal,
     *,
     responses: int = 1,
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> HeadToHead:
-    """Let policies answer, let the oracle compare, and solve the game.
+    """Let policies respond, let the oracle compare, and solve the game.
 
     Args:
-        home: the evaluation's folder.
-        participants: two or more.
-        config: the oracle.
-        prompts: what policies are asked; None: what the files of outputs answer.
-        decoding: how policies answer.
-        terminal: where progress is shown.
-        responses: of each policy to each prompt; a file has one.
-        confidence: of the intervals.
-        resamples: of the bootstrap over prompts.
+        evaluation: the settings of the command.
+        participants: two or more policies or files of outputs.
+        config: the oracle's configuration.
+        prompts: the prompts for the policies; None: the instructions of the files of outputs.
+        responses: the number of responses of each policy to each prompt; a file has one.
+        confidence: the level of the intervals.
+        resamples: the number of resamples of the bootstrap over prompts.
 
     Raises:
-        RunError: fewer than two participants, or no prompts.
-        sppo.benchmarks.outputs.OutputsError: files that do not answer the same prompts.
+        RunError: there are fewer than two participants, or no prompts.
+        sppo.benchmarks.outputs.OutputsError: the files do not answer the same prompts.
     """
     if len(participants) < 2:
         raise RunError("head to head needs at least two policies or files of outputs")
-    files = {one.name: read_outputs(one.path, one.name) for one in participants if not one.is_policy}
+    if config.prompt_form() == "chat":
+        raise RunError(
+            "oracle.text: chat; policies with templates of their own are compared on plain prompts here"
+        )
+    files = {p.name: read_outputs(p.path, p.name) for p in participants if not p.is_policy}
     if prompts is None:
         if not files:
             raise RunError(
@@ -96,56 +109,32 @@ def play(
             )
         prompts = list(next(iter(files.values())).texts)
     questions = [Question(_identity(text), (text,)) for text in prompts]
-    answers, upstream = [], []
-    for one in participants:
-        if one.is_policy:
-            found, made = respond(home, NAME, one, questions, decoding, terminal, n=responses)
-            answers.append([[turns[0].text for turns in choices] for choices in found])
-            upstream.append(made.fingerprint)
+    texts, upstream = [], []
+    for participant in participants:
+        if participant.is_policy:
+            responded, stage = respond(evaluation, participant, questions, n=responses)
+            texts.append([[turns[0].text for turns in choices] for choices in responded])
+            upstream.append(stage.fingerprint)
         else:
-            answers.append([[text] for text in files[one.name].to(prompts)])
-            upstream.append(one.fingerprint)
-    games = _compared(
-        home, [one.name for one in participants], config, questions, answers, upstream, terminal
-    )
+            texts.append([[text] for text in files[participant.name].to(prompts)])
+            upstream.append(participant.fingerprint)
+    games = _compare(evaluation, participants, config, questions, texts, upstream)
+    seed = randomness.seed("bootstrap", evaluation.decoding.seed)
+    low, high = head_to_head.intervals(games.payoff, confidence=confidence, resamples=resamples, seed=seed)
     payoff = games.payoff.mean(axis=0)
-    low, high = head_to_head.intervals(
-        games.payoff,
-        confidence=confidence,
-        resamples=resamples,
-        seed=randomness.seed("bootstrap", decoding.seed),
-    )
-    several = any(len(of_policy[0]) > 1 for of_policy in answers)
-    result = HeadToHead(
-        [one.name for one in participants],
-        payoff,
-        low,
-        high,
-        solve(payoff).policy,
-        len(questions),
-        games.best.mean(axis=0) if several else None,
-    )
-    save(
-        home / f"{NAME}.json",
-        NAME,
-        {
-            "policies": [
-                {"name": one.name, "path": str(one.path), "fingerprint": one.fingerprint}
-                for one in participants
-            ],
-            "oracle": oracles.identity(config),
-            "decoding": decoding.identity(),
-            "responses": responses,
-            "prompts": result.prompts,
-            "confidence": confidence,
-            "win_rates": payoff.tolist(),
-            "low": low.tolist(),
-            "high": high.tolist(),
-            "best_of": None if result.best is None else result.best.tolist(),
-            "von_neumann_winner": result.winner.tolist(),
-        },
-    )
-    return result
+    several = any(len(of_policy[0]) > 1 for of_policy in texts)
+    best = games.best.mean(axis=0) if several else None
+    names = [participant.name for participant in participants]
+    game = HeadToHead(names, payoff, low, high, solve(payoff).policy, len(questions), best)
+    settings = {
+        "policies": [{"name": p.name, **p.record()} for p in participants],
+        "oracle": oracles.identity(config),
+        "decoding": evaluation.decoding.identity(),
+        "responses": responses,
+        "confidence": confidence,
+    }
+    save(evaluation.home / f"{NAME}.json", NAME, {**settings, **game.record()})
+    return game
 
 
 def of_votes(
@@ -155,7 +144,7 @@ def of_votes(
 
     Raises:
         RunError: there is no vote.
-        sppo.arena.votes.VotesError: a file that cannot be read.
+        sppo.arena.votes.VotesError: a file cannot be read.
     """
     rows = {row["vote_id"]: row for path in paths for row in votes.read(path)}
     rates = votes.by_prompt(list(rows.values()))
@@ -165,45 +154,43 @@ def of_votes(
     payoff, low, high = (np.where(np.eye(len(names)) > 0, 0.5, np.nan) for _ in range(3))
     for (first, second), values in rates.items():
         place = names.index(first), names.index(second)
-        found = head_to_head.interval(
+        rate = head_to_head.interval(
             np.array(values),
             confidence=confidence,
             resamples=resamples,
             seed=randomness.seed("bootstrap", seed),
         )
-        payoff[place], low[place], high[place] = found["mean"], found["low"], found["high"]
+        payoff[place], low[place], high[place] = rate["mean"], rate["low"], rate["high"]
     whole = not np.isnan(payoff).any()
     winner = solve(payoff).policy if whole else np.full(len(names), np.nan)
     prompts = len({row["prompt_id"] for row in rows.values()})
     return HeadToHead(names, payoff, low, high, winner, prompts, None)
 
 
-def show(terminal: Terminal, found: HeadToHead) -> None:
-    """The matrix, its intervals, and the winner."""
-    count = len(found.names)
-    show_table(
-        terminal,
-        ["P(row > column)", *found.names, "winner"],
+def show(terminal: Terminal, game: HeadToHead) -> None:
+    """Print the matrix with its intervals, and the winner."""
+    count = len(game.names)
+
+    def cell(i: int, j: int) -> str:
+        if i == j:
+            return "-"
+        if np.isnan(game.payoff[i, j]):
+            return "not compared"
+        return f"{game.payoff[i, j]:.3f} [{game.low[i, j]:.3f}, {game.high[i, j]:.3f}]"
+
+    rows = [
         [
-            [
-                found.names[i],
-                *(
-                    "-"
-                    if i == j
-                    else "not compared"
-                    if np.isnan(found.payoff[i, j])
-                    else f"{found.payoff[i, j]:.3f} [{found.low[i, j]:.3f}, {found.high[i, j]:.3f}]"
-                    for j in range(count)
-                ),
-                "" if np.isnan(found.winner[i]) else f"{found.winner[i]:.3f}",
-            ]
-            for i in range(count)
-        ],
-        f"{found.prompts} prompts; winner: the von Neumann winner, the mixture that none of them beats",
-    )
-    if found.best is not None:
-        rows = [[found.names[i], *(f"{value:.3f}" for value in found.best[i])] for i in range(count)]
-        show_table(terminal, ["best of n > column", *found.names], rows)
+            game.names[i],
+            *(cell(i, j) for j in range(count)),
+            "" if np.isnan(game.winner[i]) else f"{game.winner[i]:.3f}",
+        ]
+        for i in range(count)
+    ]
+    title = f"{game.prompts} prompts; winner: the von Neumann winner, the mixture that none of them beats"
+    show_table(terminal, ["P(row > column)", *game.names, "winner"], rows, title)
+    if game.best is not None:
+        rows = [[game.names[i], *(f"{value:.3f}" for value in game.best[i])] for i in range(count)]
+        show_table(terminal, ["best of n > column", *game.names], rows)
 
 
 def read_prompts(source: PromptSource) -> list[str]:
@@ -213,57 +200,53 @@ def read_prompts(source: PromptSource) -> list[str]:
         RunError: a prompt is empty, malformed, there twice, or a conversation of several messages.
         sppo.prompts.PromptError: the source cannot be read.
     """
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}
     for where, value in prompt_sources.read_source(source):
         try:
             messages = prompt_sources.interpret(value, source).messages
         except prompt_sources.PromptError as error:
             raise RunError(f"{where}: {error}") from error
         if len(messages) > 1:
-            raise RunError(f"{where}: {len(messages)} messages; policies are asked single messages here")
-        if messages[0]["content"] in found:
+            raise RunError(f"{where}: {len(messages)} messages; policies respond to single messages here")
+        if messages[0]["content"] in texts:
             raise RunError(f"{where}: this prompt is there twice; remove one")
-        found[messages[0]["content"]] = None
-    if not found:
+        texts[messages[0]["content"]] = None
+    if not texts:
         raise RunError(f"{source.source}: there are no prompts in it")
-    return list(found)
+    return list(texts)
 
 
-def _compared(
-    home: Path,
-    names: Sequence[str],
+def _compare(
+    evaluation: Evaluation,
+    participants: Sequence[Participant],
     config: OracleConfig,
     questions: Sequence[Question],
-    answers: Sequence[Sequence[Sequence[str]]],
+    texts: Sequence[Sequence[Sequence[str]]],
     upstream: Sequence[str],
-    terminal: Terminal,
 ) -> head_to_head.Games:
-    if config.text == "chat":
-        raise RunError(
-            "oracle.text: chat; policies with templates of their own are compared on plain prompts here"
-        )
+    """Compare the texts of all policies, prompt by prompt."""
     settings = {
         "oracle": oracles.identity(config),
-        "names": list(names),
-        "prompts": [q.id for q in questions],
+        "names": [participant.name for participant in participants],
+        "prompts": [question.id for question in questions],
     }
-    found = evaluation_stage(home, f"{NAME}: comparisons", "comparisons", settings, upstream)
-    oracle = None if found.is_done() else oracles.load(config.model_dump())
+    stage = evaluation_stage(evaluation.home, f"{NAME}: comparisons", "comparisons", settings, upstream)
+    oracle = None if stage.is_done() else oracles.load(config.model_dump())
 
-    def work(part_of: range, advance: Advance) -> list[dict[str, Any]]:
+    def compare(numbers: range, advance: Advance) -> list[dict[str, Any]]:
         assert oracle is not None
         played = head_to_head.games(
             oracle.compare,
-            [questions[index].turns[0] for index in part_of],
-            [[of_policy[index] for index in part_of] for of_policy in answers],
+            [questions[n].turns[0] for n in numbers],
+            [[of_policy[n] for n in numbers] for of_policy in texts],
         )
-        advance(len(part_of))
+        advance(len(numbers))
         return [
-            {"question_id": questions[index].id, "payoff": payoff.tolist(), "best": best.tolist()}
-            for index, payoff, best in zip(part_of, played.payoff, played.best, strict=True)
+            {"question_id": questions[n].id, "payoff": payoff.tolist(), "best": best.tolist()}
+            for n, payoff, best in zip(numbers, played.payoff, played.best, strict=True)
         ]
 
-    rows = found.compute(len(questions), work, _GAMES, terminal, "prompts")
+    rows = stage.compute(len(questions), compare, _GAMES, evaluation.terminal, "prompts")
     return head_to_head.Games(
         np.array([row["payoff"] for row in rows]), np.array([row["best"] for row in rows])
     )

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from sppo.winrates import Array
 
 Compare = Callable[[Sequence[str], Sequence[Sequence[str]]], Array]
-"""`compare` of an oracle: prompts, responses -> [N, K, K]."""
+"""The `compare` method of an oracle, which answers N prompts with matrices [N, K, K]."""
 
 NGRAM = 4
 
@@ -20,8 +20,8 @@ class Games(NamedTuple):
 
     Attributes:
         payoff: [prompts, m, m] how probably the row policy's responses are preferred to the column policy's.
-        best: [prompts, m, m] the same of the row policy's best response: of its n the one with the highest win rate
-            among them.
+        best: [prompts, m, m] the same for the row policy's best response only, which is the one of its n responses with
+            the highest win rate among them.
     """
 
     payoff: Float[Array, "prompts m m"]
@@ -29,12 +29,13 @@ class Games(NamedTuple):
 
 
 def games(compare: Compare, prompts: Sequence[str], responses: Sequence[Sequence[Sequence[str]]]) -> Games:
-    """Compare the responses of m policies, all pairs of them, with one call of the oracle.
+    """Compare all pairs of the responses of m policies with one call of the oracle.
 
     Args:
-        compare: of the oracle.
+        compare: the oracle's method.
         prompts: N prompts as text.
-        responses: of each policy for each prompt; as many for all prompts, but not of all policies.
+        responses: each policy's responses to each prompt; a policy has the same number for all prompts, and policies may
+            have different numbers.
     """
     together = [[text for texts in of_prompt for text in texts] for of_prompt in zip(*responses, strict=True)]
     matrix = compare(prompts, together)
@@ -51,23 +52,29 @@ def games(compare: Compare, prompts: Sequence[str], responses: Sequence[Sequence
 def win_rates_against(
     compare: Compare, prompts: Sequence[str], ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]
 ) -> Float[Array, " prompts"]:
-    r"""P(ours > theirs | x) for each prompt: the mean over all pairs of one's m and the other's n responses.
+    r"""P(ours > theirs | x) for each prompt: the mean over all pairs of our m and their n responses.
+
+    Pairs that the oracle left out are not in the mean; it is NaN for a prompt of which all pairs are left out.
 
     Args:
-        compare: of the oracle.
+        compare: the oracle's method.
         prompts: N prompts as text.
-        ours: m responses for each.
-        theirs: n responses for each.
+        ours: m responses to each prompt.
+        theirs: n responses to each prompt.
     """
     both = [[*a, *b] for a, b in zip(ours, theirs, strict=True)]
     if not both:
         return np.zeros(0)
     m = len(ours[0])
-    return np.asarray(compare(prompts, both)[:, :m, m:].mean(axis=(1, 2)), dtype=np.float64)
+    pairs = compare(prompts, both)[:, :m, m:]
+    if not np.isnan(pairs).any():
+        return np.asarray(pairs.mean(axis=(1, 2)), dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(pairs, axis=(1, 2)) / (~np.isnan(pairs)).sum(axis=(1, 2)))
 
 
 def across(prompts: int, m: int, n: int) -> Bool[np.ndarray[Any, Any], "prompts K K"]:
-    """Of m + n responses to each prompt, the pairs of one of the first m with one of the last n."""
+    """The pairs of one of the first m responses with one of the last n, as a mask over all pairs of each prompt."""
     first = np.arange(m + n) < m
     return np.broadcast_to(first[:, None] != first, (prompts, m + n, m + n))
 
@@ -75,17 +82,18 @@ def across(prompts: int, m: int, n: int) -> Bool[np.ndarray[Any, Any], "prompts 
 def interval(
     values: Float[Array, " prompts"], *, confidence: float, resamples: int, seed: int
 ) -> dict[str, float]:
-    """The mean of per-prompt values and its percentile bootstrap interval over prompts.
+    """The mean of per-prompt values and its percentile bootstrap interval over prompts; NaN values are left out.
 
     Returns:
-        `mean`, `low` and `high`; all equal where there is one prompt only.
+        `mean`, `low` and `high`, all equal where there is only one prompt.
     """
+    values = values[~np.isnan(values)]
     mean = float(np.mean(values))
     if len(values) < 2 or np.ptp(values) == 0:
         return {"mean": mean, "low": mean, "high": mean}
     from scipy import stats
 
-    found: Any = stats.bootstrap(
+    result: Any = stats.bootstrap(
         (values,),
         np.mean,
         confidence_level=confidence,
@@ -94,14 +102,14 @@ def interval(
         batch=max(1, 2_000_000 // len(values)),
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return {"mean": mean, "low": float(found.low), "high": float(found.high)}
+    return {"mean": mean, "low": float(result.low), "high": float(result.high)}
 
 
 def over_seeds(values: Float[Array, " seeds"], *, confidence: float) -> dict[str, float]:
-    """The mean of one value per seed and its interval by Student's t; no wider than it where there is one seed.
+    """The mean of one value per seed and its interval by Student's t.
 
     Returns:
-        `mean`, `low` and `high`.
+        `mean`, `low` and `high`, all equal where there is only one seed.
     """
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
@@ -117,6 +125,7 @@ def intervals(
 ) -> tuple[Float[Array, "m m"], Float[Array, "m m"]]:
     """Percentile bootstrap intervals over prompts of every entry of a mean payoff matrix: low and high."""
     prompts = len(payoff)
+    # how often each prompt is drawn in each resample; then all means are one product
     counts = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
     means = np.tensordot(counts / prompts, payoff, 1)
     tail = (1 - confidence) / 2
@@ -125,6 +134,6 @@ def intervals(
 
 
 def repetition(token_ids: Sequence[int]) -> float:
-    """Share of a response's 4-grams that stand in it already; 0 where it has none."""
+    """The share of a response's 4-grams that occur earlier in it; 0 where it has no 4-gram."""
     grams = [tuple(token_ids[start : start + NGRAM]) for start in range(len(token_ids) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,12 +1,11 @@
 """`sppo evaluate mt-bench`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sppo.benchmarks import options
+from sppo.benchmarks import options, published
 
 
 class MtBench:
@@ -16,8 +15,10 @@ class MtBench:
     help = "MT-Bench: grades from 1 to 10 for the responses to 80 questions of two turns each."
 
     @staticmethod
+    @options.expanded
     def command(
-        policies: options.OptionalPolicies = None,
+        common: options.ResponseOptions,
+        judging: options.JudgeOptions,
         data: options.Data = None,
         judgments: options.JudgmentFiles = None,
         reference: Annotated[
@@ -26,47 +27,60 @@ class MtBench:
                 help="The model whose reference answers are used, from DATA/reference_answer/NAME.jsonl."
             ),
         ] = "gpt-4",
-        judge: options.Judge = None,
-        judge_prompt: options.JudgePromptFile = None,
-        sampling: options.SamplingSettings = None,
-        seed: options.Seed = 0,
-        dtype: options.Dtype = None,
-        system: options.System = None,
-        every_iteration: options.EveryIteration = False,
-        output: options.Output = Path("evaluations/mt-bench"),
     ) -> None:
         """Score files of judgments, and evaluate policies and files of responses."""
-        from sppo.benchmarks import participants, results
-        from sppo.benchmarks.judge_server import Judge
+        from sppo.benchmarks import results
         from sppo.benchmarks.mt_bench import play
         from sppo.benchmarks.mt_bench.judge import PROMPTS, read_prompts
-        from sppo.benchmarks.responses import Decoding
         from sppo.progress import Terminal
-        from sppo.rundir.folder import RunFolder
 
-        evaluated = participants.resolve(policies or [], every_iteration=every_iteration)
-        terminal = Terminal()
+        participants = common.participants()
+        options.require_policies_or_judgments(participants, judgments)
         rows = [row for path in judgments or [] for row in play.score_file(path)]
-        options.require_policies_or_judgments(evaluated, judgments)
-        if evaluated:
-            with RunFolder(output).locked():
-                server = Judge(options.read_judge(options.needed(judge, "--judge")), output)
-                benchmark = play.MtBench(
-                    output,
-                    options.needed(data, "--data"),
-                    reference,
-                    server,
-                    PROMPTS if judge_prompt is None else read_prompts(judge_prompt),
-                    Decoding(options.read_sampling(sampling), seed, dtype, system),
-                    terminal,
+        if participants:
+            folder = options.needed(data, "--data")
+            with common.evaluation(MtBench.name) as evaluation:
+                judge = judging.server(evaluation.home)
+                prompts = PROMPTS if judging.judge_prompt is None else read_prompts(judging.judge_prompt)
+                benchmark = play.MtBench(evaluation, folder, reference, judge, prompts)
+                rows += [benchmark.evaluate(participant) for participant in participants]
+                results.save_all(
+                    evaluation.home, MtBench.name, rows, evaluation.terminal, judge.endpoint.usage
                 )
-                rows += [benchmark.evaluate(participant) for participant in evaluated]
-                results.save_all(output, MtBench.name, rows, terminal, server.endpoint.usage)
-        play.show(terminal, rows)
+        terminal = Terminal()
+        results.show_table(terminal, *MtBench.table(rows))
+        for row in rows:
+            if row["by_category"]:
+                shown = ", ".join(f"{name} {value:.2f}" for name, value in row["by_category"].items())
+                terminal.say(f"{row['name']}: {shown}", "bright_black")
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
         """The results with the published ones below them."""
-        from sppo.benchmarks.mt_bench import play
-
-        return play.table(rows)
+        heads = [
+            "MT-Bench",
+            "first turn",
+            "second turn",
+            "average",
+            "+- over grades",
+            "+- over questions",
+            "without grade",
+            "source",
+        ]
+        cells: list[list[Any]] = [
+            [
+                row["name"],
+                row["first_turn"],
+                row["second_turn"],
+                row["average"],
+                row["standard_error"],
+                row.get("question_standard_error"),  # results of an earlier version have none
+                f"{row['unparsed']}",
+                f"by {row['judge']['model']}",
+            ]
+            for row in rows
+        ]
+        for row in published.rows(MtBench.name):
+            figures = [row.get("first_turn"), row.get("second_turn"), row.get("average")]
+            cells.append([row.label, *figures, "", "", "", row.source])
+        return heads, cells

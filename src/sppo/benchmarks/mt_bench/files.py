@@ -14,34 +14,44 @@ from sppo.benchmarks.question_files import Id, question_id
 def judgment_row(
     question: Id, model: str, judge: str, prompt: str, asked: str, said: str, turn: int
 ) -> dict[str, Any]:
-    """A row of FastChat's `JUDGE_single.jsonl`."""
-    found = parse_score(said)
+    """A row of FastChat's `JUDGE_single.jsonl`.
+
+    Args:
+        question: the question's id.
+        model: the model that was judged.
+        judge: the judge's name.
+        prompt: the name of the judge's prompt.
+        asked: the prompt's text.
+        said: the text of the judgment, from which the grade is read.
+        turn: 1 or 2.
+    """
+    grade = parse_score(said)
     return {
         "question_id": question,
         "model": model,
         "judge": [judge, prompt],
         "user_prompt": asked,
         "judgment": said,
-        "score": UNPARSED if found is None else found,
+        "score": UNPARSED if grade is None else grade,
         "turn": turn,
         "tstamp": time.time(),
     }
 
 
 def judge_of(row: Mapping[str, Any]) -> str:
-    """The judge's name in a row of FastChat's, which lists it with the prompt's."""
+    """The judge's name in a row of FastChat's, which lists it with the prompt's name."""
     judge = row.get("judge")
     return str((judge[0] if isinstance(judge, list) and judge else judge) or "unknown")
 
 
 def read_judgments(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """FastChat's `JUDGE_single.jsonl`: rows by model.
+    """Read FastChat's `JUDGE_single.jsonl` into rows by model.
 
     Raises:
-        OutputsError: a row lacks a field, a score is out of range, a turn was judged twice, or the rows are of several
-            judges.
+        OutputsError: a row lacks a field, a score is out of range, a turn was judged twice, or there are judgments of
+            several judges.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_model: dict[str, list[dict[str, Any]]] = {}
     seen: set[tuple[Any, ...]] = set()
     judges: set[str] = set()
     for number, row in enumerate(read_rows(path)):
@@ -59,11 +69,11 @@ def read_judgments(path: Path) -> dict[str, list[dict[str, Any]]]:
             )
         seen.add(key)
         judges.add(judge_of(row))
-        found.setdefault(str(row.get("model")), []).append(row)
+        by_model.setdefault(key[0], []).append(row)
     if len(judges) > 1:
         raise OutputsError(
             f"{path}: judgments of {', '.join(sorted(judges))} are mixed; give each its own file"
         )
-    if not found:
+    if not by_model:
         raise OutputsError(f"{path}: there are no judgments in it")
-    return found
+    return by_model

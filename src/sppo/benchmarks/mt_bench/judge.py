@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError
 from sppo.benchmarks.outputs import read_rows
-from sppo.benchmarks.question_files import BenchmarkQuestion
+from sppo.benchmarks.question_files import Question
+from sppo.endpoint.exchange import after_thought
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
 SETTINGS = {"temperature": 0.0, "max_tokens": 2048}
@@ -54,7 +55,7 @@ PROMPTS = {
         ),
     ),
 }
-"""By the benchmark's names: one turn or both, without and with a reference."""
+"""The prompts by the benchmark's names: for one turn or both, without and with a reference answer."""
 _SCORE = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 _BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
 _WORDED = re.compile(
@@ -63,49 +64,49 @@ _WORDED = re.compile(
 
 
 def parse_score(judgment: str) -> float | None:
-    """The grade in a judge's answer, 0 to 10.
+    """The grade in a judge's answer, 0 to 10; None where there is none.
 
-    The first ``[[x]]``, else the first ``[x]``, as FastChat does; else the first like ``[rating: 7]`` or ``[[7/10]]``,
-    which FastChat drops. A number above 10 is no grade.
+    The grade is the first ``[[x]]``, or else the first ``[x]``, as in FastChat, or else the first of the form
+    ``[rating: 7]`` or ``[[7/10]]``, which FastChat ignores. A number above 10 is no grade. What the judge thinks
+    before its grade is not read.
     """
+    said = after_thought(judgment) or ""
     for pattern in (_SCORE, _BACKUP, _WORDED):
-        found = pattern.search(judgment)
-        if found:
-            value = float(found[1])
+        match = pattern.search(said)
+        if match:
+            value = float(match[1])
             return value if value <= 10 else None
     return None
 
 
-def prompt_name(question: BenchmarkQuestion, turn: int) -> str:
-    """Which of the judge's prompts a question's turn, 1 or 2, is graded with."""
+def prompt_name(question: Question, turn: int) -> str:
+    """The name of the judge's prompt by which a question's turn, 1 or 2, is graded."""
     name = "single-math-v1" if question.category in WITH_REFERENCE else "single-v1"
     return name if turn == 1 else f"{name}-multi-turn"
 
 
-def places(
-    question: BenchmarkQuestion, answers: Sequence[str], reference: Sequence[str] | None
-) -> dict[str, str]:
-    """What the places of the judge's prompts are filled with."""
-    values = {"question": question.turns[0], "answer": answers[0]}
-    for name, texts in (("question", question.turns), ("answer", answers), ("ref_answer", reference or ())):
+def places(question: Question, responses: Sequence[str], reference: Sequence[str] | None) -> dict[str, str]:
+    """The texts for the places of the judge's prompts."""
+    values = {"question": question.turns[0], "answer": responses[0]}
+    for name, texts in (("question", question.turns), ("answer", responses), ("ref_answer", reference or ())):
         values |= {f"{name}_{number}": text for number, text in enumerate(texts, 1)}
     return values
 
 
 def read_prompts(path: Path) -> dict[str, JudgePrompt]:
-    """FastChat's `judge_prompts.jsonl`: the four that grade single answers.
+    """Read the four prompts that grade single responses from FastChat's `judge_prompts.jsonl`.
 
     Raises:
         JudgePromptError: one of them is missing or malformed.
         OutputsError: the file cannot be read.
     """
     rows = {row.get("name"): row for row in read_rows(path)}
-    found = {}
+    prompts = {}
     for name in PROMPTS:
         row = rows.get(name)
         if row is None or not isinstance(row.get("prompt_template"), str):
             raise JudgePromptError(f"{path}: there is no prompt {name!r} with a prompt_template in it")
         system = row.get("system_prompt")
         first = (("system", system),) if isinstance(system, str) and system else ()
-        found[name] = JudgePrompt(name, (*first, ("user", row["prompt_template"])))
-    return found
+        prompts[name] = JudgePrompt(name, (*first, ("user", row["prompt_template"])))
+    return prompts

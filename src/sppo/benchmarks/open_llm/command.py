@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sppo.benchmarks import options
+from sppo.benchmarks import options, published
 
 
 class OpenLlm:
@@ -16,8 +16,9 @@ class OpenLlm:
     help = "Open LLM Leaderboard: ARC, HellaSwag, MMLU, TruthfulQA, WinoGrande and GSM8K, by lm-eval."
 
     @staticmethod
+    @options.expanded
     def command(
-        policies: options.Policies,
+        common: options.PolicyOptions,
         data: Annotated[
             Path | None,
             typer.Option(
@@ -42,36 +43,52 @@ class OpenLlm:
                 "--chat-template", help="Format prompts as chat messages; the leaderboard does not."
             ),
         ] = False,
-        dtype: options.Dtype = None,
-        every_iteration: options.EveryIteration = False,
-        output: options.Output = Path("evaluations/open-llm"),
     ) -> None:
         """Measure policies on the leaderboard's tasks."""
-        from sppo.benchmarks import participants, results
+        from sppo.benchmarks import results
         from sppo.benchmarks.open_llm import play
         from sppo.progress import Terminal
-        from sppo.rundir.folder import RunFolder
+        from sppo.rundir.folder import RunError, RunFolder
 
-        evaluated = participants.resolve(policies, every_iteration=every_iteration)
-        terminal = Terminal()
-        with RunFolder(output).locked():
+        participants = common.participants()
+        if not participants:
+            raise RunError("nothing to evaluate: name policies")
+        terminal, home = Terminal(), common.home(OpenLlm.name)
+        with RunFolder(home).locked():
             benchmark = play.OpenLlm(
-                output,
+                home,
                 data,
                 task,
                 terminal,
-                dtype=dtype,
+                dtype=common.dtype,
                 batch_size=batch_size,
                 limit=limit,
                 chat_template=chat_template,
             )
-            rows = [benchmark.evaluate(participant) for participant in evaluated]
-            results.save_all(output, OpenLlm.name, rows, terminal)
-        play.show(terminal, rows)
+            rows = [benchmark.evaluate(participant) for participant in participants]
+            results.save_all(home, OpenLlm.name, rows, terminal)
+        results.show_table(terminal, *OpenLlm.table(rows))
+        subjects = {row["tasks"]["mmlu"]["parts"] for row in rows if "mmlu" in row["tasks"]}
+        for count in sorted(subjects - {57}):
+            terminal.say(f"note: mmlu is the mean over {count} of its 57 subjects", "yellow")
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
         """The results with the published ones below them."""
-        from sppo.benchmarks.open_llm import play
+        from sppo.benchmarks.open_llm.score import TASKS
 
-        return play.table(rows)
+        columns = [task.column for task in TASKS]
+        cells: list[list[Any]] = [
+            [
+                row["name"],
+                *(row["tasks"].get(column, {}).get("score") for column in columns),
+                row["average"],
+                f"lm-eval {row['lm_eval']}"
+                + ("" if row["limit"] is None else f", {row['limit']} of each task"),
+            ]
+            for row in rows
+        ]
+        for row in published.rows(OpenLlm.name):
+            figures = [row.get(column) for column in columns]
+            cells.append([row.label, *figures, row.get("average"), row.source])
+        return ["Open LLM Leaderboard", *columns, "average", "source"], cells

@@ -1,7 +1,7 @@
 """The six tasks of the Open LLM Leaderboard (v1), by lm-eval, from the hub's data or from local JSON lines.
 
-A local task is a task file of one's own that includes the packaged one and names other data: prompts, answers' scoring
-and examples are the packaged task's.
+A local task is a task file that includes the packaged one and names other data. Prompts, examples and scoring are those
+of the packaged task.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from sppo.benchmarks.open_llm.score import OpenLlmError, Task
 
 
 def packaged(task: Task) -> dict[str, Path]:
-    """The packaged task files by name: one, or one for each subject.
+    """The packaged task files by name: one file, or one for each subject.
 
     Raises:
         OpenLlmError: lm-eval is not installed, or has no such task.
@@ -26,19 +26,19 @@ def packaged(task: Task) -> dict[str, Path]:
 
 
 def local_files(task: Task, data: Path) -> dict[str, dict[str, Path]]:
-    """A task's local data: of each of lm-eval's tasks, by its packaged name, the file of each split.
+    """The files of a task's local data, by the packaged name of each of lm-eval's tasks and by split.
 
     Args:
-        task: of the leaderboard.
-        data: with `TASK/SPLIT.jsonl`, for MMLU `mmlu/SUBJECT/SPLIT.jsonl`, rows as in the hub's data sets.
+        task: a task of the leaderboard.
+        data: a folder with `TASK/SPLIT.jsonl`, or for MMLU `mmlu/SUBJECT/SPLIT.jsonl`, with rows as in the hub's data sets.
 
     Returns:
-        Of MMLU those subjects that are there.
+        The files; for MMLU those of the subjects that are there.
 
     Raises:
         OpenLlmError: a file is missing, or all are.
     """
-    found = {}
+    by_name = {}
     for name in packaged(task):
         home = data / task.name
         if name != task.name:
@@ -49,25 +49,25 @@ def local_files(task: Task, data: Path) -> dict[str, dict[str, Path]]:
         missing = [str(path) for path in files.values() if not path.is_file()]
         if missing:
             raise OpenLlmError(f"{task.column}: there is no {missing[0]}; local data have {', '.join(files)}")
-        found[name] = files
-    if not found:
-        raise OpenLlmError(f"{task.column}: {data / task.name} has a folder for no subject")
-    return found
+        by_name[name] = files
+    if not by_name:
+        raise OpenLlmError(f"{task.column}: {data / task.name} has no folder of a subject")
+    return by_name
 
 
 def write_local_tasks(task: Task, data: Path, folder: Path) -> list[str]:
-    """Task files that read local data.
+    """Write task files that read local data.
 
     Args:
-        task: of the leaderboard.
-        data: as of :func:`local_files`.
+        task: a task of the leaderboard.
+        data: the folder of the data, as for :func:`local_files`.
         folder: where the task files are written.
 
     Returns:
         The names of lm-eval's tasks.
 
     Raises:
-        OpenLlmError: there are no data.
+        OpenLlmError: a file of the data is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = []
@@ -103,7 +103,7 @@ def _tasks_folder() -> Path:
 
 
 def missing_lm_eval(error: ImportError) -> OpenLlmError:
-    """The error that says how lm-eval is installed."""
+    """An error that says how lm-eval is installed."""
     return OpenLlmError(
         f"the Open LLM Leaderboard needs lm-eval, which does not load ({error}); install it with: pip install 'sppo[eval]'"
     )

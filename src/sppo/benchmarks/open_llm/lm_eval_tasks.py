@@ -1,4 +1,4 @@
-"""Measures a policy on one of the leaderboard's tasks by lm-eval."""
+"""Measuring a policy on one of the leaderboard's tasks by lm-eval."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,16 @@ from sppo.benchmarks.open_llm.score import OpenLlmError, Task, TaskScore, weight
 
 
 def load_model(
-    folder: Path, *, dtype: str, batch_size: str, device: str, max_length: int | None = None
+    folder: Path,
+    *,
+    dtype: str,
+    batch_size: str,
+    device: str,
+    max_length: int | None = None,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
 ) -> Any:
-    """The policy as lm-eval's model.
+    """The policy in a folder as lm-eval's model.
 
     Raises:
         OpenLlmError: lm-eval is not installed.
@@ -21,7 +28,15 @@ def load_model(
     except ImportError as error:
         raise missing_lm_eval(error) from error
     size: int | str = int(batch_size) if batch_size.isdigit() else batch_size
-    return HFLM(pretrained=str(folder), dtype=dtype, batch_size=size, device=device, max_length=max_length)
+    return HFLM(
+        pretrained=str(folder),
+        dtype=dtype,
+        batch_size=size,
+        device=device,
+        max_length=max_length,
+        tokenizer=tokenizer,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def measure(
@@ -37,30 +52,28 @@ def measure(
     """Measure a policy on a task.
 
     Args:
-        model: of :func:`load_model`.
-        task: of the leaderboard.
-        names: of local tasks; None: the packaged task with the hub's data.
-        tasks_folder: of local task files.
-        cache: a file of the model's answers, which an interrupted measurement goes on from.
-        limit: no more than so many examples of each task.
-        chat_template: prompts as chat messages; the leaderboard has them plain.
+        model: the result of :func:`load_model`.
+        task: a task of the leaderboard.
+        names: the names of local tasks; None: the packaged task with the hub's data.
+        tasks_folder: the folder of local task files.
+        cache: a file of the model's responses, from which an interrupted measurement continues.
+        limit: the number of examples of each task to evaluate; None: all of them.
+        chat_template: whether prompts are chat messages; the leaderboard's are plain.
 
     Returns:
         The score, and lm-eval's results and configuration of each of its tasks.
 
     Raises:
-        OpenLlmError: lm-eval is not installed, or cannot get or read the data.
+        OpenLlmError: lm-eval cannot get or read the data.
     """
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise missing_lm_eval(error) from error
+    import lm_eval  # the model is lm-eval's, so it is installed
+    from lm_eval.tasks import TaskManager
+
     manager = TaskManager(
         include_path=None if tasks_folder is None else str(tasks_folder), include_defaults=names is None
     )
     try:
-        found = lm_eval.simple_evaluate(
+        evaluated = lm_eval.simple_evaluate(
             model=model,
             tasks=[task.name] if names is None else list(names),
             num_fewshot=task.shots,
@@ -75,22 +88,18 @@ def measure(
         way_out = (
             "without the hub name a folder of local data"
             if names is None
-            else "local data are whole JSON lines with the columns of the hub's data sets, in every file at least one"
+            else "local data are whole JSON lines with the columns of the hub's data sets, at least one in every file"
         )
         raise OpenLlmError(f"{task.column}: lm-eval fails: {_reasons(error)}; {way_out}") from error
-    assert found is not None
-    counts = {name: int(count["effective"]) for name, count in found["n-samples"].items()}
-    leaves = {name: found["results"][name] for name in counts}
-    kept = {
-        "results": leaves,
-        "versions": found.get("versions", {}),
-        "n-samples": counts,
-        "n-shot": found.get("n-shot", {}),
-    }
+    assert evaluated is not None
+    counts = {name: int(count["effective"]) for name, count in evaluated["n-samples"].items()}
+    leaves = {name: evaluated["results"][name] for name in counts}
+    kept = {"results": leaves, "n-samples": counts}
+    kept |= {key: evaluated.get(key, {}) for key in ("versions", "n-shot")}
     return weighted(leaves, counts, task.metric), kept
 
 
 def _reasons(error: BaseException) -> str:
-    """An error and what it was raised from: the loaders of data sets say only there what is wrong."""
-    said = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return said if error.__cause__ is None else f"{said} ({_reasons(error.__cause__)})"
+    """An error with its causes, since loaders of data sets say only in the cause what is wrong."""
+    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return reason if error.__cause__ is None else f"{reason} ({_reasons(error.__cause__)})"

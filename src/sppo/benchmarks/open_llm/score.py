@@ -15,12 +15,12 @@ class Task:
     """One task of the leaderboard.
 
     Attributes:
-        column: in tables.
-        name: of lm-eval's task or group.
-        file: of the packaged task, within lm-eval's tasks; a folder of tasks where there is one for each subject.
-        shots: examples in the prompt.
-        metric: of lm-eval's results.
-        splits: files of local data, by the split that they are.
+        column: the task's name in tables.
+        name: the name of lm-eval's task or group.
+        file: the file of the packaged task, within lm-eval's tasks; a folder where there is a task for each subject.
+        shots: the number of examples in the prompt.
+        metric: the name of the metric in lm-eval's results.
+        splits: the splits that local data must have.
     """
 
     column: str
@@ -39,7 +39,7 @@ TASKS = (
     Task("hellaswag", "hellaswag", "hellaswag/hellaswag.yaml", 10, "acc_norm,none", ("train", "validation")),
     Task("mmlu", "mmlu", "mmlu/default", 5, "acc,none", ("dev", "test")),
 )
-"""In the paper's order of columns."""
+"""The tasks in the paper's order of columns."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class TaskScore:
     """A policy's score on one task.
 
     Attributes:
-        score: in percent.
-        standard_error: in percentage points.
-        examples: how many it was measured on.
-        parts: of how many subjects; 1 for a task without any.
+        score: the score in percent.
+        standard_error: its standard error in percentage points.
+        examples: the number of examples that it was measured on.
+        parts: the number of subjects; 1 for a task without subjects.
     """
 
     score: float
@@ -60,15 +60,16 @@ class TaskScore:
 
 
 def average(scores: Iterable[float]) -> float:
-    """The leaderboard's average: of the six tasks alike."""
+    """The leaderboard's average, in which the six tasks have equal weight."""
     values = list(scores)
     return sum(values) / len(values)
 
 
 def weighted(results: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int], metric: str) -> TaskScore:
-    """The mean over all examples of all parts."""
+    """The score over all examples of all subjects."""
     total = sum(counts.values())
     mean = sum(counts[name] * float(results[name][metric]) for name in counts) / total
-    # a share of right answers, but for TruthfulQA's: there its binomial error is an upper bound
+    # the binomial standard error of a share of right answers; TruthfulQA's scores are means of numbers in [0, 1], for
+    # which it is an upper bound
     error = math.sqrt(max(mean * (1 - mean), 0.0) / max(total - 1, 1))
     return TaskScore(100 * mean, 100 * error, total, len(counts))
