@@ -1,37 +1,32 @@
 """`sppo chat`: a conversation with a policy in the terminal."""
 
-from pathlib import Path
-
 from sppo import randomness, sampling
 from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import Message
-from sppo.policy.locate import policy_of
+from sppo.policy.opening import OpenPolicy
 from sppo.progress import Terminal
 from sppo.recipe import parse_sampling
 
 
 def converse(
-    path: Path, terminal: Terminal, *, max_new_tokens: int, temperature: float, system: str | None
+    policy: OpenPolicy, terminal: Terminal, *, max_new_tokens: int, temperature: float, system: str | None
 ) -> None:
     """Respond to each line of standard input until it ends."""
-    folder = policy_of(path)
-    chat = chat_format.load(
-        str(policies.tokenizer_folder(folder)), config=str(policies.config_folder(folder))
-    )
-    context = policies.context_length(folder)
+    chat, context = policy.chat, policy.context_length
     settings = parse_sampling({"max_new_tokens": min(max_new_tokens, context // 2)})
     room = max(context - settings.max_new_tokens, 1)
     sampler = sampling.load(
         settings,
-        folder,
+        policy.folder,
         # a vanishing temperature leaves the most probable token only
         temperature=max(temperature, 1e-4),
         stop_ids=chat.stop_ids,
         decode=chat.decode,
-        dtype="bfloat16" if policies.default_device() != "cpu" else "float32",
+        dtype=policies.default_dtype(),
+        **policy.loading,
     )
-    terminal.say(f"{folder}; an empty line starts a new conversation, Ctrl-D ends", "bright_black")
+    terminal.say(f"{policy.folder}; an empty line starts a new conversation, Ctrl-D ends", "bright_black")
     start: list[Message] = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     responses = 0

@@ -7,9 +7,11 @@ import typer
 
 from sppo.cli import options
 from sppo.progress import Terminal
+from sppo.recipe import read_overrides
 from sppo.rundir.folder import RunError
 
 app = typer.Typer()
+OpeningOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")]
 
 
 @app.command(rich_help_panel=options.LOOK, epilog="Example: sppo chat runs/quickstart --temperature 0")
@@ -19,6 +21,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     system: str | None = None,
+    set_: OpeningOverrides = None,
 ) -> None:
     """Talk to a policy in the terminal; an empty line starts a new conversation, Ctrl-D ends.
 
@@ -26,10 +29,14 @@ def chat(
         max_new_tokens: The longest response, in tokens.
         temperature: The sampling temperature; 0 always takes the most probable token.
         system: A system message to start each conversation with.
+        set_: How the policy is opened, by the recipe's keys: policy.trust_remote_code=true, policy.chat_template=FILE
+            or prompts.system=merge. [default: as the recipe of the policy's run says]
     """
     from sppo.cli.conversation import converse
+    from sppo.policy.opening import open_policy
 
-    converse(policy, Terminal(), max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    opened = open_policy(policy, read_overrides(set_))
+    converse(opened, Terminal(), max_new_tokens=max_new_tokens, temperature=temperature, system=system)
 
 
 @app.command(
@@ -43,6 +50,7 @@ def export(
     max_shard_size: str = "5GB",
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME")] = None,
     public: Annotated[bool, typer.Option("--public")] = False,
+    set_: OpeningOverrides = None,
 ) -> None:
     """Write a policy as an ordinary transformers folder; an adapter is merged into its base.
 
@@ -52,16 +60,20 @@ def export(
         max_shard_size: The largest size of one file of weights.
         push_to_hub: Also upload the folder to the hub as a private model; OWNER must be your own account.
         public: With --push-to-hub: let everybody see the model.
+        set_: How the policy is opened, by the recipe's keys, such as policy.trust_remote_code=true. [default: as the
+            recipe of the policy's run says]
     """
     from sppo.policy import export as exports
     from sppo.policy import hub
+    from sppo.policy.opening import open_policy
     from sppo.report import model_card
 
     if push_to_hub is not None:
         hub.check_owner(push_to_hub)
     elif public:
         raise RunError("--public works only with --push-to-hub")
-    exported = exports.export(policy, out, model_card.card, dtype=dtype, max_shard_size=max_shard_size)
+    opened = open_policy(policy, read_overrides(set_))
+    exported = exports.export(opened, out, model_card.card, dtype=dtype, max_shard_size=max_shard_size)
     Terminal().say(f"{out}: {exports.describe(exported)}")
     if push_to_hub is not None:
         Terminal().say(hub.push(out, push_to_hub, public=public))

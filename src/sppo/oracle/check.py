@@ -12,9 +12,9 @@ from rich.text import Text
 
 from sppo import oracle as oracles
 from sppo.oracle.behaviour import Check, check
-from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import as_messages, plain_text
+from sppo.policy.opening import load_chat
 from sppo.progress import Terminal, printable
 from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in
 from sppo.rundir.folder import RunError
@@ -50,14 +50,8 @@ def _shown(run: RunReader, conversations: Sequence[list[Any]]) -> list[str]:
     recipe = run.recipe
     if recipe.needed_oracle("comparing responses").prompt_form() != "chat":
         return [plain_text(messages) for messages in conversations]
-    base, trust = policies.folder(recipe.policy.model), recipe.policy.trust_remote_code
-    chat = chat_format.load(
-        str(policies.tokenizer_folder(base, trust_remote_code=trust)),
-        config=str(policies.config_folder(base, trust_remote_code=trust)),
-        chat_template=recipe.policy.chat_template,
-        trust_remote_code=trust,
-        system=recipe.prompts.system,
-    )
+    base = policies.folder(recipe.policy.model, trust_remote_code=recipe.policy.trust_remote_code)
+    chat = load_chat(base, recipe.policy, recipe.prompts.system)
     return [chat.text(messages) for messages in conversations]
 
 

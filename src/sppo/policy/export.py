@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
-from sppo.policy.locate import policy_of
+from sppo.policy.opening import OpenPolicy
 from sppo.policy.saving import save_model
 from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.rundir.folder import RunError, publish_folder
@@ -17,7 +17,7 @@ _SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 
 
 def export(
-    source: Path,
+    source: OpenPolicy,
     target: Path,
     model_card: Callable[[str, Path], str],
     *,
@@ -27,7 +27,7 @@ def export(
     """Write a policy as an ordinary transformers folder with a model card.
 
     Args:
-        source: a run folder, of which the last accepted policy is exported, or the folder of a policy or an adapter.
+        source: the policy to export.
         target: a folder that does not exist yet; it is created complete or not at all.
         model_card: returns the text of the model card, given the name of the model and the policy's folder.
         dtype: the data type of the weights; None: that of the policy's configuration, or of its base's for an adapter.
@@ -44,15 +44,15 @@ def export(
         raise RunError(f"{target} exists already; choose a folder that does not exist yet")
     if not _SIZE.fullmatch(max_shard_size):
         raise RunError(f"--max-shard-size {max_shard_size}: give it as a number and a unit, e.g. 5GB")
-    folder = policies.folder(str(policy_of(source)))
-    model = policies.load_merged(folder, dtype=dtype or stored_dtype(folder))
+    folder = source.folder
+    model = source.merged(dtype or stored_dtype(folder))
     temporary = target.absolute().parent / f".{target.name}.exporting"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         save_model(model, temporary, folder, max_shard_size=max_shard_size)
         (temporary / "README.md").write_text(model_card(target.name, folder), encoding="utf-8")
-        copy_tokenizer(folder, temporary, None)
+        copy_tokenizer(folder, temporary, source.settings.chat_template)
         publish_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

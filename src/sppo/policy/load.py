@@ -276,8 +276,11 @@ def _load_whole(
                 **options,
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, json.JSONDecodeError) as error:
+        trust = (
+            "; if you trust it, set policy.trust_remote_code: true" if "trust_remote" in str(error) else ""
+        )
         raise PolicyError(
-            f"policy.model: {path} cannot be loaded: {type(error).__name__}: {error}"
+            f"policy.model: {path} cannot be loaded: {type(error).__name__}: {error}{trust}"
         ) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":

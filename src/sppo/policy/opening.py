@@ -18,8 +18,12 @@ from sppo import recipe as recipes
 from sppo.policy import adapter as adapters
 from sppo.policy import chat_format
 from sppo.policy import load as policies
+from sppo.policy.adapter import AdapterError
+from sppo.policy.chat_format import ChatError, ChatFormat
+from sppo.policy.load import PolicyError
 from sppo.policy.locate import policy_of
 from sppo.policy.tokenizer_files import copy_tokenizer
+from sppo.recipe import Policy
 from sppo.rundir.folder import RunError
 from sppo.rundir.reader import is_run, run_and_iteration
 from sppo.rundir.shards import file_digest
@@ -40,54 +44,45 @@ class OpenPolicy:
 
     Attributes:
         folder: the folder of the policy or of its adapter.
-        trust_remote_code: whether Python that comes with the model is run.
-        chat_template: a jinja file used instead of the tokenizer's own template.
+        settings: the recipe's section on the policy; its `model` and `dtype` are not used.
         system: `merge` puts system messages at the head of the first user message.
-        attn_implementation: as in transformers.
-        quantization: what the weights are rounded to; None: nothing, or what the adapter's folder says.
     """
 
     folder: Path
-    trust_remote_code: bool = False
-    chat_template: str | None = None
+    settings: Policy
     system: Literal["template", "merge"] = "template"
-    attn_implementation: str | None = None
-    quantization: str | None = None
 
     @cached_property
-    def chat(self) -> chat_format.ChatFormat:
+    def chat(self) -> ChatFormat:
         """The tokenizer and chat template; an adapter without its own has those of its base."""
-        trust = self.trust_remote_code
-        return chat_format.load(
-            str(policies.tokenizer_folder(self.folder, trust_remote_code=trust)),
-            config=str(policies.config_folder(self.folder, trust_remote_code=trust)),
-            chat_template=self.chat_template,
-            trust_remote_code=trust,
-            system=self.system,
-        )
+        with _errors_of_a_command():
+            return load_chat(self.folder, self.settings, self.system)
 
     @property
     def context_length(self) -> int:
         """The longest prompt and response together that the policy takes, in tokens."""
-        return policies.context_length(self.folder, self.trust_remote_code)
+        assert self.chat  # a policy that cannot be opened is refused here, in words
+        return policies.context_length(self.folder, self.settings.trust_remote_code)
 
     @property
     def loading(self) -> dict[str, Any]:
         """The arguments of :func:`sppo.sampling.load` that depend on the policy."""
-        return {
-            "attn_implementation": self.attn_implementation,
-            "trust_remote_code": self.trust_remote_code,
-            "quantization": self.quantization,
-        }
+        return self.settings.model_dump(include={"attn_implementation", "trust_remote_code", "quantization"})
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the policy's responses depend on: its files, and a template or system setting of its own."""
-        files = policies.digest(self.folder)
-        if self.chat_template is None and self.system == "template":
+        files, template = policies.digest(self.folder), self.settings.chat_template
+        if template is None and self.system == "template":
             return files
-        template = "" if self.chat_template is None else file_digest(Path(self.chat_template))
-        return hashlib.sha256(f"{files}\0{template}\0{self.system}".encode()).hexdigest()
+        own = "" if template is None else file_digest(Path(template))
+        return hashlib.sha256(f"{files}\0{own}\0{self.system}".encode()).hexdigest()
+
+    def merged(self, dtype: str) -> Any:
+        """The policy as one ordinary model on the CPU; an adapter is merged into its base."""
+        with _errors_of_a_command():
+            trust = self.settings.trust_remote_code
+            return policies.load_merged(self.folder, dtype=dtype, trust_remote_code=trust)
 
     @contextlib.contextmanager
     def ordinary_folder(self, dtype: str) -> Iterator[Path]:
@@ -99,10 +94,8 @@ class OpenPolicy:
             yield self.folder
             return
         with tempfile.TemporaryDirectory(prefix="sppo-merged-") as temporary:
-            model = policies.load_merged(self.folder, dtype=dtype, trust_remote_code=self.trust_remote_code)
-            model.save_pretrained(temporary)
-            del model
-            copy_tokenizer(self.folder, Path(temporary), self.chat_template)
+            self.merged(dtype).save_pretrained(temporary)
+            copy_tokenizer(self.folder, Path(temporary), self.settings.chat_template)
             yield Path(temporary)
 
 
@@ -127,26 +120,51 @@ def open_policy(
             f"--set {strange[0]}: it does not say how a policy is opened; the keys that do are {', '.join(KEYS)}"
         )
     path = Path(policy)
-    if run is None and is_run(path):
-        run, path = path, policy_of(path)
-    elif run is None:
+    if run is None and path.is_dir():
         place = run_and_iteration(path.absolute())
-        run = place[0] if place is not None and is_run(place[0]) else None
-    if run is None:
+        run = path if place is None else place[0]
+        path = policy_of(path)
+    if run is None or not is_run(run):
         # a recipe around the policy: its values are checked as in a run, and the errors are the same
         anything = {"prompts": {"train": "tinyworld/train"}, "oracle": {"type": "panel"}}
         recipe = recipes.parse({"policy": {"model": str(policy)}, **anything}, overrides, name="--set")
     else:
         recipe = recipes.load(run / "recipe.yaml", overrides)
-    section = recipe.policy
-    folder = policies.folder(
-        str(path), revision=section.revision, trust_remote_code=section.trust_remote_code
+    with _errors_of_a_command():
+        folder = policies.folder(
+            str(path),
+            revision=recipe.policy.revision,
+            trust_remote_code=recipe.policy.trust_remote_code,
+        )
+    return OpenPolicy(folder, recipe.policy, recipe.prompts.system)
+
+
+def load_chat(folder: Path, policy: Policy, system: Literal["template", "merge"]) -> ChatFormat:
+    """The tokenizer and chat template of a policy's folder.
+
+    Args:
+        folder: the folder of the policy or of its adapter; an adapter without a tokenizer has that of its base.
+        policy: the recipe's section on the policy.
+        system: the recipe's `prompts.system`.
+    """
+    trust = policy.trust_remote_code
+    return chat_format.load(
+        str(policies.tokenizer_folder(folder, trust_remote_code=trust)),
+        config=str(policies.config_folder(folder, trust_remote_code=trust)),
+        chat_template=policy.chat_template,
+        trust_remote_code=trust,
+        system=system,
     )
-    return OpenPolicy(
-        folder,
-        section.trust_remote_code,
-        section.chat_template,
-        recipe.prompts.system,
-        section.attn_implementation,
-        section.quantization,
-    )
+
+
+@contextlib.contextmanager
+def _errors_of_a_command() -> Iterator[None]:
+    """Say in errors that name keys of a recipe how a command without one sets them."""
+    try:
+        yield
+    except (PolicyError, AdapterError, ChatError) as error:
+        text = str(error).removeprefix("policy.model: ")
+        named = [key for key in KEYS if key in text]
+        if not named or "--set" in text:
+            raise type(error)(text) from error
+        raise type(error)(f"{text} (on the command line: --set {named[0]}=VALUE)") from error

@@ -16,6 +16,7 @@ from sppo import oracle as oracles
 from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import Message
+from sppo.policy.opening import load_chat
 from sppo.recipe import Recipe
 from sppo.rundir import storage
 from sppo.rundir.tables import PromptRow
@@ -57,14 +58,7 @@ class Models:
     @cached_property
     def chat(self) -> chat_format.ChatFormat:
         """The tokenizer and template, which all policies of the run share."""
-        policy = self.recipe.policy
-        return chat_format.load(
-            str(policies.tokenizer_folder(self.base, trust_remote_code=policy.trust_remote_code)),
-            config=str(policies.config_folder(self.base, trust_remote_code=policy.trust_remote_code)),
-            chat_template=policy.chat_template,
-            trust_remote_code=policy.trust_remote_code,
-            system=self.recipe.prompts.system,
-        )
+        return load_chat(self.base, self.recipe.policy, self.recipe.prompts.system)
 
     @cached_property
     def context(self) -> int:

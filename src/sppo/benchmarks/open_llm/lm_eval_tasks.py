@@ -21,22 +21,28 @@ def load_model(
     """The policy in a folder as lm-eval's model.
 
     Raises:
-        OpenLlmError: lm-eval is not installed.
+        OpenLlmError: lm-eval is not installed, or the policy does not load.
     """
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise missing_lm_eval(error) from error
     size: int | str = int(batch_size) if batch_size.isdigit() else batch_size
-    return HFLM(
-        pretrained=str(folder),
-        dtype=dtype,
-        batch_size=size,
-        device=device,
-        max_length=max_length,
-        tokenizer=tokenizer,
-        trust_remote_code=trust_remote_code,
-    )
+    try:
+        return HFLM(
+            pretrained=str(folder),
+            dtype=dtype,
+            batch_size=size,
+            device=device,
+            max_length=max_length,
+            tokenizer=tokenizer,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        trust = (
+            "; if you trust it, --set policy.trust_remote_code=true" if "trust_remote" in str(error) else ""
+        )
+        raise OpenLlmError(f"{folder} does not load: {_reasons(error)}{trust}") from error
 
 
 def measure(

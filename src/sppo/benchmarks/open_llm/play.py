@@ -104,7 +104,7 @@ class OpenLlm:
             device=policies.default_device(),
             # base models without a chat template are measured as well: it is loaded only where it is used
             tokenizer=policy.chat.tokenizer if self.settings["chat_template"] else None,
-            trust_remote_code=policy.trust_remote_code,
+            trust_remote_code=policy.settings.trust_remote_code,
         )
 
     def _measure(
