@@ -22,6 +22,7 @@ from sppo.policy.adapter import AdapterError
 from sppo.policy.chat_format import ChatError, ChatFormat
 from sppo.policy.load import PolicyError
 from sppo.policy.locate import policy_of
+from sppo.policy.saving import save_model
 from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.recipe import Policy
 from sppo.rundir.folder import RunError
@@ -94,7 +95,7 @@ class OpenPolicy:
             yield self.folder
             return
         with tempfile.TemporaryDirectory(prefix="sppo-merged-") as temporary:
-            self.merged(dtype).save_pretrained(temporary)
+            save_model(self.merged(dtype), Path(temporary), self.folder)
             copy_tokenizer(self.folder, Path(temporary), self.settings.chat_template)
             yield Path(temporary)
 
