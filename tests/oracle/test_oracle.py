@@ -361,7 +361,7 @@ def test_an_edited_function_is_another_oracle(module, tmp_path):
     name = module()
     before = _identity(name)
     assert _identity(name) == before
-    (tmp_path / f"{name}.py").write_text(LENGTHS + "# changed\n")
+    (tmp_path / f"{name}.py").write_text(LENGTHS + "changed = 1\n")
     assert _identity(name)["source"] != before["source"]
 
 
@@ -369,9 +369,9 @@ def test_a_function_from_elsewhere_is_known_by_both_files(module, tmp_path):
     inner = module()
     outer = module(f"from {inner} import compare\n")
     before = _identity(outer)
-    (tmp_path / f"{inner}.py").write_text(LENGTHS + "# changed\n")
+    (tmp_path / f"{inner}.py").write_text(LENGTHS + "changed = 1\n")
     after = _identity(outer)
-    (tmp_path / f"{outer}.py").write_text(f"from {inner} import compare  # changed\n")
+    (tmp_path / f"{outer}.py").write_text(f"from {inner} import compare; changed = 1\n")
     assert len({before["source"], after["source"], _identity(outer)["source"]}) == 3
 
 
@@ -384,7 +384,7 @@ def test_a_member_edited_is_another_panel_and_a_limit_is_none(module, tmp_path):
 
     before = panel()
     assert panel(weights=[1.0]) != before
-    (tmp_path / f"{name}.py").write_text(LENGTHS + "# changed\n")
+    (tmp_path / f"{name}.py").write_text(LENGTHS + "changed = 1\n")
     assert panel() != before
     assert _identity(name, timeout_seconds=1) == _identity(name)
     assert _identity(name, text="chat") != _identity(name)

@@ -1,23 +1,19 @@
 """A Python function as a preference oracle."""
 
-import contextlib
-import hashlib
 import importlib
-import inspect
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float
 from pydantic import Field, field_validator
 
-from sppo.oracle import OracleError, OracleSection, excerpt
+from sppo.oracle import OracleError, OracleSection, Preferences, Prompts, Responses, excerpt
+from sppo.oracle.source_code import code_digest, files_digest
 from sppo.recipe.oracle import Text
-from sppo.winrates import Array
 
 
 class FunctionOracle(OracleSection):
@@ -26,9 +22,14 @@ class FunctionOracle(OracleSection):
     settings_without_effect: ClassVar[frozenset[str]] = frozenset({"timeout_seconds"})
 
     type: Literal["function"] = "function"
-    function: str = Field(description="module:function")
-    text: Text = Field("prompt", description="what it sees as the prompt: plain or templated")
-    timeout_seconds: float = Field(600, gt=0, description="for one call, of at most 64 prompts")
+    function: str
+    """The function's name as module:function; modules in the working folder are found."""
+    depends_on: list[str] = Field(default_factory=list)
+    """Further files and folders that the answers depend on, such as tables that the function reads."""
+    text: Text = "prompt"
+    """The form in which the function sees prompts: plain or templated."""
+    timeout_seconds: float = Field(600, gt=0)
+    """How long one call may take, which is for at most 64 prompts."""
 
     @field_validator("function")
     @classmethod
@@ -47,8 +48,11 @@ class FunctionOracle(OracleSection):
         return Function(self.function, self.timeout_seconds)
 
     def identity(self) -> dict[str, Any]:
-        """The settings, and a digest of the function's source."""
-        return super().identity() | {"source": source_digest(self.function)}
+        """The settings, and digests of the function's code and of the files that it depends on."""
+        return super().identity() | {
+            "source": source_digest(self.function),
+            "depends_on": files_digest(self.depends_on),
+        }
 
     @property
     def label(self) -> str:
@@ -57,11 +61,11 @@ class FunctionOracle(OracleSection):
 
 
 class Function:
-    """Calls ``function(prompts, responses)``, which answers like :meth:`sppo.oracle.Oracle.compare`.
+    """Calls ``function(prompts, responses)``, which returns what :meth:`sppo.oracle.Oracle.compare` returns.
 
     Args:
         name: ``module:function``; modules in the working folder are found.
-        timeout_seconds: for one call.
+        timeout_seconds: how long one call may take.
 
     Raises:
         OracleError: there is no such function.
@@ -72,15 +76,13 @@ class Function:
         self.timeout_seconds = timeout_seconds
         self._function = find_function(name)
 
-    def compare(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
+    def compare(self, prompts: Prompts, responses: Responses) -> Preferences:
         """Like :meth:`sppo.oracle.Oracle.compare`.
 
         Raises:
-            OracleError: the function raises, or does not answer in time.
+            OracleError: the function raises, or does not return in time.
         """
-        outcome: list[Any] = []
+        outcome: list[Preferences] = []
         failure: list[BaseException] = []
 
         def call() -> None:
@@ -96,14 +98,13 @@ class Function:
         among = f"among {len(prompts)} prompts, the first of them {excerpt(prompts[0])}"
         if failure:
             error = failure[0]
-            raise OracleError(f"the oracle {self.name} raised {_said(error)}; {among}") from error
+            raise OracleError(f"the oracle {self.name} raised {_in_one_line(error)}; {among}") from error
         if not outcome:
             raise OracleError(
                 f"the oracle {self.name} has not answered within {self.timeout_seconds:g} s; {among};"
                 " raise oracle.timeout_seconds if it needs longer"
             )
-        answer: Array = outcome[0]
-        return answer
+        return outcome[0]
 
 
 def find_function(name: str) -> Callable[..., Any]:
@@ -115,12 +116,12 @@ def find_function(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()  # a module written a moment ago is found
+    importlib.invalidate_caches()  # so that a module written a moment ago is found
     try:
         value: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module is a program: it may raise anything
         raise OracleError(
-            f"oracle.function: {name!r}: the module {module_name!r} cannot be imported: {_said(error)}; it is"
+            f"oracle.function: {name!r}: the module {module_name!r} cannot be imported: {_in_one_line(error)}; it is"
             " looked for in the working folder and among the installed packages"
         ) from error
     for part in attribute.split("."):
@@ -132,22 +133,20 @@ def find_function(name: str) -> Callable[..., Any]:
 
 
 def source_digest(name: str) -> str:
-    """SHA-256 of the files of the module and of the function, so that an edited oracle is another oracle."""
-    function = inspect.unwrap(find_function(name))
-    digests = []
-    for source in (function, sys.modules[name.partition(":")[0]]):
-        with contextlib.suppress(TypeError):  # an object that is called, or a module written in C
-            path = inspect.getsourcefile(source)
-            digests += [hashlib.sha256(Path(path).read_bytes()).hexdigest()] if path else []
-    return "+".join(dict.fromkeys(digests))
+    """The digest of a named function's code, so that an edited oracle is another oracle.
+
+    Raises:
+        OracleError: there is no such function.
+    """
+    return code_digest(find_function(name), sys.modules[name.partition(":")[0]])
 
 
-def _said(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     """An exception in a line, with the place in the user's code that it came from."""
-    said = traceback.format_exception_only(error)[-1].strip()
+    message = traceback.format_exception_only(error)[-1].strip()
     ours = ("<", __file__, importlib.__file__)
     frames = traceback.extract_tb(error.__traceback__)
     places = [(frame.filename, frame.lineno) for frame in frames if not frame.filename.startswith(ours)]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))
-    return f"{said} ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else said
+    return f"{message} ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else message
