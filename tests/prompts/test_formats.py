@@ -31,13 +31,13 @@ def read(row, **settings):
     ("row", "messages", "taken"),
     [
         # a conversation that stands in its column as JSON text
-        ({"messages": json.dumps(CONVERSATION)}, CONVERSATION, "`messages` (JSON text)"),
-        ({"prompt": json.dumps([QUESTION])}, [QUESTION], "`prompt` (JSON text)"),
-        ({"text": json.dumps(QUESTION)}, [QUESTION], "`text` (JSON text)"),
+        ({"messages": json.dumps(CONVERSATION)}, CONVERSATION, "`messages`, which holds JSON text"),
+        ({"prompt": json.dumps([QUESTION])}, [QUESTION], "`prompt`, which holds JSON text"),
+        ({"text": json.dumps(QUESTION)}, [QUESTION], "`text`, which holds JSON text"),
         (
             {"conversations": "\n " + json.dumps(SHAREGPT, indent=2)},
             CONVERSATION,
-            "`conversations` (JSON text)",
+            "`conversations`, which holds JSON text",
         ),
         # other names of keys and roles
         ({"conversations": SHAREGPT}, CONVERSATION, "`conversations`"),
@@ -53,17 +53,17 @@ def read(row, **settings):
         (
             {"messages": [*CONVERSATION, ANSWER]},
             CONVERSATION,
-            "`messages` without the assistant's last message",
+            "`messages`, without the assistant's last message",
         ),
         (
             {"conversations": [*SHAREGPT, FOURTH]},
             CONVERSATION,
-            "`conversations` without the assistant's last message",
+            "`conversations`, without the assistant's last message",
         ),
         (
             {"messages": json.dumps([QUESTION, ANSWER])},
             [QUESTION],
-            "`messages` (JSON text) without the assistant's last message",
+            "`messages`, which holds JSON text, without the assistant's last message",
         ),
         # instructions with an input, and system messages of their own
         ({"instruction": "And why?", "input": ""}, [QUESTION], "`instruction`"),
@@ -75,7 +75,7 @@ def read(row, **settings):
         (
             {"system": "Be brief.", "prompt": "And why?"},
             [CONVERSATION[0], QUESTION],
-            "`prompt` after `system`",
+            "`prompt`, after `system`",
         ),
         ({"system": "Be long.", "messages": CONVERSATION}, CONVERSATION, "`messages`"),
         ({"system_prompt": " ", "prompt": "And why?"}, [QUESTION], "`prompt`"),
@@ -84,12 +84,12 @@ def read(row, **settings):
         (
             {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, OTHER]},
             [QUESTION],
-            "what `chosen` and `rejected` begin with",
+            "the beginning of `chosen` and `rejected`",
         ),
         (
             {"chosen": [*SHAREGPT, FOURTH], "rejected": json.dumps([*CONVERSATION, OTHER])},
             CONVERSATION,
-            "what `chosen` and `rejected` begin with",
+            "the beginning of `chosen` and `rejected`",
         ),
         (
             {
@@ -97,7 +97,7 @@ def read(row, **settings):
                 "rejected": "\n\nHuman: Is it so?\n\nAssistant: It is.\n\nHuman: And why?\n\nAssistant: Go away.",
             },
             CONVERSATION[1:],
-            "what `chosen` and `rejected` begin with",
+            "the beginning of `chosen` and `rejected`",
         ),
     ],
 )
@@ -205,8 +205,8 @@ def test_parquet_of_sharegpt_and_of_preferences(split):
     assert found.iterations[0]["messages"].to_pylist() == [CONVERSATION]
     assert found.held_out["messages"].to_pylist() == [[QUESTION]]
     assert found.counts.notes() == [
-        "1 prompts from what `chosen` and `rejected` begin with of b.parquet",
-        "1 prompts from `conversations` without the assistant's last message of a.parquet",
+        "b.parquet: 1 prompt from the beginning of `chosen` and `rejected`",
+        "a.parquet: 1 prompt from `conversations`, without the assistant's last message",
     ]
 
 
@@ -256,7 +256,7 @@ def test_a_survey_needs_no_tokenizer_and_counts_what_cannot_be_used(tmp_path, mo
     counts = survey(PromptSource(source=write("a.jsonl", "\n".join(rows))))
     assert counts.read == 4
     assert counts.notes()[:2] == [
-        "1 prompts from `text` of a.jsonl",
-        "1 prompts from `messages` without the assistant's last message of a.jsonl",
+        "a.jsonl: 1 prompt from plain text",
+        "a.jsonl: 1 prompt from `messages`, without the assistant's last message",
     ]
     assert counts.skipped.total() == 2

@@ -91,7 +91,7 @@ def test_ids_of_ones_own_are_kept(split):
     assert sorted(ids) == ["mine-0", "mine-1", "mine-2", "mine-3"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     counts=st.lists(st.integers(0, 12), min_size=1, max_size=3),
     held_out=st.integers(1, 12),

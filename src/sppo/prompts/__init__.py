@@ -71,7 +71,8 @@ class Counts:
     def notes(self) -> list[str]:
         """Lines for the user: which columns prompts were taken from, and which prompts were changed or left out."""
         notes = [
-            f"{count:,} prompts from {taken} of {source}" for (source, taken), count in self.taken.items()
+            f"{source}: {count:,} prompt{'s' * (count > 1)} from {taken}"
+            for (source, taken), count in self.taken.items()
         ]
         if self.doubled_bos:
             notes.append(f"{self.doubled_bos:,} prompts had a doubled BOS; one was removed")

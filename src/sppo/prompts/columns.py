@@ -55,9 +55,9 @@ def interpret(value: Any, source: PromptSource) -> Prompt:
     if isinstance(value, PromptError):
         raise value
     if isinstance(value, str):
-        value = {"text": value}
-        source = source.model_copy(update={"column": None})
-    elif not isinstance(value, dict):
+        prompt = interpret({"text": value}, source.model_copy(update={"column": None}))
+        return prompt._replace(taken=prompt.taken.replace("`text`", "plain text"))
+    if not isinstance(value, dict):
         raise PromptError(f"malformed: a {type(value).__name__}, not an object with a prompt")
     present = [name for name in _candidates(source) if name in value]
     if not present:
@@ -77,18 +77,18 @@ def _prompt(row: dict[str, Any], column: str, source: PromptSource, own_id: str 
         preference = read_preference(None, row["chosen"], row["rejected"])
         response = getattr(preference, source.demonstration or "", None)
         if source.demonstration in (None, "chosen", "rejected"):
-            return Prompt(preference.prompt, response, own_id, "what `chosen` and `rejected` begin with")
+            return Prompt(preference.prompt, response, own_id, "the beginning of `chosen` and `rejected`")
     value, taken = row[column], f"`{column}`"
     further = row.get("input") if column == "instruction" and source.column is None else None
     if isinstance(further, str) and further.strip():
         value, taken = f"{value}\n\n{further}", "`instruction` and `input`"
     conversation = read_conversation(value)
     if isinstance(value, str) and not isinstance(conversation, str):
-        taken += " (JSON text)"
+        taken += ", which holds JSON text"
     prompt, response = split_last_response(conversation)
     if source.demonstration is None:
         if response is not None:
-            taken += " without the assistant's last message"
+            taken += ", without the assistant's last message"
         return Prompt(as_messages(prompt), None, own_id, taken)
     taken += f", demonstrations from `{source.demonstration}`"
     return Prompt(*_demonstrated(row, column, prompt, source.demonstration), own_id, taken)
@@ -131,7 +131,7 @@ def _with_system_message(prompt: Prompt, row: dict[str, Any], source: PromptSour
     if any(message["role"] == "system" for message in prompt.messages):
         return prompt
     system: Message = {"role": "system", "content": row[name]}
-    return prompt._replace(messages=[system, *prompt.messages], taken=f"{prompt.taken} after `{name}`")
+    return prompt._replace(messages=[system, *prompt.messages], taken=f"{prompt.taken}, after `{name}`")
 
 
 def _candidates(source: PromptSource) -> tuple[str, ...]:
