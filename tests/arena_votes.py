@@ -14,7 +14,7 @@ KEY = b"secret"
 READY = "body[data-ready=true]"
 
 
-def answers(prompts=4, policies=("base", "iteration 1"), same=()):
+def responses(prompts=4, policies=("base", "iteration 1"), same=()):
     return {
         policy: {
             f"p{n}": (f"prompt {n}", ["same"] if n in same else [f"{policy} {n} {k}" for k in range(2)])
@@ -46,7 +46,7 @@ def served(folder, key=KEY, prompts=4, given=None):
     """Serves an arena on a free port; yields the arena and its address."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    matches = Matches(given or answers(prompts), ["base", "iteration 1"], key)
+    matches = Matches(given or responses(prompts), ["base", "iteration 1"], key)
     arena = Arena("run", matches, Ballot(folder), key, {f"127.0.0.1:{port}"})
     server = uvicorn.Server(uvicorn.Config(arena.app(), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -4,7 +4,7 @@ import json
 import stat
 
 import pytest
-from arena_votes import KEY, answers, vote
+from arena_votes import KEY, responses, vote
 from run_folders import write_run
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
@@ -20,7 +20,7 @@ HOST = "127.0.0.1:8765"
 
 @pytest.fixture
 def arena(tmp_path):
-    return Arena("run", Matches(answers(), ["base", "iteration 1"], KEY), Ballot(tmp_path), KEY, {HOST})
+    return Arena("run", Matches(responses(), ["base", "iteration 1"], KEY), Ballot(tmp_path), KEY, {HOST})
 
 
 @pytest.fixture

@@ -46,25 +46,25 @@ class Matches:
     Prompts to which two policies give the same responses are left out for these two.
 
     Args:
-        answers: for each policy and prompt, the prompt's text and the policy's responses.
+        responses: for each policy and prompt, the prompt's text and the policy's responses.
         policies: the policies to compare, two or more.
         key: the secret that seals are made with.
     """
 
     def __init__(
         self,
-        answers: Mapping[str, Mapping[str, tuple[str, Sequence[str]]]],
+        responses: Mapping[str, Mapping[str, tuple[str, Sequence[str]]]],
         policies: Sequence[str],
         key: bytes,
     ) -> None:
-        self._answers = answers
+        self._responses = responses
         self._key = key
         self._candidates = [
             (prompt, first, second)
             for index, first in enumerate(policies)
             for second in policies[index + 1 :]
-            for prompt in sorted(answers[first].keys() & answers[second].keys())
-            if set(answers[first][prompt][1]) - set(answers[second][prompt][1])
+            for prompt in sorted(responses[first].keys() & responses[second].keys())
+            if set(responses[first][prompt][1]) != set(responses[second][prompt][1])
         ]
 
     def __len__(self) -> int:
@@ -93,8 +93,8 @@ class Matches:
         prompt_id, *policies = draw.choice([match for match in unseen if counts[_match(*match)] == fewest])
         draw.shuffle(policies)
         left, right = policies
-        prompt, responses = self._answers[left][prompt_id]
-        texts = [(a, b) for a in responses for b in self._answers[right][prompt_id][1] if a != b]
+        prompt, responses = self._responses[left][prompt_id]
+        texts = [(a, b) for a in responses for b in self._responses[right][prompt_id][1] if a != b]
         return Shown(secrets.token_hex(16), voter, prompt_id, prompt, (left, right), draw.choice(texts))
 
     def seal(self, shown: Shown) -> str:
@@ -102,7 +102,7 @@ class Matches:
         places = [
             place
             for policy, text in zip(shown.policies, shown.texts, strict=True)
-            for place in (policy, list(self._answers[policy][shown.prompt_id][1]).index(text))
+            for place in (policy, list(self._responses[policy][shown.prompt_id][1]).index(text))
         ]
         content = json.dumps([shown.vote_id, shown.voter, shown.prompt_id, *places]).encode()
         text = base64.urlsafe_b64encode(self._masked(shown.vote_id, content)).decode()
@@ -118,8 +118,8 @@ class Matches:
             vote_id, text, digest = seal.split(".")
             content = json.loads(self._masked(vote_id, base64.urlsafe_b64decode(text)))
             sealed_id, voter, prompt_id, left, k_left, right, k_right = content
-            prompt, responses = self._answers[left][prompt_id]
-            texts = (responses[k_left], self._answers[right][prompt_id][1][k_right])
+            prompt, responses = self._responses[left][prompt_id]
+            texts = (responses[k_left], self._responses[right][prompt_id][1][k_right])
         except (AttributeError, ValueError, KeyError, IndexError, TypeError):
             raise RefusedVote("this pair was not shown by this arena") from None
         given, own = digest.encode("utf-8", "replace"), self._digest(vote_id, text, *texts, prompt).encode()

@@ -43,7 +43,7 @@ def serve(
         from sppo.arena.server import Arena, access_key
     except ImportError as error:
         raise RunError(f"the arena needs {error.name}; pip install 'sppo[arena]'") from error
-    names, answers = run_games.answers([run])
+    names, responses = run_games.held_out_responses([run])
     named = [label(int(name)) if name.isdigit() else name for name in policies or ()]
     chosen = named or ["base", RunReader(run).last_policy().label]
     if set(chosen) - set(names) or len(set(chosen)) < 2:
@@ -51,7 +51,7 @@ def serve(
     home = run / FOLDER
     with RunFolder(home).locked():
         key = _key(home / "key")
-        matches = Matches(dict(zip(names, answers, strict=True)), chosen, key)
+        matches = Matches(dict(zip(names, responses, strict=True)), chosen, key)
         if not len(matches):
             raise RunError(f"{run}: {' and '.join(chosen)} give the same responses to every held-out prompt")
         ballot = Ballot(home)

@@ -27,7 +27,7 @@ def policies(
 
     Args:
         runs: the run folders; the last policy of the last run is the last strategy of the game.
-        compare: the method of the oracle that judges the game.
+        compare: the method of the oracle that compares the responses.
 
     Returns:
         The names of the m policies, their win rates on each prompt, the names of the challengers, and the win rates
@@ -36,7 +36,7 @@ def policies(
     Raises:
         RunError: a run has no evaluated policy, or the runs share no held-out prompt.
     """
-    names, by_policy = answers(runs)
+    names, by_policy = held_out_responses(runs)
     shared = sorted(set.intersection(*map(set, by_policy)))
     if not shared:
         raise RunError(f"{', '.join(map(str, runs))}: these runs have no held-out prompt in common")
@@ -72,7 +72,7 @@ def is_transitive(run: Path) -> bool:
     return RunReader(run).recipe.needed_oracle("the game between policies").is_transitive
 
 
-def answers(runs: Sequence[Path]) -> tuple[list[str], list[dict[str, tuple[str, list[str]]]]]:
+def held_out_responses(runs: Sequence[Path]) -> tuple[list[str], list[dict[str, tuple[str, list[str]]]]]:
     """The names of all evaluated policies of some runs, and for each policy and held-out prompt its responses.
 
     Responses are a mapping from the prompt's id to the text of the prompt and the texts of the responses.

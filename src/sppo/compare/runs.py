@@ -127,7 +127,7 @@ def _recipe(path: Path, side: Entry, common: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"{side.name}: {error}") from None
     if recipe.oracle is None and recipe.evaluation.oracle is None:
         raise RecipeError(
-            f"{side.name}: a comparison needs an oracle to judge it; set oracle or evaluation.oracle"
+            f"{side.name}: a comparison needs an oracle to compare policies by; set oracle or evaluation.oracle"
         )
     return recipe
 

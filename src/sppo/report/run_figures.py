@@ -150,7 +150,9 @@ class RunFigures:
     @property
     def warnings(self) -> list[str]:
         """The guard's alarms of every iteration, and what only several iterations together show."""
-        warnings = [f"Iteration {past.number}: {alarm}" for past in self.evaluated for alarm in past.alarms]
+        warnings = [
+            f"Iteration {policy.number}: {alarm}" for policy in self.evaluated for alarm in policy.alarms
+        ]
         return warnings + trends([iteration.measures for iteration in self.evaluated], self.base.measures)
 
     def _position(self) -> str:
@@ -158,13 +160,11 @@ class RunFigures:
             done = max((STAGES.index(stage) for stage in iteration.records), default=-1)
             for stage in STAGES[done + 1 :]:  # not every algorithm has every stage
                 if stage in ("prompts", "evaluate") or iteration.number:
-                    shards = "{}, {} of {} shards".format(stage, *iteration.shards.get(stage, (0, 0)))
-                    step = (
-                        f", step {iteration.steps[-1].get('step')}"
-                        if stage == "train" and iteration.steps
-                        else ""
-                    )
-                    return f"iteration {iteration.number}: {shards if stage in iteration.shards else stage}{step}"
+                    at = f"iteration {iteration.number}: {stage}"
+                    if stage in iteration.shards:
+                        at += ", {} of {} shards".format(*iteration.shards[stage])
+                    is_training = stage == "train" and iteration.steps
+                    return f"{at}, step {iteration.steps[-1].get('step')}" if is_training else at
         return "the next iteration"
 
 
@@ -235,31 +235,25 @@ def _iteration(run: RunReader, number: int) -> Iteration:
     steps = [{name: value for name, value in line.items() if is_number(value)} for line in run.steps(number)]
     try:
         seconds, counts = summary.seconds(run.folder, number), summary.oracle_counts(run.folder, number)
-    except (
-        TypeError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        ArithmeticError,
-    ):  # another version wrote the lines
+    # another version may have written the lines
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError):
         seconds, counts = {}, {}
     return Iteration(number, records, shards, steps, seconds, counts)
 
 
 def _valid_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
     """An evaluation without the entries that should be numbers or intervals and are not."""
-    valid = dict(measures)
-    for name, value in measures.items():
-        is_rate, is_by_oracle = name.startswith("win_rate_"), name == "by_oracle"
-        if is_by_oracle and isinstance(value, Mapping):
-            valid[name] = {key: rate for key, rate in value.items() if is_interval(rate)}
-        elif (
-            is_by_oracle
-            or (is_rate and not is_interval(value))
-            or (name in _NUMBERS and not is_number(value))
-        ):
-            del valid[name]
-    return valid
+
+    def is_valid(name: str, value: Any) -> bool:
+        if name == "by_oracle":
+            return isinstance(value, Mapping)
+        return (
+            is_interval(value) if name.startswith("win_rate_") else name not in _NUMBERS or is_number(value)
+        )
+
+    valid = {name: value for name, value in measures.items() if is_valid(name, value)}
+    by_oracle = {name: rate for name, rate in valid.get("by_oracle", {}).items() if is_interval(rate)}
+    return valid | ({"by_oracle": by_oracle} if "by_oracle" in valid else {})
 
 
 def _with_alarms(iteration: Iteration, base: Mapping[str, Any], recipe: Recipe | None) -> Iteration:
@@ -268,9 +262,8 @@ def _with_alarms(iteration: Iteration, base: Mapping[str, Any], recipe: Recipe |
     reasons: list[str] = []
     measures = _valid_measures(iteration.measures)
     if iteration.number and recipe is not None:
-        with contextlib.suppress(
-            KeyError, TypeError
-        ):  # an older version recorded less than the guard looks at
+        # an older version recorded less than the guard looks at
+        with contextlib.suppress(KeyError, TypeError):
             reasons = alarms(measures, base, recipe.guard)
     return replace(iteration, records={**iteration.records, "evaluate": measures}, alarms=reasons)
 

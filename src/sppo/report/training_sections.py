@@ -184,9 +184,10 @@ def _throughput(iteration: Iteration) -> list[str]:
     responses, mean_tokens = sampled.get("responses_drawn"), sampled.get("response_tokens")
     tokens = None if responses is None or mean_tokens is None else responses * mean_tokens
     seconds = iteration.seconds.get("sample", 0)
-    rates = [
-        step["response_tokens_per_second"] for step in iteration.steps if "response_tokens_per_second" in step
-    ]
+    rates, memory = (
+        [step[name] for step in iteration.steps if name in step]
+        for name in ("response_tokens_per_second", "peak_memory_gb")
+    )
     return [
         str(iteration.number),
         number(responses, 0),
@@ -194,12 +195,7 @@ def _throughput(iteration: Iteration) -> list[str]:
         number(tokens / seconds if tokens and seconds else None, 0),
         number(iteration.records.get("select", {}).get("trained_responses"), 0),
         number(float(np.mean(rates)) if rates else None, 0),
-        number(
-            max(
-                (step["peak_memory_gb"] for step in iteration.steps if "peak_memory_gb" in step), default=None
-            ),
-            2,
-        ),
+        number(max(memory, default=None), 2),
     ]
 
 
