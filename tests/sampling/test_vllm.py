@@ -290,13 +290,14 @@ def test_a_kept_engine_that_does_not_fit_is_replaced(tmp_path, tokenizer, prompt
 
 
 def test_a_whole_run(tmp_path):
+    """The trainer's log-probabilities agree in the second iteration too, whose policy was loaded into the running engine."""
     recipe = {
-        "iterations": 1,
+        "iterations": 2,
         "policy": {"model": "tinyworld"},
-        "prompts": {"train": {"source": "tinyworld/train", "limit": 20}, "held_out": 4},
+        "prompts": {"train": {"source": "tinyworld/train", "limit": 40}, "held_out": 4},
         "sampling": {"engine": "vllm", "k": 3, "max_new_tokens": 60, "engine_args": ENGINE_ARGS},
         "oracle": {"type": "panel"},
-        "training": {"learning_rate": 1e-4, "batch_prompts": 8},
+        "training": {"learning_rate": 1e-3, "batch_prompts": 8},
         "evaluation": {"responses": 2},
         "guard": {"on_failure": "keep"},
     }
@@ -305,17 +306,20 @@ def test_a_whole_run(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert len(summary["iterations"]) == 1
-    (answers,) = (tmp_path / "run/iter-1/responses").glob("part-*.parquet")
-    (selected,) = (tmp_path / "run/iter-1/training").glob("part-*.parquet")
-    drawn = {row["prompt_id"]: row["responses"] for row in read_shard(answers).to_pylist()}
-    deviations = [
-        abs(response["opponent_log_prob"] - drawn[row["prompt_id"]][response["k"]]["log_prob"])
-        / len(response["token_ids"])
-        for row in read_shard(selected).to_pylist()
-        for response in row["responses"]
-    ]
-    assert deviations and max(deviations) < 1e-4
+    assert len(summary["iterations"]) == 2
+    for iteration in (1, 2):
+        folder = tmp_path / f"run/iter-{iteration}"
+        (answers,) = (folder / "responses").glob("part-*.parquet")
+        (selected,) = (folder / "training").glob("part-*.parquet")
+        drawn = {row["prompt_id"]: row["responses"] for row in read_shard(answers).to_pylist()}
+        deviations = [
+            abs(response["opponent_log_prob"] - drawn[row["prompt_id"]][response["k"]]["log_prob"])
+            / len(response["token_ids"])
+            for row in read_shard(selected).to_pylist()
+            for response in row["responses"]
+        ]
+        assert deviations
+        assert max(deviations) < 1e-4
 
 
 def said(log):
