@@ -272,7 +272,7 @@ class _Responding:
         if response is None:
             return {"text": "", "token_ids": [], "finish_reason": "no_room"}
         return {
-            "text": self.policy.chat.decode(response.token_ids),
+            "text": self.policy.chat.answer(self.policy.chat.decode(response.token_ids)) or "",
             "token_ids": response.token_ids,
             "finish_reason": response.finish_reason,
         }
@@ -281,7 +281,10 @@ class _Responding:
         """The conversation so far as token ids; None where no room is left for a response."""
         messages: list[Message] = []
         for asked, said in zip(question.turns, choice["turns"], strict=False):
-            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said["text"]}]
+            messages += [
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": said["text"], "token_ids": said["token_ids"]},
+            ]
         messages.append({"role": "user", "content": question.turns[len(choice["turns"])]})
         ids = self._render(question, messages)
         return ids if len(ids) <= self.room else None

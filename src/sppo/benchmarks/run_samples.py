@@ -210,7 +210,7 @@ class _PolicyShare:
             "number": number,
             "policy": self.participants[self.number].name,
             "token_ids": response.token_ids,
-            "text": stop_strings.trim(chat.decode(response.token_ids)),
+            "text": chat.answer(stop_strings.trim(chat.decode(response.token_ids))) or "",
             "finish_reason": response.finish_reason,
             "log_prob": response.log_prob,
         }

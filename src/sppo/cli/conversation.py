@@ -58,5 +58,5 @@ def converse(
         responses += 1
         sampled = sampler.sample([prompt], [("chat", randomness.seed(text, responses))], 1)[0][0]
         response = chat.decode(sampled.token_ids)
-        messages = [*asked, {"role": "assistant", "content": response}]
+        messages = [*asked, {"role": "assistant", "content": response, "token_ids": sampled.token_ids}]
         terminal.say(response + (" [truncated]" if sampled.finish_reason == "length" else ""), "green")

@@ -1,6 +1,7 @@
 """The recipe sections of a run's inputs: the base policy pi_1 and the prompts x."""
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -22,10 +23,44 @@ class Policy(Section):
     """Round the weights to 4 bits in every stage (QLoRA); needs training.adapter."""
     chat_template: str | None = None
     """A jinja file that replaces the tokenizer's own template."""
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further variables of the chat template, e.g. `{enable_thinking: false}`."""
+    template_date: str | None = None
+    """The date, as YYYY-MM-DD, that the chat template writes as today's; None takes the clock's."""
+    thought: tuple[str, str] | None = None
+    """Texts that begin and end a thought, e.g. `["<think>", "</think>"]`; oracles and benchmarks do not read thoughts."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model."""
     parameters: float | None = Field(None, gt=0)
     """Number of parameters, for --dry-run before the model is downloaded."""
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _is_date(cls, value: Any) -> Any:
+        try:
+            return value if value is None else date.fromisoformat(str(value)).isoformat()
+        except ValueError:
+            raise ValueError("must be a date such as 2024-07-26") from None
+
+    @field_validator("thought")
+    @classmethod
+    def _is_thought(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and (not all(map(str.strip, value)) or value[0] == value[1]):
+            raise ValueError("must be two different texts, such as ['<think>', '</think>']")
+        return value
+
+    @property
+    def template_settings(self) -> dict[str, Any]:
+        """The arguments of `sppo.policy.chat_format.load` that say how conversations are written and responses read."""
+        return {name: getattr(self, name) for name in _TEMPLATE}
+
+    @property
+    def changed_template_settings(self) -> dict[str, Any]:
+        """Those of the template's settings beside its file that are not the defaults, as plain values."""
+        return self.model_dump(mode="json", include=_TEMPLATE - {"chat_template"}, exclude_defaults=True)
+
+
+_TEMPLATE = {"chat_template", "template_arguments", "template_date", "thought"}
 
 
 class PromptSource(Section):

@@ -202,7 +202,7 @@ class Evaluate(ShardedStage):
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
         """The statistics of the responses, and the measures of the comparisons."""
         responses = self.responses.files.shards()
-        statistics = response_statistics(responses, self.run.models.chat.end_of_turn)
+        statistics = response_statistics(responses, self.run)
         return {**statistics, **(self._measures(responses, shards) if self.opponents else {})}
 
     def _measures(self, responses: Sequence[Path], comparisons: Sequence[Path]) -> dict[str, Any]:

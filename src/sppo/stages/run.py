@@ -4,6 +4,7 @@ An identity is what a stage's fingerprint holds of an input. Each is computed on
 transformers, so that a finished run is recognised at once.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,7 +70,10 @@ class Run:
         recipe = self.recipe
         return {
             "sampling": recipe.sampling.model_dump(),
-            "policy": recipe.policy.model_dump(include={"dtype", "attn_implementation", "quantization"}),
+            "policy": {
+                **recipe.policy.model_dump(include={"dtype", "attn_implementation", "quantization"}),
+                **recipe.policy.changed_template_settings,
+            },
             "seed": recipe.seed,
         }
 
@@ -94,7 +98,9 @@ class Run:
         files = [folder / name for name in names if (folder / name).is_file()]
         if self.recipe.policy.chat_template is not None:
             files.append(Path(self.recipe.policy.chat_template))
-        return ",".join(file_digest(path) for path in files)
+        changed = self.recipe.policy.changed_template_settings
+        digests = [file_digest(path) for path in files]
+        return ",".join([*digests, json.dumps(changed, sort_keys=True)] if changed else digests)
 
     @cached_property
     def length_limits(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class DrawResponses:
                 [
                     ResponseRecord(
                         response.token_ids,
-                        stop_strings.trim(models.chat.decode(response.token_ids)),
+                        models.chat.answer(stop_strings.trim(models.chat.decode(response.token_ids))) or "",
                         response.finish_reason,
                         response.log_prob,
                         response.token_log_probs,
@@ -110,37 +110,47 @@ class Sample(ShardedStage):
 
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
         """Lengths, endings and repetition of the responses."""
-        return response_statistics(shards, self.run.models.chat.end_of_turn)
+        return response_statistics(shards, self.run)
 
 
-def response_statistics(shards: Sequence[Path], end_of_turn: int) -> dict[str, Any]:
+def response_statistics(shards: Sequence[Path], run: Run) -> dict[str, Any]:
     """Count the responses in some shards, and average their lengths, endings and repetition.
 
     Args:
         shards: files of responses.
-        end_of_turn: the token that ends a response in the chat template.
+        run: the run, whose terminal is told of thoughts without an end.
 
     Returns:
         `responses_drawn`: the number of responses; `response_tokens`: their mean length; `truncated_share`: the share
         that reached the length limit; `missing_end_of_turn`: the number that ended with another token; `repetition`:
-        the mean share of their 4-grams that are repeats.
+        the mean share of their 4-grams that are repeats. With `policy.thought` also `unfinished_thoughts`: the number
+        that end within a thought, so that oracles read an empty text.
     """
+    chat = run.models.chat
 
     def responses() -> Iterator[ResponseRecord]:
         for path in shards:
             for row in read_rows(path, ResponsesRow):
                 yield from row.responses
 
-    count = tokens = truncated = other_end = 0
+    count = tokens = truncated = other_end = unfinished = 0
     repeated = 0.0
     for response in responses():
         ids = response.token_ids
         count += 1
         tokens += len(ids)
         truncated += response.finish_reason == "length"
-        other_end += response.finish_reason == "stop" and ids[-1] != end_of_turn
+        other_end += response.finish_reason == "stop" and ids[-1] != chat.end_of_turn
+        unfinished += chat.answer(chat.decode(ids)) is None
         repeated += repetition(ids)
+    if unfinished:
+        run.terminal.say(
+            f"warning: {unfinished} of {count} responses end within a thought, and oracles read them as empty; raise"
+            " sampling.max_new_tokens, or see whether policy.thought names the texts that the policy writes",
+            "yellow",
+        )
     return {
+        **({} if chat.thought is None else {"unfinished_thoughts": unfinished}),
         "responses_drawn": count,
         "response_tokens": tokens / count,
         "truncated_share": truncated / count,
