@@ -180,6 +180,9 @@ def test_another_held_out_oracle_makes_the_evaluation_stale_alone(inputs, algori
     [
         ("seed", 7, "prompts"),
         ("policy.dtype", "bfloat16", "sample"),
+        ("policy.template_arguments", {"enable_thinking": False}, "prompts"),
+        ("policy.template_date", "2024-07-26", "prompts"),
+        ("policy.thought", ["<think>", "</think>"], "sample"),
         ("sampling.temperature", 0.5, "sample"),
         ("sampling.max_new_tokens", 8, "prompts"),
         ("training.truncated_responses", "train", "select"),
@@ -191,7 +194,7 @@ def test_a_changed_value_makes_its_stage_and_all_after_it_stale(inputs, algorith
     before = fingerprints(inputs, algorithm)
     found = changed(before, fingerprints(inputs, algorithm, **{key: value}))
     order = ["prompts", *SAMPLED]
-    if key == "sampling.temperature" and algorithm in WITHOUT_SAMPLES:
+    if key in ("sampling.temperature", "policy.thought") and algorithm in WITHOUT_SAMPLES:
         first = "respond"  # nothing is sampled before
     after = order[order.index(first) :]
     for number, name in stages(algorithm, [name for name in after if name not in ("prompts",)]):

@@ -265,7 +265,7 @@ def load(
     system: Literal["template", "merge"] = "template",
     template_arguments: Mapping[str, Any] | None = None,
     template_date: str | None = None,
-    thought: tuple[str, str] | None = None,
+    thought: Sequence[str] | None = None,
 ) -> ChatFormat:
     """Load the chat format of a model folder or hub name.
 
@@ -316,7 +316,10 @@ def load(
             "the policy may write thoughts, which oracles and benchmarks read as a part of its responses; set"
             f" policy.thought: [{', '.join(map(repr, _THINK))}] to leave them out"
         )
-    marks = None if thought is None else Thought(*thought, opened=prompt.rstrip().endswith(thought[0]))
+    marks = None
+    if thought is not None:
+        start, end = thought
+        marks = Thought(start, end, opened=prompt.rstrip().endswith(start))
     stop_ids = tuple(sorted({end_of_turn, *declared}))
     return ChatFormat(tokenizer, template, end_of_turn, stop_ids, system, marks, tuple(notes))
 

@@ -7,6 +7,7 @@ be given to a command with ``--set``.
 
 import contextlib
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from sppo.rundir.shards import file_digest
 KEYS = (
     "policy.trust_remote_code",
     "policy.chat_template",
+    "policy.template_arguments",
+    "policy.template_date",
+    "policy.thought",
     "policy.attn_implementation",
     "policy.revision",
     "prompts.system",
@@ -74,10 +78,12 @@ class OpenPolicy:
     def digest(self) -> str:
         """SHA-256 of all that the policy's responses depend on: its files, and a template or system setting of its own."""
         files, template = policies.digest(self.folder), self.settings.chat_template
-        if template is None and self.system == "template":
+        others = self.settings.changed_template_settings
+        if template is None and self.system == "template" and not others:
             return files
         own = "" if template is None else file_digest(Path(template))
-        return hashlib.sha256(f"{files}\0{own}\0{self.system}".encode()).hexdigest()
+        written = json.dumps(others, sort_keys=True) if others else ""
+        return hashlib.sha256(f"{files}\0{own}\0{self.system}{written}".encode()).hexdigest()
 
     def merged(self, dtype: str) -> Any:
         """The policy as one ordinary model on the CPU; an adapter is merged into its base."""
@@ -152,9 +158,9 @@ def load_chat(folder: Path, policy: Policy, system: Literal["template", "merge"]
     return chat_format.load(
         str(policies.tokenizer_folder(folder, trust_remote_code=trust)),
         config=str(policies.config_folder(folder, trust_remote_code=trust)),
-        chat_template=policy.chat_template,
         trust_remote_code=trust,
         system=system,
+        **policy.template_settings,
     )
 
 

@@ -27,7 +27,7 @@ class Policy(Section):
     """Further variables of the chat template, e.g. `{enable_thinking: false}`."""
     template_date: str | None = None
     """The date, as YYYY-MM-DD, that the chat template writes as today's; None takes the clock's."""
-    thought: tuple[str, str] | None = None
+    thought: list[str] | None = Field(None, min_length=2, max_length=2)
     """Texts that begin and end a thought, e.g. `["<think>", "</think>"]`; oracles and benchmarks do not read thoughts."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model."""
@@ -44,7 +44,7 @@ class Policy(Section):
 
     @field_validator("thought")
     @classmethod
-    def _is_thought(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+    def _is_thought(cls, value: list[str] | None) -> list[str] | None:
         if value is not None and (not all(map(str.strip, value)) or value[0] == value[1]):
             raise ValueError("must be two different texts, such as ['<think>', '</think>']")
         return value

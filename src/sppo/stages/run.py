@@ -98,7 +98,8 @@ class Run:
         files = [folder / name for name in names if (folder / name).is_file()]
         if self.recipe.policy.chat_template is not None:
             files.append(Path(self.recipe.policy.chat_template))
-        changed = self.recipe.policy.changed_template_settings
+        settings = self.recipe.policy.changed_template_settings
+        changed = {name: value for name, value in settings.items() if name != "thought"}
         digests = [file_digest(path) for path in files]
         return ",".join([*digests, json.dumps(changed, sort_keys=True)] if changed else digests)
 
