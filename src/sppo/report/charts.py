@@ -33,7 +33,6 @@ MAX_CURVE_POINTS = 200
 """A curve through training has at most this many points; more steps are averaged in bins."""
 MAX_MARKED_POINTS = 20
 """A curve of at most this many points has a marker on each, so that a single point can be seen."""
-MAX_INTEGER_TICKS = 12
 
 
 @dataclass(frozen=True)
@@ -164,14 +163,10 @@ def lines(
         for place in breaks:
             axes.axvline(place, color=INK, linewidth=0.6, linestyle=(0, (1, 3)))
         axes.set(xlabel=x, ylabel=y)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if is_curve:
             return [point for number, line in enumerate(series) for point in _draw_line(axes, number, line)]
-        axes.margins(x=0.12)
-        iterations = sorted({int(place) for line in series for place in line.x})
-        if len(iterations) <= MAX_INTEGER_TICKS:
-            axes.set_xticks(iterations)
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(min(min(line.x) for line in series) - 0.5, max(max(line.x) for line in series) + 0.5)
         # series that share an iteration stand side by side, so that no interval hides another
         shifts = 0.06 * (np.arange(len(series)) - (len(series) - 1) / 2)
         drawn = zip(range(len(series)), series, shifts.tolist(), strict=True)

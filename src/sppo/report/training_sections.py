@@ -8,7 +8,7 @@ import numpy as np
 from sppo.report import charts
 from sppo.report.charts import Chart, Line, Table
 from sppo.report.run_figures import Iteration, RunFigures
-from sppo.report.sections import Section, counted, number, signed
+from sppo.report.sections import Section, number, signed
 
 Step = tuple[int, Mapping[str, Any]]
 EDGE = 0.1
@@ -107,9 +107,7 @@ def _curves(
     if not lines:
         return None
     thin = " Steps are averaged in bins." if len(steps) > charts.MAX_CURVE_POINTS else ""
-    caption = (
-        f"{_last_iteration(chart, last)} {chart.meaning} {counted(len(steps), 'step')} were logged.{thin}"
-    )
+    caption = f"{_last_iteration(chart, last)} {chart.meaning} Steps logged: {len(steps)}.{thin}"
     return charts.lines(
         f"{prefix}-{chart.id}",
         chart.title,
