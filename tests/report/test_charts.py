@@ -65,7 +65,9 @@ def test_a_single_point_has_a_marker_and_a_long_curve_has_none(is_curve):
     assert not is_curve or (markers(1) > 0 and grid_and_ticks < 40)
 
 
-@pytest.mark.parametrize(("iterations", "ticks"), [([1], ["1"]), ([1, 2], ["1", "2"]), ([1, 3], ["1", "2", "3"])])
+@pytest.mark.parametrize(
+    ("iterations", "ticks"), [([1], ["1"]), ([1, 2], ["1", "2"]), ([1, 3], ["1", "2", "3"])]
+)
 def test_the_ticks_of_iterations_are_integers(iterations, ticks):
     chart = lines("one", "T", "C", [Line("a", iterations, [0.5] * len(iterations))], x="iteration", y="y")
     labels = re.findall(r'id="one-xtick_\d+".*?<text[^>]*>([^<]*)</text>', chart.svg, re.DOTALL)
