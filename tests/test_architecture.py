@@ -12,7 +12,18 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 LAYERS = {
     1: {"objectives", "winrates", "selection", "randomness", "game"},
-    2: {"recipe", "prompts", "policy", "endpoint", "rundir", "progress", "tinyworld", "algorithms"},
+    2: {
+        "recipe",
+        "prompts",
+        "policy",
+        "endpoint",
+        "rundir",
+        "progress",
+        "tinyworld",
+        "algorithms",
+        "benchmarks.ifeval.constraints",
+        "benchmarks.ifeval.languages",
+    },
     3: {"sampling", "oracle", "training", "benchmarks.head_to_head.score"},
     4: {"stages", "executors", "selfplay", "cost", "dry_run"},
     5: {"report", "compare", "arena", "benchmarks"},

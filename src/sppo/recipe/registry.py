@@ -39,6 +39,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "reward_model": "sppo.oracle.reward_model:RewardModelOracle",
         "general_preference": "sppo.oracle.general_preference:GeneralPreferenceOracle",
         "judge": "sppo.oracle.judge:JudgeOracle",
+        "verifiable": "sppo.oracle.verifiable:VerifiableOracle",
         "length_controlled": "sppo.oracle.wrappers:LengthControlledOracle",
         "length_matched": "sppo.oracle.wrappers:LengthMatchedOracle",
         "near_tie": "sppo.oracle.wrappers:NearTieOracle",
@@ -58,6 +59,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "arena-hard": "sppo.benchmarks.arena_hard.command:ArenaHard",
         "mt-bench": "sppo.benchmarks.mt_bench.command:MtBench",
         "open-llm": "sppo.benchmarks.open_llm.command:OpenLlm",
+        "ifeval": "sppo.benchmarks.ifeval.command:IFEval",
     },
 }
 """The names that come with this package, in the order in which they are listed to people."""

@@ -1,0 +1,1 @@
+"""IFEval: instructions whose keeping a program can check."""
