@@ -209,7 +209,7 @@ def test_what_is_no_reward_model(reward_folder, tmp_path, tiny_model):
         reward_folder, tmp_path / "two", id2label=labels, label2id={v: int(k) for k, v in labels.items()}
     )
     with pytest.raises(
-        OracleError, match=r"gives 2 scores \(num_labels\) per response; a reward model has one"
+        OracleError, match=r"gives 2 scores \(num_labels\) per response, but a reward model gives one"
     ):
         RewardModel.from_pretrained(two)
     causal = changed(tiny_model("llama-3"), tmp_path / "causal", id2label={"0": "x"}, label2id={"x": 0})

@@ -5,23 +5,22 @@ GPM (arXiv:2410.02197, ICML 2025). With :math:`v_i` the embedding of response i 
 .. math::
     s_{ij} = \sum_k \lambda_k(x) (v_i[2k]\, v_j[2k+1] - v_i[2k+1]\, v_j[2k]), \qquad P_{ij} = \sigma(s_{ij}/\tau),
 
-so a response costs one forward pass, and yet preferences may run in circles. In the published folders
-(`general-preference/GPM-Llama-3.1-8B`, `GPM-Gemma-2B`) the weights of the causal language model stand beside
-`value_head.weight` [d, H], which makes v of the last hidden state, and where :math:`\lambda` depends on the prompt,
-`prompt_head.weight` [d/2, H]: :math:`\lambda` is the softmax of its product with the hidden state at the end of the
-user's turn. Without it :math:`\lambda = 1`. Embeddings are scaled to length 1, as the authors' example does.
+so a response costs one forward pass, and yet preferences may run in circles. The published folders
+(`general-preference/GPM-Llama-3.1-8B`, `GPM-Gemma-2B`) hold two heads beside the weights of the causal language model.
+`value_head.weight` [d, H] maps the last hidden state to v. Where :math:`\lambda` depends on the prompt, it is the softmax
+of `prompt_head.weight` [d/2, H] times the hidden state at the end of the user's turn; without this head
+:math:`\lambda = 1`. Embeddings are scaled to length 1, as in the authors' example.
 
-The ids are those that the models were trained on: the template's text encoded with the tokenizer's own special tokens
-around it (a Llama has its BOS twice), the last id replaced by EOS. Departs in one point: :math:`\lambda` is
-the mean over the responses, which differ by rounding only, where the authors take the first of a pair's.
+Token ids are made as in the models' training: the template's text is encoded with the tokenizer's own special tokens
+around it, so that a Llama has its BOS twice, and the last id is replaced by EOS. One point departs from the authors:
+:math:`\lambda` is the mean over the responses, which differ by rounding only, where the authors take that of the first.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -29,12 +28,19 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from scipy.special import expit
 
-from sppo.oracle import OracleError
-from sppo.oracle.model_folder import ModelOracle, oracle_folder, refuse_missing
-from sppo.oracle.reward_model import encoded, padded
-from sppo.oracle.transcript import Transcript, batches, load_tokenizer, padding_for, token_limit
+from sppo.oracle import OracleError, Preferences, Prompts, Responses
+from sppo.oracle.model_folder import ScoringOracle, oracle_folder, refuse_missing
+from sppo.oracle.transcript import (
+    EncodesTexts,
+    Transcript,
+    batches,
+    encoded,
+    load_tokenizer,
+    padded,
+    padding_for,
+    token_limit,
+)
 from sppo.policy import load as policy
-from sppo.recipe.oracle import Text
 from sppo.winrates import Array
 
 if TYPE_CHECKING:
@@ -43,39 +49,31 @@ if TYPE_CHECKING:
 VALUE_HEAD, PROMPT_HEAD = "value_head.weight", "prompt_head.weight"
 
 
-class GeneralPreferenceOracle(ModelOracle):
+class GeneralPreferenceOracle(ScoringOracle):
     """A general preference model (arXiv:2410.02197): skew-symmetric embeddings, so preferences may be cyclic."""
 
-    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
-
     type: Literal["general_preference"] = "general_preference"
-    model: str = Field(min_length=1, description="a folder or hub name")
-    revision: str | None = None
-    tau: float = Field(0.1, gt=0, description="temperature: P = sigma(s / tau)")
-    normalized: bool = Field(
-        True, description="embeddings scaled to length 1, as the released models are used"
-    )
-    text: Text = Field("prompt", description="what it sees as the user's message: plain or templated")
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens: int | None = Field(None, ge=8, description="of prompt and response; None: what it holds")
-    batch_tokens: int = Field(16384, ge=1, description="computed side by side, padding included")
+    tau: float = Field(0.1, gt=0)
+    """The temperature: P = sigma(s / tau)."""
+    normalized: bool = True
+    """Scale embeddings to length 1, as the released models are used."""
 
     def load(self) -> GeneralPreference:
         """The general preference model, loaded."""
         return GeneralPreference.from_pretrained(**self.model_dump(exclude={"type", "text"}))
 
 
-class GeneralPreference:
-    r"""A general preference model. Made by :meth:`from_pretrained`.
+class GeneralPreference(EncodesTexts):
+    r"""A general preference model, loaded by :meth:`from_pretrained`.
 
     Args:
         backbone: a causal language model without its head, in evaluation mode.
         value_head: [d, H], d even.
         prompt_head: [d/2, H]; None: every :math:`\lambda_k` is 1.
-        transcript: makes its token ids.
-        tau: temperature.
-        normalized: scale embeddings to length 1.
-        batch_tokens: computed side by side, padding included. No answer depends on it but for rounding.
+        transcript: encodes texts for the model.
+        tau: the temperature.
+        normalized: whether embeddings are scaled to length 1.
+        batch_tokens: tokens computed side by side, padding included; changes answers by rounding only.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class GeneralPreference:
         """Load a folder or a model of the hub; the heads are always float32.
 
         Raises:
-            OracleError: it does not load, or has no heads of fitting shapes.
+            OracleError: the model does not load, or has no heads of fitting shapes.
         """
         import torch
         from transformers import AutoModel
@@ -129,7 +127,9 @@ class GeneralPreference:
         except Exception as error:  # transformers raises what it meets
             raise OracleError(f"{name}: does not load as a language model: {error}") from error
         refuse_missing(name, [*report["missing_keys"], *report["mismatched_keys"]])
-        value_head, prompt_head = _fitting(name, heads, backbone.config.get_text_config().hidden_size)
+        value_head, prompt_head = _of_fitting_shapes(
+            name, heads, backbone.config.get_text_config().hidden_size
+        )
         tokenizer = load_tokenizer(folder)
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
             raise OracleError(f"{name}: its tokenizer has no chat template or no EOS; a GPM needs both")
@@ -145,14 +145,7 @@ class GeneralPreference:
             batch_tokens=batch_tokens,
         )
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Counts of texts: encoded, truncated, and with special tokens written out in them."""
-        return dict(vars(self.transcript.counts))
-
-    def compare(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
+    def compare(self, prompts: Prompts, responses: Responses) -> Preferences:
         """Like :meth:`sppo.oracle.Oracle.compare`.
 
         Raises:
@@ -160,10 +153,8 @@ class GeneralPreference:
         """
         return np.asarray(expit(self.scores(prompts, responses) / self.tau))
 
-    def scores(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
-        """s, skew-symmetric.
+    def scores(self, prompts: Prompts, responses: Responses) -> Preferences:
+        """The skew-symmetric s of each pair.
 
         Raises:
             OracleError: as :meth:`compare` does.
@@ -180,9 +171,9 @@ class GeneralPreference:
         return np.asarray(product - product.swapaxes(-1, -2))
 
     def _embeddings(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+        self, prompts: Prompts, responses: Responses
     ) -> tuple[Float[Array, "prompts K d"], Float[Array, "prompts half"]]:
-        """v of each response, and lambda of each prompt."""
+        """The embedding v of each response, and the scales lambda of each prompt."""
         import torch
 
         rows = encoded(self.transcript, prompts, responses)
@@ -201,7 +192,7 @@ class GeneralPreference:
             inputs = padded(part, padding, self.backbone.device)
             hidden = self.backbone(**inputs, use_cache=False).last_hidden_state.float()
             row_numbers = torch.arange(len(part), device=hidden.device)
-            last = inputs["attention_mask"].sum(-1) - 1
+            last = inputs["attention_mask"].sum(-1) - 1  # padding is on the right
             values[batch] = (hidden[row_numbers, last] @ self.value_head.T).cpu().numpy()
             if self.prompt_head is not None:
                 end = torch.tensor([min(ends[index // k], len(rows[index].ids)) - 1 for index in batch])
@@ -214,7 +205,7 @@ class GeneralPreference:
 
 
 def _heads(folder: Path) -> dict[str, Tensor]:
-    """The weights beside the language model's."""
+    """The heads among the weights of a folder, by name."""
     heads = {}
     try:
         for file in sorted(folder.glob("*.safetensors")):
@@ -226,7 +217,7 @@ def _heads(folder: Path) -> dict[str, Tensor]:
     return heads
 
 
-def _fitting(name: str, heads: dict[str, Tensor], hidden: int) -> tuple[Tensor, Tensor | None]:
+def _of_fitting_shapes(name: str, heads: dict[str, Tensor], hidden: int) -> tuple[Tensor, Tensor | None]:
     value, prompt = heads.get(VALUE_HEAD), heads.get(PROMPT_HEAD)
     if value is None:
         raise OracleError(f"{name}: has no {VALUE_HEAD}; it is not a general preference model")

@@ -52,39 +52,30 @@ class JudgeOracle(OracleSection):
 
     type: Literal["judge"] = "judge"
     endpoint: EndpointConfig
-    template: str | None = Field(
-        None,
-        min_length=1,
-        description="a jinja file with prompt, response_a, response_b; None: the package's own template",
-    )
-    system: str | None = Field(None, min_length=1, description="a system message")
-    verdict: Literal["logprobs", "samples"] = Field(
-        "logprobs",
-        description="how the verdict is read: from the probabilities of the tokens A, B, C, or from verdicts written out",
-    )
-    min_mass: float = Field(
-        0.5, gt=0, le=1, description="logprobs: the least probability that A, B and C must have together"
-    )
-    samples: int = Field(1, ge=1, le=1000, description="samples: verdicts for each order of a pair")
-    temperature: float = Field(1.0, ge=0, description="samples: the judge's temperature")
-    max_tokens: int = Field(1024, ge=1, description="samples: the most tokens of a verdict")
-    parse_retries: int = Field(
-        2, ge=0, le=100, description="samples: how often an unreadable verdict is asked for again"
-    )
-    unread: Literal["error", "other_order", "leave_out_pair", "leave_out_prompt"] = Field(
-        "error",
-        description="what to do where an order of a pair has no verdict: stop, take the other order's, or leave the"
-        " pair or the whole prompt out",
-    )
-    max_left_out_share: float = Field(
-        0.05, ge=0, le=1, description="the share of pairs that may be left out before the oracle stops"
-    )
-    opponents: int | None = Field(
-        None,
-        ge=1,
-        description="the number of other responses that each is compared with in annotation; None: all",
-    )
-    text: Text = Field("prompt", description="the form of the prompt that it sees: plain or templated")
+    template: str | None = Field(None, min_length=1)
+    """A jinja file with prompt, response_a and response_b; None takes the package's own template."""
+    system: str | None = Field(None, min_length=1)
+    """A system message."""
+    verdict: Literal["logprobs", "samples"] = "logprobs"
+    """How the verdict is read: from the probabilities of the tokens A, B and C, or from verdicts written out."""
+    min_mass: float = Field(0.5, gt=0, le=1)
+    """logprobs: the least probability that A, B and C must have together."""
+    samples: int = Field(1, ge=1, le=1000)
+    """samples: the number of verdicts for each order of a pair."""
+    temperature: float = Field(1.0, ge=0)
+    """samples: the judge's temperature."""
+    max_tokens: int = Field(1024, ge=1)
+    """samples: the most tokens of a reply, a thought included."""
+    parse_retries: int = Field(2, ge=0, le=100)
+    """samples: how often an unreadable verdict is asked for again."""
+    unread: Literal["error", "other_order", "leave_out_pair", "leave_out_prompt"] = "error"
+    """What to do where an order of a pair has no verdict: stop, take the other order's, or leave the pair or prompt out."""
+    max_left_out_share: float = Field(0.05, ge=0, le=1)
+    """The share of pairs that may be left out before the oracle stops."""
+    opponents: int | None = Field(None, ge=1)
+    """The number of other responses that annotation compares each response with; None compares with all."""
+    text: Text = "prompt"
+    """The form in which the judge sees prompts: plain or templated."""
 
     def load(self) -> "Judge":
         """The judge, ready to ask.

@@ -1,25 +1,28 @@
-"""What oracles with a model in a folder or on the hub have in common: a name, weights, and a GPU that holds them."""
+"""What oracles that compute with a model of their own share: its name, its weights, and their settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from sppo.oracle import OracleError, OracleSection
 from sppo.policy import load as policies
+from sppo.recipe.oracle import Text
 
 
 class ModelOracle(OracleSection):
-    """An oracle that computes with a model of its own, found by `model`, a folder or a hub name."""
+    """An oracle that computes with a model of its own; `model` is a folder or a hub name."""
 
     model: str
 
     @property
     def folder(self) -> Path:
-        """The folder that `model` names, where it names one."""
+        """The folder that `model` names, if it names one."""
         return Path(self.model)
 
     def identity(self) -> dict[str, Any]:
-        """The settings, and a digest of the weights where they lie in a folder."""
+        """The settings, and a digest of the weights if they lie in a folder."""
         folder = self.folder
         return super().identity() | {"weights": policies.digest(folder) if folder.is_dir() else None}
 
@@ -30,8 +33,25 @@ class ModelOracle(OracleSection):
 
     @property
     def holds_a_model(self) -> bool:
-        """True: the model is its own."""
+        """True."""
         return True
+
+
+class ScoringOracle(ModelOracle):
+    """An oracle whose model reads each response by itself."""
+
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+
+    model: str = Field(min_length=1)
+    """A folder or a hub name."""
+    revision: str | None = None
+    text: Text = "prompt"
+    """The form in which the model sees prompts, as the user's message: plain or templated."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tokens: int | None = Field(None, ge=8)
+    """The most tokens of a prompt and response; None takes what the model holds."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Tokens that are computed side by side, padding included; changes answers by rounding only."""
 
 
 def oracle_folder(model: str, revision: str | None, trust_remote_code: bool = False) -> Any:
@@ -47,14 +67,14 @@ def oracle_folder(model: str, revision: str | None, trust_remote_code: bool = Fa
 
 
 def refuse_missing(name: str, missing: Sequence[Any]) -> None:
-    """Refuse a model with weights that its files do not hold.
+    """Refuse a model whose files lack some of its weights.
 
     Raises:
-        OracleError: there are some.
+        OracleError: weights are missing.
     """
     if missing:
         shown = ", ".join(sorted(map(str, missing))[:4])
         raise OracleError(
             f"{name}: {len(missing)} weights are missing or of a wrong shape: {shown}; they would be random."
-            " Is it a model of this type?"
+            " Check that it is a model of this type"
         )

@@ -60,21 +60,18 @@ class PairRMOracle(ModelOracle):
     settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_pairs", "opponents"})
 
     type: Literal["pairrm"] = "pairrm"
-    model: str = Field("llm-blender/PairRM", min_length=1, description="a folder, a hub name, or `tinyworld`")
+    model: str = Field("llm-blender/PairRM", min_length=1)
+    """A folder, a hub name, or `tinyworld`."""
     revision: str | None = None
-    probability: Probability = Field(
-        "pairwise", description="pairwise: the paper; averaged: the released code (transitive)"
-    )
-    text: Text = Field("prompt", description="what it sees as the prompt: plain or templated")
+    probability: Probability = "pairwise"
+    """How P is made from both orders: pairwise as in the paper, calibrated, or averaged as in the released code."""
+    text: Text = "prompt"
+    """The form in which PairRM sees prompts: plain or templated."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    batch_pairs: int | None = Field(
-        None, ge=1, description="ordered pairs side by side; None: as the device and the model's size suggest"
-    )
-    opponents: int | None = Field(
-        None,
-        ge=1,
-        description="annotation compares each response with so many of the others, drawn by the seed; None: all",
-    )
+    batch_pairs: int | None = Field(None, ge=1)
+    """Ordered pairs that are computed side by side; None chooses by the device and the model's size."""
+    opponents: int | None = Field(None, ge=1)
+    """The number of other responses, drawn by the seed, that annotation compares each response with; None: all."""
 
     @model_validator(mode="after")
     def _averaged_over_all(self) -> PairRMOracle:

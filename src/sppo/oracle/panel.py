@@ -37,13 +37,13 @@ class PanelOracle(OracleSection):
 
     type: Literal["panel"] = "panel"
     members: list[OracleConfig] | None = Field(None, min_length=1)
-    weights: list[float] | None = Field(None, description="one weight per member; None: equal weights")
-    opponents: int | None = Field(
-        None,
-        ge=1,
-        description="the number of other responses that each is compared with in annotation; None: all",
-    )
-    text: Text = Field("prompt", description="the form of the prompt that its members see")
+    """The oracles; None takes tinyworld's three annotators."""
+    weights: list[float] | None = None
+    """One weight per member; None weighs them equally."""
+    opponents: int | None = Field(None, ge=1)
+    """The number of other responses that annotation compares each response with; None compares with all."""
+    text: Text = "prompt"
+    """The form in which all members see prompts: plain or templated."""
 
     @model_validator(mode="after")
     def _members_fit(self) -> "PanelOracle":

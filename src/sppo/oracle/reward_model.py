@@ -1,46 +1,43 @@
 r"""A reward model as a preference oracle: one score per response.
 
 :math:`P(y_i \succ y_j | x) = \sigma(r(x, y_i) - r(x, y_j))`, the Bradley-Terry model: transitive by construction, so
-there is nothing in it that self-play could find beyond the highest score. Any
-`AutoModelForSequenceClassification` with one label.
+self-play can find nothing in it beyond the highest score. Any `AutoModelForSequenceClassification` with one label will
+do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field
 from scipy.special import expit
 
-from sppo.oracle import OracleError
-from sppo.oracle.model_folder import ModelOracle, oracle_folder, refuse_missing
-from sppo.oracle.transcript import Row, Transcript, batches, load_tokenizer, padding_for, token_limit
+from sppo.oracle import OracleError, Preferences, Prompts, Responses
+from sppo.oracle.model_folder import ScoringOracle, oracle_folder, refuse_missing
+from sppo.oracle.transcript import (
+    EncodesTexts,
+    Transcript,
+    batches,
+    encoded,
+    load_tokenizer,
+    padded,
+    padding_for,
+    token_limit,
+)
 from sppo.policy import load as policy
-from sppo.recipe.oracle import Text
 from sppo.winrates import Array
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-class RewardModelOracle(ModelOracle):
+class RewardModelOracle(ScoringOracle):
     """A reward model: `AutoModelForSequenceClassification` with one score per response. P = sigma(r_i - r_j)."""
 
-    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
-
     type: Literal["reward_model"] = "reward_model"
-    model: str = Field(min_length=1, description="a folder or hub name")
-    revision: str | None = None
-    text: Text = Field("prompt", description="what it sees as the user's message: plain or templated")
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens: int | None = Field(None, ge=8, description="of prompt and response; None: what it holds")
-    batch_tokens: int = Field(16384, ge=1, description="computed side by side, padding included")
-    trust_remote_code: bool = Field(False, description="run Python that comes with the model")
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
     def load(self) -> RewardModel:
         """The reward model, loaded."""
@@ -48,17 +45,17 @@ class RewardModelOracle(ModelOracle):
 
     @property
     def is_transitive(self) -> bool:
-        """True: one score per response ranks them."""
+        """True, since one score per response ranks the responses."""
         return True
 
 
-class RewardModel:
-    """A reward model. Made by :meth:`from_pretrained`.
+class RewardModel(EncodesTexts):
+    """A reward model, loaded by :meth:`from_pretrained`.
 
     Args:
-        model: in evaluation mode; its logits are [rows, 1].
-        transcript: makes its token ids.
-        batch_tokens: computed side by side, padding included. No answer depends on it but for rounding.
+        model: the model in evaluation mode, whose logits are [rows, 1].
+        transcript: encodes texts for the model.
+        batch_tokens: tokens computed side by side, padding included; changes answers by rounding only.
     """
 
     def __init__(self, model: Any, transcript: Transcript, batch_tokens: int = 16384) -> None:
@@ -78,10 +75,10 @@ class RewardModel:
         trust_remote_code: bool = False,
         device: str | None = None,
     ) -> RewardModel:
-        """Load a folder or a model of the hub, from safetensors.
+        """Load a folder or a model of the hub from safetensors.
 
         Raises:
-            OracleError: it does not load, has another number of labels than one, or lacks weights.
+            OracleError: the model does not load, does not have exactly one label, or lacks weights.
         """
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -93,8 +90,8 @@ class RewardModel:
             labels = config.num_labels
             if labels != 1:
                 raise OracleError(
-                    f"{name}: gives {labels} scores (num_labels) per response; a reward model has one. A classifier"
-                    " of pairs is no reward model; use oracle.type: function around it"
+                    f"{name}: gives {labels} scores (num_labels) per response, but a reward model gives one. To use a"
+                    " classifier of pairs, call it in a function of your own with oracle.type: function"
                 )
             with policy.quiet():
                 loaded, report = AutoModelForSequenceClassification.from_pretrained(
@@ -114,14 +111,7 @@ class RewardModel:
         transcript = Transcript(tokenizer, token_limit(max_tokens, config, tokenizer))
         return cls(loaded.to(device or policy.default_device()).eval(), transcript, batch_tokens)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Counts of texts: encoded, truncated, and with special tokens written out in them."""
-        return dict(vars(self.transcript.counts))
-
-    def compare(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> Float[Array, "prompts K K"]:
+    def compare(self, prompts: Prompts, responses: Responses) -> Preferences:
         """Like :meth:`sppo.oracle.Oracle.compare`.
 
         Raises:
@@ -130,8 +120,8 @@ class RewardModel:
         scores = self.scores(prompts, responses)
         return np.asarray(expit(scores[:, :, None] - scores[:, None, :]))
 
-    def scores(self, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Float[Array, "prompts K"]:
-        """r, in nats.
+    def scores(self, prompts: Prompts, responses: Responses) -> Float[Array, "prompts K"]:
+        """The score r of each response, in nats.
 
         Raises:
             OracleError: as :meth:`compare` does.
@@ -154,42 +144,9 @@ class RewardModel:
         return scores.reshape(len(prompts), k)
 
 
-def encoded(transcript: Transcript, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> list[Row]:
-    """Every exchange, prompt by prompt.
-
-    Raises:
-        OracleError: one cannot be encoded.
-    """
-    rows = []
-    for number, (prompt, of_prompt) in enumerate(zip(prompts, responses, strict=True)):
-        try:
-            rows += [transcript.row(prompt, response) for response in of_prompt]
-        except OracleError as error:
-            raise OracleError(str(error), number) from error
-    return rows
-
-
-def padded(rows: Sequence[Row], padding: int, device: Any) -> dict[str, Tensor]:
-    """A model's inputs, padded on the right."""
-    import torch
-
-    longest = max(len(row.ids) for row in rows)
-
-    def filled(lists: Sequence[Sequence[int]], value: int) -> Tensor:
-        return torch.tensor([[*ids, *[value] * (longest - len(ids))] for ids in lists], device=device)
-
-    inputs = {
-        "input_ids": filled([row.ids for row in rows], padding),
-        "attention_mask": filled([[1] * len(row.ids) for row in rows], 0),
-    }
-    if rows[0].types is not None:
-        inputs["token_type_ids"] = filled([row.types or [] for row in rows], 0)
-    return inputs
-
-
 @contextlib.contextmanager
 def _padded_with(config: Any, padding: int) -> Iterator[None]:
-    """A model's configuration with another padding id for a while."""
+    """Give a model's configuration another padding id within the block."""
     before = config.pad_token_id
     config.pad_token_id = padding
     try:

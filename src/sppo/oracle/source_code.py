@@ -46,7 +46,7 @@ def files_digest(paths: Sequence[str]) -> dict[str, Any]:
     """
     digests: dict[str, Any] = {}
     for name in paths:
-        path = Path(name).expanduser()
+        path = Path(name)
         if path.is_file():
             digests[name] = file_digest(path)
         elif path.is_dir():

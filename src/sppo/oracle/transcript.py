@@ -1,11 +1,14 @@
-"""A prompt and a response as the token ids that a scoring model reads."""
+"""Encodes a prompt and a response as the token ids that a scoring model reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sppo.oracle import OracleError, excerpt
+from sppo.oracle import OracleError, Prompts, Responses, excerpt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -13,9 +16,9 @@ class TextCounts:
     """How many texts have been encoded, and how many of them were changed.
 
     Attributes:
-        texts: prompts with a response.
-        texts_truncated: those that were longer than the limit.
-        markup: those in which a special token was written out, which was made plain text.
+        texts: how many prompts with a response.
+        texts_truncated: how many of them were longer than the limit and were truncated.
+        markup: how many of them contained a special token written out, which was made plain text.
     """
 
     texts: int = 0
@@ -24,7 +27,7 @@ class TextCounts:
 
 
 class Row(NamedTuple):
-    """An exchange as token ids; `types` says of which text each is, where the model is told."""
+    """An exchange as token ids; `types` says which text each token belongs to, for models that are told."""
 
     ids: list[int]
     types: list[int] | None = None
@@ -33,12 +36,12 @@ class Row(NamedTuple):
 class Transcript:
     """Encodes a prompt and a response as one exchange between user and assistant.
 
-    With the tokenizer's chat template, or, where it has none, as a pair of texts, as encoders are trained on. A
-    special token that is written out in a text must not be read as one: a space is put behind its first character.
+    It uses the tokenizer's chat template. A tokenizer without one encodes a pair of texts, as encoders are trained on.
+    A special token that is written out in a text must not be read as one, so a space is put behind its first character.
 
     Args:
-        tokenizer: transformers'.
-        limit: the most tokens; the rest is cut off on the right.
+        tokenizer: a tokenizer of transformers.
+        limit: the most tokens; what is longer is truncated on the right.
         bos_again: encode the template's text with the tokenizer's own special tokens around it.
     """
 
@@ -53,7 +56,7 @@ class Transcript:
         self._special = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
 
     def row(self, prompt: str, response: str) -> Row:
-        """An exchange.
+        """Encode an exchange.
 
         Raises:
             OracleError: a text cannot be encoded, or the template refuses it.
@@ -77,7 +80,7 @@ class Transcript:
         return Row(ids[: self.limit])
 
     def _pair(self, prompt: str, response: str) -> Row:
-        # counted apart: the tokenizer does not say whether it cut, and keeps the last [SEP] where it does
+        # counted apart: the tokenizer does not say whether it truncated, and keeps the last [SEP] if it did
         whole = sum(
             len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, response)
         )
@@ -88,7 +91,7 @@ class Transcript:
         return Row(list(encoded["input_ids"]), encoded.get("token_type_ids"))
 
     def prompt_length(self, prompt: str) -> int:
-        """Tokens of the user's turn alone, within the limit."""
+        """The number of tokens of the user's message alone, within the limit."""
         ids = self._rendered([{"role": "user", "content": self._plain(prompt)}])
         return min(len(ids), self.limit)
 
@@ -103,7 +106,7 @@ class Transcript:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder.
+    """Load the tokenizer of a folder.
 
     Raises:
         OracleError: it does not load.
@@ -117,35 +120,79 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def token_limit(wanted: int | None, config: Any, tokenizer: Any) -> int:
-    """The most tokens of an exchange: as wanted, or as the model and its tokenizer say.
+    """The most tokens of an exchange: the number wanted, or else what the model and its tokenizer hold.
 
     Raises:
-        OracleError: more are wanted than the model holds.
+        OracleError: more tokens are wanted than the model holds.
     """
     text_config = config.get_text_config()
     held = getattr(text_config, "max_position_embeddings", None) or 1 << 20
     if getattr(text_config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        held -= 2  # their positions are counted from behind the padding's
+        held -= 2  # in these models positions are counted from the padding id + 1
     if wanted is not None and wanted > held:
         raise OracleError(f"max_tokens: {wanted}, but the model holds {held}; lower it")
     return int(wanted or min(held, tokenizer.model_max_length))
 
 
 def batches(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
-    """Indices of rows in batches, the longest first; a batch holds at most so many tokens, padding included."""
-    found: list[list[int]] = []
+    """The indices of rows in batches, the longest rows first; a batch has at most `batch_tokens`, padding included."""
+    grouped: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(rows)), key=lambda index: -len(rows[index].ids)):
-        if not found or longest * (len(found[-1]) + 1) > batch_tokens:
-            found.append([])
+        if not grouped or longest * (len(grouped[-1]) + 1) > batch_tokens:
+            grouped.append([])
             longest = len(rows[index].ids)
-        found[-1].append(index)
-    return found
+        grouped[-1].append(index)
+    return grouped
 
 
 def padding_for(rows: Sequence[Row], declared: int | None, vocabulary: int) -> int:
-    """An id to pad with that stands in none of the rows: classifiers find a row's end by it."""
+    """A padding id that occurs in none of the rows, since classifiers find the end of a row by it."""
     present = {token for row in rows for token in row.ids}
     if declared is not None and declared not in present:
         return declared
     return next(token for token in range(vocabulary) if token not in present)
+
+
+class EncodesTexts:
+    """A model that reads texts through a transcript, and counts them."""
+
+    transcript: Transcript
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many texts were encoded, truncated, and contained special tokens written out."""
+        return dict(vars(self.transcript.counts))
+
+
+def encoded(transcript: Transcript, prompts: Prompts, responses: Responses) -> list[Row]:
+    """The rows of all exchanges, prompt by prompt.
+
+    Raises:
+        OracleError: a text cannot be encoded.
+    """
+    rows = []
+    for number, (prompt, of_prompt) in enumerate(zip(prompts, responses, strict=True)):
+        try:
+            rows += [transcript.row(prompt, response) for response in of_prompt]
+        except OracleError as error:
+            raise OracleError(str(error), number) from error
+    return rows
+
+
+def padded(rows: Sequence[Row], padding: int, device: Any) -> "dict[str, Tensor]":
+    """A model's inputs, padded on the right."""
+    import torch
+
+    longest = max(len(row.ids) for row in rows)
+
+    def filled(lists: Sequence[Sequence[int]], value: int) -> "Tensor":
+        return torch.tensor([[*ids, *[value] * (longest - len(ids))] for ids in lists], device=device)
+
+    inputs = {
+        "input_ids": filled([row.ids for row in rows], padding),
+        "attention_mask": filled([[1] * len(row.ids) for row in rows], 0),
+    }
+    if rows[0].types is not None:
+        inputs["token_type_ids"] = filled([row.types or [] for row in rows], 0)
+    return inputs

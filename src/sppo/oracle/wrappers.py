@@ -66,10 +66,10 @@ class LengthControlledOracle(WrapperOracle):
     """logit P'_ij = logit P_ij - penalty tanh((l_i - l_j) / scale), with l the length in characters."""
 
     type: Literal["length_controlled"] = "length_controlled"
-    penalty: float = Field(
-        ge=-100, le=100, description="nats; `sppo oracle check` prints the one that fits the oracle's answers"
-    )
-    scale: float = Field(500, gt=0, description="characters")
+    penalty: float = Field(ge=-100, le=100)
+    """The penalty in nats; `sppo oracle check` prints the one that fits the oracle's answers."""
+    scale: float = Field(500, gt=0)
+    """The difference of lengths, in characters, beyond which longer counts little more."""
 
     def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
         """:func:`length_controlled` with these settings."""
@@ -80,7 +80,8 @@ class LengthMatchedOracle(WrapperOracle):
     """P'_ij = P_ij where the longer is at most max_ratio times as long as the shorter, in characters; else 1/2."""
 
     type: Literal["length_matched"] = "length_matched"
-    max_ratio: float = Field(1.5, ge=1, description="the longer response's length over the shorter one's")
+    max_ratio: float = Field(1.5, ge=1)
+    """The largest ratio of the longer response's length to the shorter one's."""
 
     def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
         """:func:`length_matched` with these settings."""
@@ -91,7 +92,8 @@ class NearTieOracle(WrapperOracle):
     """P' - 1/2 = (P - 1/2) min(1, |P - 1/2| / delta): near ties become nearer."""
 
     type: Literal["near_tie"] = "near_tie"
-    delta: float = Field(0.1, gt=0, le=0.5, description="the |P - 1/2| below which a pair is a near tie")
+    delta: float = Field(0.1, gt=0, le=0.5)
+    """The |P - 1/2| below which a pair is a near tie."""
 
     def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
         """:func:`near_tie` with these settings."""

@@ -14,34 +14,30 @@ from sppo.recipe.section import Section
 class EndpointConfig(Section):
     """A model behind an OpenAI-compatible server: its address, its name, and the limits of asking it."""
 
-    url: str = Field(description="the server's URL with the path of the API, e.g. http://localhost:8000/v1")
-    model: str = Field(min_length=1, description="the server's name for the model")
-    revision: str | None = Field(
-        None,
-        description="any word for the weights behind the name; with another word everything is asked anew",
-    )
-    api_key_env: str | None = Field(None, description="the environment variable that holds the API key")
-    organization: str | None = Field(None, description="the organization that requests are billed to")
-    project: str | None = Field(None, description="the project that requests are billed to")
-    concurrency: int = Field(16, ge=1, le=10_000, description="how many requests are on their way at once")
-    timeout_seconds: float = Field(
-        300, gt=0, description="how long one request may take until its answer is whole"
-    )
-    retries: int = Field(
-        5, ge=0, le=100, description="how often a request is sent again, with exponential back-off"
-    )
-    token_budget: int | None = Field(
-        None,
-        ge=1,
-        description="prompt and completion tokens that may be spent on all answers of the cache; None: no limit",
-    )
-    cache: str | None = Field(
-        None, min_length=1, description="the file of answers; None: the run's, or outside of a run the user's"
-    )
-    extra_body: dict[str, Any] = Field(
-        default_factory=dict,
-        description="keys that are added to every request, e.g. a server's own sampling settings; null removes a key",
-    )
+    url: str
+    """The server's URL with the path of the API, e.g. http://localhost:8000/v1."""
+    model: str = Field(min_length=1)
+    """The server's name for the model."""
+    revision: str | None = None
+    """Any word for the weights behind the name; with another word everything is asked anew."""
+    api_key_env: str | None = None
+    """The environment variable that holds the API key."""
+    organization: str | None = None
+    """The organization that requests are billed to."""
+    project: str | None = None
+    """The project that requests are billed to."""
+    concurrency: int = Field(16, ge=1, le=10_000)
+    """How many requests are on their way at once."""
+    timeout_seconds: float = Field(300, gt=0)
+    """How long one request may take until its answer is whole."""
+    retries: int = Field(5, ge=0, le=100)
+    """How often a request is sent again, with exponential back-off."""
+    token_budget: int | None = Field(None, ge=1)
+    """Prompt and completion tokens that may be spent on all answers of the cache; None sets no limit."""
+    cache: str | None = Field(None, min_length=1)
+    """The file of answers; None takes the run's file, or outside of a run the user's."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Keys that are added to every request, e.g. a server's own sampling settings; null takes a key away."""
 
     @field_validator("extra_body")
     @classmethod
