@@ -1,12 +1,13 @@
-"""Side-by-side speed of `sppo.game`: OpenSpiel's Python learners and a bare SciPy HiGHS call.
+"""The speed of `sppo.game`, side by side with OpenSpiel's Python learners and with a bare SciPy HiGHS call.
 
     python measurements/game.py                     both comparisons, about four minutes
     python measurements/game.py --only learning     multiplicative weights only, under a minute
-    python measurements/game.py --steps 10000       the whole 10,000 steps on 1,000 games in each repeat
+    python measurements/game.py --steps 10000       all 10,000 steps on 1,000 games in each repeat
 
-Contenders take turns within each repeat, so that a change of the machine's load falls on all alike; what
-is reported is the ratio of their median times. OpenSpiel is not a dependency: where `pyspiel` cannot be
-imported, its rows are left out with the reason. Run with OMP_NUM_THREADS=1 to compare single cores.
+Its figures stand in docs/experiments.md under "The game in tables". All contenders run in turn within each repeat, so
+that a change of the machine's load affects all of them; the ratios of their median times are reported. OpenSpiel is not
+a dependency: if `pyspiel` cannot be imported, its rows are left out and the reason is printed. Run with
+OMP_NUM_THREADS=1 to compare single cores.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Contender = tuple[str, Callable[[], None], int]
 
 
 def timed(contenders: list[Contender], repeats: int) -> dict[str, list[float]]:
-    """Seconds per unit of work of each contender, taking turns; the first turn of each is not counted."""
+    """Measure each contender's seconds per unit of work in turn; the first turn of each is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name, _, _ in contenders}
     for turn in range(repeats + 1):
         for name, work, units in contenders:
@@ -47,7 +48,7 @@ def report(title: str, unit: str, scale: float, seconds: dict[str, list[float]])
 
 
 def openspiel_learners(payoff: np.ndarray, steps: int) -> list[Contender]:
-    """OpenSpiel's Python learners that play a matrix game by itself, one game at a time."""
+    """OpenSpiel's Python learners for matrix games in self-play, which play one game at a time."""
     import pyspiel
     from open_spiel.python.algorithms import mmd_dilated, projected_replicator_dynamics
     from open_spiel.python.egt import dynamics
@@ -114,9 +115,9 @@ def linear_programme(responses: int, repeats: int, method: str) -> None:
         gaps["sppo.game"] = float(solve(payoff).gap)
 
     def bare() -> None:
-        # the shortest way to say it: min sum x with P^T x >= 1, x >= 0; the winner is x over its sum
-        found = linprog(np.ones(responses), A_ub=-payoff.T, b_ub=-np.ones(responses), method=method)
-        policy = found.x / found.x.sum()
+        # the shortest form of the programme: min sum x with P^T x >= 1, x >= 0; the winner is x divided by its sum
+        result = linprog(np.ones(responses), A_ub=-payoff.T, b_ub=-np.ones(responses), method=method)
+        policy = result.x / result.x.sum()
         gaps["bare"] = float(duality_gap(payoff, policy))
 
     contenders: list[Contender] = [
@@ -131,7 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["learning", "lp"])
     parser.add_argument("--games", type=int, default=1000)
-    parser.add_argument("--responses", type=int, default=50, help="of the learning comparison")
+    parser.add_argument(
+        "--responses", type=int, default=50, help="number of responses in the comparison of learners"
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--lp-responses", type=int, default=2000)

@@ -1,10 +1,11 @@
-"""Self-play on real input: a small instruct model over AlpacaEval's instructions, with an oracle of words.
+"""Self-play of a small instruct model on AlpacaEval's instructions, with an oracle that counts words.
 
     python measurements/instruct_6m.py [--run-dir runs/instruct-6m] [--set KEY=VALUE ...]
 
-Trains on the 644 instructions that the model was trained on and measures on the 161 that it was not
-(../shared/models/instruct-6m and ../shared/data/alpacaeval, beside the checkout). The oracle is the function
-`prefer` of this file: about forty words, on the prompt's topic, without repeating itself.
+Its figures stand in docs/experiments.md under "Real input: a small instruct model on AlpacaEval's instructions". The run
+trains on the 644 instructions that the model was trained on and is measured on the other 161 (../shared/models/instruct-6m
+and ../shared/data/alpacaeval, beside the checkout). The oracle is the function `prefer` of this file, which prefers
+responses of about forty words on the prompt's topic without repetitions.
 """
 
 import argparse
@@ -34,12 +35,12 @@ def words(text: str) -> list[str]:
 
 
 def stems(text: str) -> set[str]:
-    """The content words of a text, cut to five letters so that their forms agree."""
+    """The content words of a text, reduced to five letters so that their forms agree."""
     return {word[:5] for word in words(text) if word not in STOP and len(word) > 2}
 
 
 def utility(prompt: str, response: str) -> float:
-    """In nats: near the wanted length, on the topic, and new words rather than old ones."""
+    """The utility of a response in nats: it rewards the wanted length, the prompt's topic, and the lack of repetition."""
     said = words(response)
     if not said:
         return -6.0
@@ -106,7 +107,7 @@ def main() -> None:
     work.mkdir(exist_ok=True)
     path = work / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(work), sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "sppo.cli.main", "run", str(path), "--run-dir", str(run)]
+    command = [sys.executable, "-m", "sppo", "run", str(path), "--run-dir", str(run)]
     for value in options.set:
         command += ["--set", value]
     os.chdir(HERE)  # where the oracle's module is found

@@ -1,10 +1,10 @@
-"""A judge's probabilities from a real server's log-probabilities, against the same model computed here.
+"""The deviation of a judge's probabilities by a real server's log-probabilities from the same model computed here.
 
     vllm serve MODEL --dtype float32 --max-logprobs 500
     python measurements/judge.py --url http://127.0.0.1:8000/v1 --model MODEL
 
-MODEL is a folder. A server that lists its whole vocabulary is needed only for models that give A, B and C next to no
-probability, such as random ones.
+Its figures stand in docs/experiments.md under "A judge behind a real server". MODEL is a folder. The server has to list
+its whole vocabulary only for models that give A, B and C next to no probability, such as random ones.
 """
 
 import argparse

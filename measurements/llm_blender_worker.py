@@ -1,7 +1,7 @@
-"""The original PairRM, driven by measurements/oracles.py: llm-blender 0.0.2 in an environment of its own.
+"""The process in which measurements/oracles.py runs the original PairRM: llm-blender 0.0.2 in its own environment.
 
-Reads one JSON request a line, {"prompts": [...], "responses": [[...]], "batch_size": 1, "cpu_time": false}, and
-answers with {"seconds": ..., "scores": [N][K]}. It imports nothing of sppo. The environment:
+It reads a JSON request from each line, {"prompts": [...], "responses": [[...]], "batch_size": 1, "cpu_time": false}, and
+answers with {"seconds": ..., "scores": [N][K]}. It imports nothing of sppo. The environment is made by:
 
     python3 -m venv VENV
     VENV/bin/pip install torch==2.13.0 numpy

@@ -1,11 +1,11 @@
-"""What is left of an adapter's update when it is merged into weights that are then rounded.
+"""The loss of an adapter's update U when the merged weights W + U are rounded.
 
     python measurements/lora_rounding.py runs/lora/iter-3/policy
 
-For each rounding of the merged weights W + U: the error of the update (norm of what came out less what was to, over
-the norm of U), how far the update that came out goes along the one that was trained (1: all of it, 0: none), and the
-mean absolute deviation of token log-probabilities from the adapter beside its base, in nats. `base` is the deviation
-where there is no update at all.
+Its figures stand in docs/experiments.md under "LoRA". For each rounding it prints the relative error of the update, which
+is the norm of (rounded update - U) over that of U; the projection of the rounded update on U, which is 1 if all of U
+is kept and 0 if nothing is; and the mean absolute deviation of token log-probabilities from the unmerged adapter, in
+nats. `base` is the deviation without any update.
 """
 
 import argparse
@@ -54,9 +54,9 @@ def main() -> None:
         for name, update in adapted.items():
             layer = model.get_submodule(name)
             layer.weight.copy_(rounded(layer.weight, kind))
-            found = layer.weight - base.get_submodule(name).weight
-            lost += float((found - update).square().sum())
-            along += float((found * update).sum())
+            kept = layer.weight - base.get_submodule(name).weight
+            lost += float((kept - update).square().sum())
+            along += float((kept * update).sum())
             size += float(update.square().sum())
         apart = float((model(ids).logits.log_softmax(-1) - expected).abs().mean())
         nothing = float((base(ids).logits.log_softmax(-1) - expected).abs().mean())

@@ -1,25 +1,27 @@
-"""PairRM side by side: sppo's against transformers' own encoder, and against the original, in one run.
-
-A random checkpoint of a DeBERTa-v3 shape (weights do not matter to speed), prompts of K responses, about 690
-tokens a pair. Baseline: transformers' DebertaV2Model, one pair at a time, as the released code of SPPO runs
-PairRM. Repeats alternate, so that both see the same machine; the ratio is that of medians. The deviation of
-bfloat16 and of the float32 encoders from one another is printed beside it.
-
-With --llm-blender the original itself takes part, in an environment and a process of its own (how to make it
-stands in measurements/llm_blender_worker.py), at batch 1 as the released code runs it, its tokenisation included.
-With --opponents each response is compared with so many of the others only.
+"""The time in which PairRM compares responses, side by side with transformers' own encoder and with llm-blender.
 
     python measurements/oracles.py --shape xsmall --prompts 2 --repeats 5
     python measurements/oracles.py --prompts 8 --vocabulary 127995 --llm-blender VENV/bin/python --opponents 2
+
+Its figures stand in docs/experiments.md under "PairRM on current transformers". The checkpoint has the shape of a
+DeBERTa-v3 and random weights, which do not matter for the speed; pairs have about 690 tokens. The baseline is
+transformers' DebertaV2Model with one pair at a time, as SPPO's released code runs PairRM. Repeats alternate, so that all
+see the same machine; ratios are ratios of medians. The largest deviation of each row's logits is printed as well.
+
+With --llm-blender the original takes part, in an environment and a process of its own (measurements/llm_blender_worker.py
+says how to make it), with batch size 1 as in the released code and its tokenisation included. With --opponents, further
+rows compare each response with that number of others only.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,11 @@ SHAPES = {  # hidden, layers, heads, intermediate
 }
 
 
+ORIGINAL = "llm-blender, batch 1"
+
+
 def make_checkpoint(folder, shape, vocabulary=1000):
-    """A folder in the original layout and its backbone's, with random weights and one token per word."""
+    """Write a folder in PairRM's original layout and its backbone's, with random weights and one token per word."""
     backbone = folder / "backbone"
     backbone.mkdir()
     pieces = [(piece, 0.0) for piece in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")]
@@ -90,7 +95,7 @@ def make_checkpoint(folder, shape, vocabulary=1000):
 
 
 def write_tokenizer(tokenizer, folder):
-    """As sppo reads it and as tokenizers 0.15 does, which knows no `split` of Metaspace."""
+    """Write the tokenizer so that tokenizers 0.15, which does not know Metaspace's `split`, reads it as well."""
     content = json.loads(tokenizer.to_str())
     content["pre_tokenizer"] = {
         "type": "Metaspace",
@@ -105,7 +110,7 @@ def write_tokenizer(tokenizer, folder):
 
 
 def make_texts(prompts, k, tokens, seed=0):
-    """Prompts and responses whose pairs are about `tokens` long."""
+    """Draw prompts and responses whose pairs have about `tokens` tokens."""
     random = np.random.default_rng(seed)
 
     def text(mean):
@@ -116,7 +121,7 @@ def make_texts(prompts, k, tokens, seed=0):
 
 
 class Plain:
-    """transformers' DebertaV2Model as a row encoder."""
+    """transformers' DebertaV2Model in the place of our encoder."""
 
     def __init__(self, model):
         self.model = model
@@ -135,7 +140,7 @@ def plain(folder, dtype, device):
 
 
 class Original:
-    """llm-blender in a process of its own, one pair at a time; what it gives are scores, not M."""
+    """llm-blender in a process of its own, one pair at a time; it returns scores, not the matrix of logits."""
 
     def __init__(self, python, folder, threads):
         worker = Path(__file__).with_name("llm_blender_worker.py")
@@ -170,85 +175,102 @@ class Original:
         return json.loads(line)
 
 
-def main():
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="xsmall")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--k", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=690, help="of a pair, on average")
+    parser.add_argument("--tokens", type=int, default=690, help="mean number of tokens of a pair")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch-pairs", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--baseline", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--cpu-time", action="store_true", help="for a machine with other work to do")
-    parser.add_argument("--vocabulary", type=int, default=1000, help="words; ten tokens come on top")
-    parser.add_argument("--llm-blender", metavar="PYTHON", help="of an environment with llm-blender 0.0.2")
-    parser.add_argument("--opponents", type=int, help="a further row: so many comparisons per response")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure CPU time, for a machine with other work"
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, default=1000, help="number of words, to which ten tokens are added"
+    )
+    parser.add_argument(
+        "--llm-blender", metavar="PYTHON", help="python of an environment with llm-blender 0.0.2"
+    )
+    parser.add_argument("--opponents", type=int, help="add rows with this number of comparisons per response")
+    return parser.parse_args()
+
+
+def take_turns(runners, repeats, clock):
+    """Run each in turn, once more than `repeats` since the first turn warms up; seconds and the last result of each.
+
+    A runner returns its result, or its own seconds and its result if it runs in another process.
+    """
+    seconds, results = {name: [] for name in runners}, {}
+    for repeat in range(repeats + 1):
+        for name, run in runners.items():
+            began = clock()
+            result = run()  # on the CPU when it returns
+            taken = clock() - began
+            results[name] = result
+            if isinstance(result, tuple):
+                taken, results[name] = result
+            if repeat:
+                seconds[name].append(taken)
+    return seconds, results
+
+
+def main():
+    arguments = parse_arguments()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     prompts, responses = make_texts(arguments.prompts, arguments.k, arguments.tokens)
-    pairs = arguments.prompts * arguments.k * (arguments.k - 1)
-    holder = tempfile.TemporaryDirectory()  # until the end: the original reads its own copy
-    folder = Path(holder.name)
-    make_checkpoint(folder, arguments.shape, arguments.vocabulary)
-    oracles = {"transformers, batch 1": plain(folder, arguments.baseline, arguments.device)}
-    for dtype in arguments.dtypes:
-        for batch in arguments.batch_pairs:
+    with tempfile.TemporaryDirectory() as holder:  # until the end: the original reads its own copy
+        folder = Path(holder)
+        make_checkpoint(folder, arguments.shape, arguments.vocabulary)
+        oracles = {"transformers, batch 1": plain(folder, arguments.baseline, arguments.device)}
+        for dtype, batch in itertools.product(arguments.dtypes, arguments.batch_pairs):
             oracle = PairRM.from_pretrained(folder, dtype=dtype, batch_pairs=batch, device=arguments.device)
             oracles[f"sppo {dtype}, batch {batch}"] = oracle
-    original = None
-    if arguments.llm_blender:
-        original = Original(arguments.llm_blender, folder, torch.get_num_threads())
-    fewer = {}
-    if arguments.opponents:
-        drawn = [
-            opponents(arguments.k, arguments.opponents, np.random.default_rng(n))
-            for n in range(arguments.prompts)
-        ]
-        fewer = {f"{name}, opponents {arguments.opponents}": name for name in oracles if "sppo" in name}
-    seconds = {name: [] for name in [*oracles, *fewer]}
-    if original:
-        seconds["llm-blender, batch 1"] = []
-    answers = {}
-    for repeat in range(arguments.repeats + 1):
+        runners, original = {}, None
+        if arguments.llm_blender:
+            original = Original(arguments.llm_blender, folder, torch.get_num_threads())
+            runners[ORIGINAL] = lambda: original.scores(prompts, responses, arguments.cpu_time)
+        if arguments.opponents:
+            generators = map(np.random.default_rng, range(arguments.prompts))
+            wanted = np.stack([opponents(arguments.k, arguments.opponents, one) for one in generators])
+            for name in [name for name in oracles if "sppo" in name]:
+                runners[f"{name}, opponents {arguments.opponents}"] = partial(
+                    oracles[name].logits, prompts, responses, wanted
+                )
+        runners |= {name: partial(oracle.logits, prompts, responses) for name, oracle in oracles.items()}
+        seconds, results = take_turns(runners, arguments.repeats, clock)
+        report(arguments, seconds, results)
         if original:
-            taken, scores = original.scores(prompts, responses, arguments.cpu_time)
-            if repeat:
-                seconds["llm-blender, batch 1"].append(taken)
-        for name, whole in fewer.items():
-            began = clock()
-            oracles[whole].logits(prompts, responses, np.stack(drawn))
-            if repeat:
-                seconds[name].append(clock() - began)
-        for name, oracle in oracles.items():
-            began = clock()
-            answers[name] = oracle.logits(prompts, responses)  # on the CPU when it returns
-            if repeat:  # the first warms up
-                seconds[name].append(clock() - began)
-    reference = "llm-blender, batch 1" if original else "transformers, batch 1"
-    base = statistics.median(seconds[reference])
-    exact = answers["transformers, batch 1"]
+            exact = results["transformers, batch 1"]
+            apart = np.abs(results[ORIGINAL] - (exact - exact.swapaxes(1, 2)).mean(-1)).max()
+            print(f"{original.versions}: its scores are within {apart:.1e} of ours")
+            original.process.stdin.close()
+            original.process.wait()
+
+
+def report(arguments, seconds, results):
+    """Print the median of each row, its ratio to the reference, and the deviation of its logits."""
+    reference = ORIGINAL if ORIGINAL in seconds else "transformers, batch 1"
+    base, exact = statistics.median(seconds[reference]), results["transformers, batch 1"]
     print(
-        f"{arguments.shape}, {pairs} ordered pairs of about {arguments.tokens} tokens, {arguments.device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.repeats} repeats, "
-        f"seconds of {'all cores together' if arguments.cpu_time else 'a clock'}"
+        f"{arguments.shape}, {arguments.prompts * arguments.k * (arguments.k - 1)} ordered pairs of about"
+        f" {arguments.tokens} tokens, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__},"
+        f" {arguments.repeats} repeats, seconds of {'all cores together' if arguments.cpu_time else 'a clock'}"
     )
     for name, taken in seconds.items():
         median = statistics.median(taken)
-        off = f"  max |dM| {np.abs(answers[name] - exact).max():.1e}" if name in answers else ""
+        whole = name != ORIGINAL and "opponents" not in name
+        off = f"  max |dM| {np.abs(results[name] - exact).max():.1e}" if whole else ""
         print(
             f"{name:38} {median:8.2f} s  {base / median:5.2f}x"
             f"  (from {min(taken):.2f} to {max(taken):.2f} s){off}"
         )
-    if original:
-        ours = (exact - exact.swapaxes(1, 2)).mean(-1)
-        print(f"{original.versions}: its scores are within {np.abs(scores - ours).max():.1e} of ours")
-        original.process.stdin.close()
-        original.process.wait()
 
 
 if __name__ == "__main__":

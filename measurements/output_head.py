@@ -1,8 +1,9 @@
-"""The output head and the log-softmax, side by side: ours, torch's, checkpointed chunks, and all logits at once.
-
-Tokens of one pack against a 32k vocabulary; forward and backward, and forward alone. Repeats alternate; medians.
+"""Time and memory of the output head with its log-softmax: ours, torch's, checkpointed chunks, and all logits at once.
 
     OMP_NUM_THREADS=2 python measurements/output_head.py --tokens 800
+
+Its figures stand in docs/experiments.md under "Which fused head". The tokens of one pack meet a vocabulary of 32k; forward
+and backward together and forward alone are timed. Repeats alternate, and medians are printed.
 """
 
 import argparse

@@ -75,11 +75,11 @@ class Setting:
         algorithm = {"type": self.algorithm, STRENGTH[self.algorithm]: self.strength}
         if self.algorithm == "sppo":
             algorithm["log_partition"] = self.log_partition
-        judged = "panel" if self.oracle in AROUND else self.oracle.removesuffix("_sums")
-        judge = {"type": "function", "function": f"paper_claims_oracles:{judged}"}
+        held_out = "panel" if self.oracle in AROUND else self.oracle.removesuffix("_sums")
+        held_out_oracle = {"type": "function", "function": f"paper_claims_oracles:{held_out}"}
         oracle = {"type": "function", "function": f"paper_claims_oracles:{self.oracle}"}
         if self.oracle in AROUND:
-            oracle = AROUND[self.oracle] | {"oracle": judge}
+            oracle = AROUND[self.oracle] | {"oracle": held_out_oracle}
         return RECIPE | {
             "seed": seed,
             "iterations": iterations,
@@ -88,7 +88,8 @@ class Setting:
             "selection": self.selection,
             "algorithm": algorithm,
             "training": RECIPE["training"] | {"learning_rate": self.learning_rate},
-            "evaluation": RECIPE["evaluation"] | ({} if self.oracle == judged else {"judge": judge}),
+            "evaluation": RECIPE["evaluation"]
+            | ({} if self.oracle == held_out else {"oracle": held_out_oracle}),
         }
 
 

@@ -1,9 +1,10 @@
-"""The quickstart with several seeds: win rate against the base after each iteration.
+"""The win rate of the quickstart against the base after each iteration, for several seeds.
 
     python measurements/quickstart_seeds.py [--seeds 0 1 2 3 4] [--set KEY=VALUE ...]
 
-Prints one row per seed, with the last win rate by the oracle that was optimised beside the judge's where there are
-two, and at the end whether every seed rose at every iteration and reached 0.70.
+Its figures stand in docs/experiments.md under "The quickstart over five seeds". It prints a row for each seed, which shows
+the last win rate by the optimised oracle as well if there is a held-out one, and at the end whether the win rate of every
+seed rose at every iteration and reached 0.70.
 """
 
 import argparse

@@ -1,14 +1,13 @@
-"""The sampler here against a plain `model.generate` loop, and against vLLM where a Python that has it is named.
+"""The speed of the sampler, side by side with a plain `model.generate` loop and, if its Python is named, with vLLM.
 
     OMP_NUM_THREADS=1 python measurements/sampling.py [--vllm-python .venv-vllm/bin/python] [--repeats 3]
-
-Two inputs: instruct-6m with AlpacaEval's instructions (../shared, beside the checkout), and a random 58M-parameter
-Llama with prompts and responses of UltraFeedback-like lengths. Everything in one run, the contestants taking turns;
-what is compared are useful tokens (up to the end of turn) per second of the clock and per second of processor time,
-medians over the turns. On a machine that others use, processor time is what to go by.
-
-    python measurements/sampling.py --batch-sizes       how many responses another batch size changes, in fp32 and bf16
+    python measurements/sampling.py --batch-sizes       the responses that another batch size changes, in fp32 and bf16
     python measurements/sampling.py --deviations        the sampler's log-probabilities against the trainer's
+
+Its figures stand in docs/experiments.md under "Sampling". There are two inputs: instruct-6m with AlpacaEval's instructions
+(../shared, beside the checkout), and a random Llama of 58M parameters with prompts and responses of lengths like
+UltraFeedback's. All samplers run in turn in one process. It prints medians of useful tokens (up to the end of turn) per
+second of the clock and of processor time; on a machine with other work, processor time is the one to compare.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-r"""Training side by side with TRL's DPOTrainer (`sppo_hard`), in one process.
+r"""The speed and memory of training, side by side with TRL's DPOTrainer (`sppo_hard`) in one process.
 
-The same random Llama-like model, the same prompts and responses (lengths drawn like UltraFeedback's: prompts of about
-180 tokens, responses of about 300, long tails), the same optimiser. TRL at its best: references precomputed, the batch
-size that is fastest of a few. Repeats alternate, so that both see the same machine; ratios are those of medians.
-Response tokens count once: of five responses TRL is given three pairs that cover them.
+Its figures stand in docs/experiments.md under "Training beside TRL". Both train the same random Llama-like model on the
+same prompts and responses (with lengths like UltraFeedback's: prompts of about 180 tokens, responses of about 300, long
+tails) with the same optimiser. TRL runs at its best: references are precomputed, and of several batch sizes the fastest
+counts. Repeats alternate, so that both see the same machine; ratios are ratios of medians. Each response token counts
+once: TRL gets three pairs that cover five responses.
 
     OMP_NUM_THREADS=2 python measurements/training.py                        # the 58M model, on a CPU
     OMP_NUM_THREADS=2 python measurements/training.py --model tiny           # smoke

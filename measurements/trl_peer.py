@@ -1,6 +1,6 @@
-"""TRL's DPOTrainer on given token ids: the peer of measurements/training.py and of the tests of the losses.
+"""TRL's DPOTrainer on given token ids, to which measurements/training.py and the tests of the losses compare ours.
 
-TRL tokenises text by itself; here a word stands for every token id, so that its own code arrives at the ids.
+TRL tokenises text itself. Here a word stands for every token id, so that TRL's own code arrives at the given ids.
 """
 
 from pathlib import Path

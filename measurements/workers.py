@@ -1,9 +1,10 @@
-"""Time that two workers lose by waiting: at the end, for the slower one, and between shards.
+"""The time that worker processes spend waiting: between shards, and at the end for the slowest of them.
 
     python measurements/workers.py [--workers 2] [--shards 24] [--prompts 8]
 
-The quickstart's sampling (the embedded policy, K = 5) by worker processes of one torch thread each. A worker's
-seconds count from its first shard on, so that starting Python and loading the model are stated apart.
+Its figures stand in docs/experiments.md under "Workers side by side". Workers of one torch thread each do the sampling of
+the quickstart (the embedded policy, K = 5). A worker's seconds count from its first shard on; the time in which Python
+starts and the model is loaded is printed separately.
 """
 
 import argparse
