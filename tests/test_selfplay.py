@@ -186,6 +186,38 @@ def test_what_does_not_touch_results_makes_nothing_stale(copied, finished):
     assert digests(copied) == digests(finished[0])
 
 
+def test_one_more_iteration_keeps_what_is_done(copied, finished):
+    before = {path: path.stat().st_mtime_ns for path in copied.glob("iter-[12]/**/*.parquet")}
+    summary, said = play_aloud(small(iterations=3), copied)
+    assert [row["iteration"] for row in summary["iterations"]] == [1, 2, 3]
+    assert "the prompts stay divided into 2 parts" in said
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert digests(copied).items() > digests(finished[0]).items()
+    first, third = ({row["prompt_id"] for row in rows(copied / f"iter-{t}" / "prompts")} for t in (1, 3))
+    assert first == third, "all prompts have been used, so the first part is used again"
+    responses = [rows(copied / f"iter-{t}" / "responses") for t in (1, 3)]
+    assert responses[0] != responses[1], "but the responses are new"
+    assert load(copied / "recipe.yaml").prompts.parts == 2
+    play(small(iterations=3), copied)
+    with pytest.raises(StaleRun, match=r"prompts\.parts: 2 -> 3"):
+        play(small(**{"iterations": 3, "prompts.parts": 3}), copied)
+
+
+def test_nothing_is_removed_as_stale_before_the_inputs_are_checked(copied, tmp_path, monkeypatch):
+    before = digests(copied)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "Describe zebra 7."}\n{"prompt": ""}\n')
+    (tmp_path / "wrong_shape.py").write_text("def prefer(prompts, responses):\n    return [[0.5]]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for changes, said in (
+        ({"prompts.train": {"source": str(tmp_path / "bad.jsonl")}}, "line 2"),
+        ({"sampling.max_new_tokens": 5000}, "sampling.max_new_tokens: 5000"),
+        ({"oracle": {"type": "function", "function": "wrong_shape:prefer"}}, r"the shape \[1, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            play(small(**changes), copied, redo_stale=True)
+        assert digests(copied) == before
+
+
 def test_shards_do_not_depend_on_their_size(finished, tmp_path):
     play(small(**{"iterations": 1, "prompts.per_iteration": 12, "shard_prompts": 64}), tmp_path / "whole")
     ids = {row["prompt_id"]: row for row in rows(tmp_path / "whole" / "iter-1" / "responses")}

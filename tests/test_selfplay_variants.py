@@ -9,6 +9,7 @@ from small_runs import SHORTEST_ORACLE, play, play_aloud, rows, small
 
 from sppo import selfplay
 from sppo.executors.local import Local
+from sppo.oracle import OracleError
 from sppo.policy.chat_format import ChatError
 from sppo.progress import Terminal
 from sppo.recipe import parse
@@ -89,6 +90,42 @@ def test_truncated_responses_are_scored_but_not_trained_on(tmp_path):
     assert summary["iterations"][0]["sampled"]["truncated_share"] == pytest.approx(
         reasons.count("length") / len(reasons)
     )
+
+
+ORACLES = """
+import numpy as np
+
+def half(prompts, responses):
+    return np.full((len(prompts), len(responses[0]), len(responses[0])), 0.5)
+
+def one_matrix_too_few(prompts, responses):
+    return half(prompts, responses)[1:]
+
+def absent(prompts, responses):
+    raise RuntimeError("no judge today")
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"oracle": "one_matrix_too_few"},
+            r"^oracle: a trial before the run.*shape \[1, 3, 3\] instead of \[2, 3, 3\]",
+        ),
+        ({"oracle": "half", "evaluation.oracle": "absent"}, r"^evaluation.oracle: a trial.*no judge today"),
+    ],
+)
+def test_a_wrong_oracle_is_found_before_anything_is_sampled(tmp_path, monkeypatch, changes, said):
+    (tmp_path / "trial_oracles.py").write_text(ORACLES)
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {
+        key: {"type": "function", "function": f"trial_oracles:{function}"}
+        for key, function in changes.items()
+    }
+    with pytest.raises(OracleError, match=said):
+        play(small(**changes), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.parquet"))
 
 
 def test_prompts_that_are_not_trained_on_are_said_loudly(tmp_path):

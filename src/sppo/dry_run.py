@@ -319,13 +319,15 @@ def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None, list[s
     if len(counts) == 1 and not sizes:
         counts = [settings.per_iteration] * iterations
     elif len(counts) == 1:
-        if sizes[0] < iterations:
+        parts = settings.parts or iterations
+        if sizes[0] < parts:
             raise prompt_sources.PromptError(
-                f"iterations: {iterations}, but there are only {sizes[0]} prompts to train on;"
+                f"iterations: {parts}, but there are only {sizes[0]} prompts to train on;"
                 " lower iterations or give more prompts"
             )
-        bounds = [sizes[0] * index // iterations for index in range(iterations + 1)]
-        counts = [stop - start for start, stop in pairwise(bounds)]
+        bounds = [sizes[0] * index // parts for index in range(parts + 1)]
+        divided = [stop - start for start, stop in pairwise(bounds)]
+        counts = [divided[index % parts] for index in range(iterations)]
     if settings.per_iteration is not None:
         counts = [None if count is None else min(count, settings.per_iteration) for count in counts]
     return counts, held_out, notes

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 def prefer(prompts, responses):
-    if Path("broken").exists():
+    if Path("broken").exists() and "trial" not in prompts[0]:
         raise KeyError("lost")
     left = Path("deaths")
     count = int(left.read_text()) if left.exists() else 0

@@ -138,6 +138,7 @@ def split(
     *,
     iterations: int,
     per_iteration: int | None,
+    parts: int | None = None,
     chat: ChatFormat,
     max_tokens: int,
     skip_invalid: bool,
@@ -151,6 +152,8 @@ def split(
         held_out: a source, or the number of prompts to set aside from `train`.
         iterations: T.
         per_iteration: the number of prompts in one iteration; None divides all prompts evenly.
+        parts: the number of parts that one source is divided into, if `per_iteration` is None; iterations beyond them
+            begin with the first part again. None: one part for each iteration.
         chat: renders and tokenises prompts.
         max_tokens: the longest rendered prompt that is allowed.
         skip_invalid: leave out and count prompts that cannot be used, instead of raising.
@@ -169,23 +172,27 @@ def split(
         tables, fixed_held_out = _set_aside(tables, held_out, reading)
     elif fixed_held_out.num_rows == 0:
         raise PromptError(f"prompts.held_out: it has no prompt that can be used{reading.skipped()}")
-    parts = tables if len(tables) > 1 else _deal_out(tables[0], iterations, per_iteration)
+    portions = (
+        tables
+        if len(tables) > 1
+        else _deal_out(tables[0], iterations, per_iteration, parts or iterations)
+    )
     if per_iteration is not None:
-        short = [number for number, part in enumerate(parts, 1) if part.num_rows < per_iteration]
+        short = [number for number, table in enumerate(portions, 1) if table.num_rows < per_iteration]
         if short:
             raise PromptError(
                 f"prompts.per_iteration: {per_iteration}, but iteration {short[0]} has only"
-                f" {parts[short[0] - 1].num_rows} prompts; lower it, or give more prompts{reading.skipped()}"
+                f" {portions[short[0] - 1].num_rows} prompts; lower it, or give more prompts{reading.skipped()}"
             )
-        parts = [part.slice(0, per_iteration) for part in parts]
-    empty = [number for number, part in enumerate(parts, 1) if part.num_rows == 0]
+        portions = [table.slice(0, per_iteration) for table in portions]
+    empty = [number for number, table in enumerate(portions, 1) if table.num_rows == 0]
     if empty:
-        total = sum(part.num_rows for part in parts)
+        total = sum(table.num_rows for table in portions)
         raise PromptError(
             f"iterations: {iterations}, but there are only {total} prompts to train on: iteration"
             f" {empty[0]} would have none; lower iterations or give more prompts{reading.skipped()}"
         )
-    return Split(parts, fixed_held_out, reading.counts)
+    return Split(portions, fixed_held_out, reading.counts)
 
 
 def read(source: PromptSource, *, chat: ChatFormat, max_tokens: int, skip_invalid: bool) -> pa.Table:
@@ -316,8 +323,11 @@ def _set_aside(tables: list[pa.Table], count: int, reading: _Reading) -> tuple[l
     return rest, held_out.combine_chunks()
 
 
-def _deal_out(table: pa.Table, iterations: int, per_iteration: int | None) -> list[pa.Table]:
+def _deal_out(
+    table: pa.Table, iterations: int, per_iteration: int | None, count: int
+) -> list[pa.Table]:
     if per_iteration is not None:
         return [table.slice(index * per_iteration, per_iteration) for index in range(iterations)]
-    bounds = [table.num_rows * index // iterations for index in range(iterations + 1)]
-    return [table.slice(start, stop - start) for start, stop in pairwise(bounds)]
+    bounds = [table.num_rows * index // count for index in range(count + 1)]
+    parts = [table.slice(start, stop - start) for start, stop in pairwise(bounds)]
+    return [parts[index % count] for index in range(iterations)]

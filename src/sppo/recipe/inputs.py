@@ -101,6 +101,9 @@ class Prompts(Section):
     """A source, or the number of prompts to set aside from the training prompts."""
     per_iteration: int | None = Field(None, ge=1)
     """Number of prompts in each iteration; None divides all prompts evenly."""
+    parts: int | None = Field(None, ge=1)
+    """Number of parts that one source is divided into, without `per_iteration`. Iterations beyond them begin with the first
+    part again. None: one part for each iteration; a run that is continued with more iterations keeps its parts."""
     max_tokens: int | None = Field(None, ge=1)
     """Longest rendered prompt, in tokens; None allows what the model's context holds."""
     invalid: Literal["error", "skip"] = "error"

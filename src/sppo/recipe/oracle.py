@@ -69,6 +69,11 @@ class OracleSection(Section):
         return False
 
     @property
+    def answers_any_prompt(self) -> bool:
+        """Whether it can be asked about any prompt, as it is in a trial before the run."""
+        return True
+
+    @property
     def is_transitive(self) -> bool:
         """Whether its preferences come from one score per response, so that no cycle is possible."""
         return False

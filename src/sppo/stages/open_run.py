@@ -1,4 +1,4 @@
-"""Opening a run folder: what lies there must belong to the recipe, and what is stale is refused or removed."""
+"""Opening a run folder: its content must belong to the recipe; stale stages are refused, or removed on demand."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from sppo.rundir.records import read_lines
 from sppo.rundir.summary import flatten
 from sppo.stages.evaluate import evaluate_base
 from sppo.stages.iterations import iterations
+from sppo.stages.oracle_trial import try_oracles
 from sppo.stages.prompts import all_prompts
 from sppo.stages.run import Run
 
@@ -27,13 +28,16 @@ def open_run(
     *,
     redo_stale: bool = False,
 ) -> Run:
-    """The run of a folder, after making sure that what lies there belongs to the recipe.
+    """Open the run of a folder, after making sure that the folder's content belongs to the recipe.
 
-    What the recipe asks of this machine (engines, devices, adapters) is checked only where something is left to do.
+    What the recipe needs (engines, devices, prompts, oracles) is checked only if something is left to compute, and before
+    stale stages are removed.
 
     Raises:
-        StaleRun: it does not; the message names the changed keys and the stages that are stale.
+        StaleRun: the content belongs to another recipe; the message names the changed keys and the stale stages.
+        ValueError: something that the recipe needs is missing or wrong.
     """
+    recipe = _keep_parts(recipe, folder, terminal)
     run = Run(recipe, folder, terminal, executor or Local(recipe))
     planned = planned_files(run)
     stale = [stage for stage in planned if stage.is_stale()]
@@ -43,6 +47,9 @@ def open_run(
     unfinished = bool(stale) or not all(stage.is_done() for stage in planned)
     if unfinished:
         check(run)
+        if not all(stage.is_done() for prompts in all_prompts(run) for stage in prompts.all_files()):
+            _ = run.split_prompts  # reads and checks all prompts
+        try_oracles(run.models)
     for stage in stale:
         terminal.say(f"removed as stale: {stage.title}", "yellow")
         stage.clear()
@@ -51,6 +58,30 @@ def open_run(
         storage.remove(folder.path / "summary.json")
     _record(run, unfinished=unfinished)
     return run
+
+
+def _keep_parts(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> Recipe:
+    """The recipe with the number of parts that the run's prompts have been divided into before.
+
+    A run with other `iterations` than before would otherwise divide its prompts anew, which makes everything stale.
+    """
+    prompts = recipe.prompts
+    if prompts.parts is not None or prompts.per_iteration is not None or isinstance(prompts.train, list):
+        return recipe
+    try:
+        before = load(folder.path / "recipe.yaml")
+    except RecipeError:
+        return recipe
+    parts = before.prompts.parts or before.iterations
+    if parts == recipe.iterations or before.prompts.model_copy(update={"parts": None}) != prompts:
+        return recipe
+    terminal.say(
+        f"note: the prompts stay divided into {parts} parts, as this run was begun, so that what is done is kept;"
+        f" iterations beyond {parts} begin with the first part again. prompts.parts: {recipe.iterations} divides them"
+        " anew",
+        "yellow",
+    )
+    return recipe.model_copy(update={"prompts": prompts.model_copy(update={"parts": parts})})
 
 
 def _say_what_is_damaged(run: Run, planned: Sequence[StageFolder]) -> None:
@@ -84,26 +115,27 @@ def _record(run: Run, *, unfinished: bool) -> None:
     run.models.limit_threads()
     now = environment()
     changed = changes(text, now) if text else []
+    head = header(now) if unfinished or not text else text.partition("\n")[0] + "\n"
     if changed and unfinished:
         run.terminal.say(
-            f"note: this run was begun with other versions or threads ({', '.join(changed)}); what is computed from now"
-            " on can differ in the last digits from what they would have given. Each stage's record says what it was"
-            " computed with",
+            f"note: this run was begun with other versions or threads ({', '.join(changed)}), so what is computed from now"
+            " on can differ in its last digits from what would have been computed then; each stage's record says what it"
+            " was computed with",
             "yellow",
         )
-    if text != header(now) + resolved:
-        write_text(path, header(now) + resolved)
+    if text != head + resolved:
+        write_text(path, head + resolved)
 
 
 def planned_files(run: Run) -> list[StageFolder]:
-    """The files of every stage of the run, as far as it can be planned."""
+    """The folders of all stages of the run."""
     stages = [*all_prompts(run), evaluate_base(run)]
     stages += [stage for iteration in iterations(run) for stage in iteration.stages.values()]
     return [files for stage in stages for files in stage.all_files()]
 
 
 def check(run: Run) -> None:
-    """Refuse, before anything is computed, what cannot work on this machine.
+    """Refuse, before anything is computed, a recipe that cannot work on this machine.
 
     Raises:
         ValueError: the message names the key and the way out.

@@ -1,4 +1,4 @@
-"""The prompts stage: x, read, checked, tokenised and dealt out over the iterations."""
+"""The prompts stage: the prompts x are read, checked, tokenised and dealt out over the iterations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ class Prompts(Stage):
         sources = [prompts.train] if isinstance(prompts.train, PromptSource) else prompts.train
         dealt: list[Any] = [prompts.per_iteration, len(sources)]
         if prompts.per_iteration is None and len(sources) == 1:
-            dealt.append(iterations)
+            dealt.append(prompts.parts or iterations)
         held_out = prompts.held_out
         return {
             "train": [source_identity(source) for source in sources],
@@ -38,11 +38,11 @@ class Prompts(Stage):
         }
 
     def reads(self) -> Sequence[str]:
-        """Nothing: prompts come from outside of the run."""
+        """Nothing, since prompts come from outside the run."""
         return ()
 
     def make(self) -> StageFolder:
-        """Read all prompts and publish those of this iteration, unless it has its own already."""
+        """Read all prompts and publish those of this iteration, unless they are published already."""
         if self.is_done():
             return self.files
         split = self.run.split_prompts
@@ -69,7 +69,7 @@ class Prompts(Stage):
         return self.files.shards()
 
     def counts(self) -> list[int]:
-        """The number of prompts in each shard, which is that of every stage of the iteration."""
+        """The number of prompts in each shard, which is the same in every stage of the iteration."""
         return [shard["prompts"] for shard in self.record()["shards"]]
 
 

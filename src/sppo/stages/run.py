@@ -1,6 +1,6 @@
-"""What the stages of a run share: its recipe and folder, the models of this process, and identities of its inputs.
+"""What the stages of a run share: its recipe and folder, the models of this process, and the identities of its inputs.
 
-An identity is what a stage's fingerprint holds of an input. Each is computed once for a run, and without torch or
+The identity of an input is what fingerprints hold of it. Each identity is computed once for a run, without torch or
 transformers, so that a finished run is recognised at once.
 """
 
@@ -30,7 +30,7 @@ class PolicyState:
     """A policy of the run.
 
     Attributes:
-        folder: where its weights lie, or will lie.
+        folder: the folder of its weights, which may not exist yet.
         fingerprint: what everything that is computed with the policy depends on.
     """
 
@@ -42,7 +42,7 @@ class Run:
     """One run.
 
     Args:
-        recipe: what the run is made from.
+        recipe: the run's recipe.
         folder: the run's folder.
         terminal: where progress is shown.
         executor: where shards and policies are computed.
@@ -61,12 +61,12 @@ class Run:
         return PolicyState(self.models.base, policies.digest(self.models.base))
 
     def weights(self, policy: PolicyState) -> Path | None:
-        """The folder of a policy as a worker is told it; None for the base, which each machine finds by itself."""
+        """The folder of a policy for a worker; None for the base policy, which each machine finds by itself."""
         return None if policy.folder == self.base.folder else policy.folder.resolve()
 
     @cached_property
     def sampling_settings(self) -> dict[str, Any]:
-        """The recipe's values that drawn responses depend on."""
+        """The recipe's values that responses depend on."""
         recipe = self.recipe
         return {
             "sampling": recipe.sampling.model_dump(),
@@ -79,12 +79,12 @@ class Run:
 
     @cached_property
     def oracle_identity(self) -> dict[str, Any] | None:
-        """What the answers of the recipe's oracle depend on; None where there is no oracle."""
+        """What the answers of the recipe's oracle depend on; None if there is no oracle."""
         return self._identity(self.recipe.oracle)
 
     @cached_property
     def held_out_oracle_identity(self) -> dict[str, Any] | None:
-        """What the answers of `evaluation.oracle` depend on; None where there is none."""
+        """What the answers of `evaluation.oracle` depend on; None if there is none."""
         return self._identity(self.recipe.evaluation.oracle)
 
     def _identity(self, oracle: OracleConfig | None) -> dict[str, Any] | None:
@@ -107,8 +107,8 @@ class Run:
     def length_limits(self) -> dict[str, Any]:
         """The values that the longest prompt and the longest response depend on.
 
-        They stand in the place of the limits themselves, which are known only when transformers has read the
-        configuration of the policy.
+        They take the place of the limits themselves, which are known only once transformers has read the policy's
+        configuration.
         """
         recipe = self.recipe
         config = policies.config_folder(self.base.folder) / "config.json"
@@ -138,7 +138,7 @@ class Run:
 
     @cached_property
     def split_prompts(self) -> prompt_sources.Split:
-        """All prompts: read, checked, tokenised and dealt out over the iterations."""
+        """All prompts, checked, tokenised and dealt out over the iterations."""
         recipe, prompts = self.recipe, self.recipe.prompts
         for note in self.models.chat.notes:
             self.terminal.say(f"note: {note}", "yellow")
@@ -148,6 +148,7 @@ class Run:
                 prompts.held_out,
                 iterations=recipe.iterations,
                 per_iteration=prompts.per_iteration,
+                parts=prompts.parts,
                 chat=self.models.chat,
                 max_tokens=self.prompt_limit,
                 skip_invalid=prompts.invalid == "skip",
