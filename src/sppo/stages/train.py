@@ -1,6 +1,11 @@
 """The train stage: pi_{t+1} = argmin E (log pi/pi_t - eta (P^ - 1/2))^2, starting from pi_t."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sppo import randomness
@@ -13,12 +18,12 @@ from sppo.training import TrainingJob
 
 
 class Train(Stage):
-    """pi_{t+1}.
+    """The training of pi_{t+1}.
 
     Args:
         run: the run.
         iteration: t.
-        select: what it is trained on; names pi_t and the reference policies as well.
+        select: the stage that selects what is trained on, and that names pi_t and the reference policies.
     """
 
     name = "train"
@@ -30,7 +35,7 @@ class Train(Stage):
 
     @property
     def policy(self) -> PolicyState:
-        """pi_{t+1}, as what is computed with it depends on it."""
+        """The trained policy, pi_{t+1}, for the stages that depend on it."""
         return PolicyState(self.files.folder, self.fingerprint)
 
     def settings(self) -> Mapping[str, Any]:
@@ -44,11 +49,11 @@ class Train(Stage):
         }
 
     def reads(self) -> Sequence[str]:
-        """What is selected, which depends on pi_t and on all that stands in the loss."""
+        """The selection, which depends on pi_t and on every policy in the loss."""
         return (self.select.fingerprint,)
 
     def make(self) -> StageFolder:
-        """Train, from the latest checkpoint where there is one, and publish the policy's folder."""
+        """Train, from the latest checkpoint if there is one, and publish the policy's folder."""
         if not self.is_done():
             with self.timed():
                 self._train()
@@ -69,7 +74,8 @@ class Train(Stage):
         run.models.limit_threads()
         with run.terminal.bar(self.files.title, job.steps.kept, "steps") as advance:
             advance(job.begun)
-            run.executor.train(job, advance, run.terminal.say)
+            with _disk_errors(home):
+                run.executor.train(job, advance, run.terminal.say)
         publish_folder(output, self.files.folder)
         storage.remove(work)
         files = [describe(path) for path in sorted(self.files.folder.iterdir()) if path.is_file()]
@@ -114,3 +120,29 @@ class Train(Stage):
                 f"{self.files.title}: all of its {job.steps.kept} steps have a learning rate of 0, since the schedule"
                 " is still at the start of its warm-up; lower training.batch_prompts or training.warmup_ratio"
             )
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk, as safetensors, torch or a training process reports it, into an OSError that names the folder.
+
+    safetensors raises a SafetensorError and torch a RuntimeError whose text holds the system's error, if any.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = next((number for number in _DISK_ERRORS if _mentions(str(error), number)), None)
+        if number is None and "PytorchStreamWriter failed" in str(error):
+            number = errno.ENOSPC  # torch does not say why it could not write
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+def _mentions(text: str, number: int) -> bool:
+    return os.strerror(number) in text or re.search(rf"\bos error {number}\b", text) is not None
