@@ -11,7 +11,11 @@ from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal
 from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
+from sppo.rundir.guard import few_steps
+from sppo.rundir.records import read_record
 from sppo.rundir.summary import settings_text
+from sppo.stages.models import Models
+from sppo.stages.oracle_trial import try_oracles
 from sppo.training import CHECKPOINTS_KEPT
 from sppo.training.schedule import Steps, learning_rate, plan
 
@@ -201,7 +205,12 @@ def _trained(recipe: Recipe) -> int:
 
 
 def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None:
-    """Print what a recipe will do; with rates, also how long it would take."""
+    """Print what a recipe will do; with rates, also how long it would take.
+
+    Raises:
+        ValueError: something on this machine cannot be used as the recipe says, as `sppo run` would find out later.
+    """
+    check(recipe)
     estimated = estimate(recipe)
     _show_settings(recipe, estimated, terminal)
     _show_iterations(recipe, estimated, terminal)
@@ -218,6 +227,10 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     )
     if rates is not None:
         _show_seconds(recipe, estimated, rates, terminal)
+    for number, planned in enumerate(estimated.steps, 1):
+        warning = None if planned is None else few_steps(planned.kept)
+        if warning is not None:
+            terminal.say(f"WARNING: iteration {number}: {warning}", "bold yellow")
     if steps is not None and not any(_curve(recipe, steps)):
         terminal.say("note        every step has a learning rate of 0: nothing would be learnt", "yellow")
     elif steps is not None and steps.kept < steps.warmup:
@@ -227,6 +240,32 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
             f" {max(_curve(recipe, steps)):.3g}",
             "yellow",
         )
+
+
+def check(recipe: Recipe) -> None:
+    """Check what lies on this machine beside the prompts: the policy's context, and oracle functions.
+
+    Raises:
+        ValueError: the message names the key and the way out.
+    """
+    context, limit = _context(recipe), recipe.sampling.max_new_tokens
+    if context is not None and limit >= context:
+        raise RecipeError(
+            f"sampling.max_new_tokens: {limit}, but {recipe.policy.model!r} takes {context} tokens in all; lower it, so"
+            " that a prompt fits as well"
+        )
+    try_oracles(Models(recipe), local_only=True)
+
+
+def _context(recipe: Recipe) -> int | None:
+    """The longest sequence of the policy by its config.json; None if it is not on this disk or does not say."""
+    try:
+        folder = policies.base_folder(Path(model_path(recipe.policy.model)))
+    except (OSError, ValueError, KeyError):
+        return None
+    config = read_record(folder / "config.json") or {}
+    config = {**config, **config.get("text_config", {})}
+    return config.get("max_position_embeddings") or config.get("n_positions")
 
 
 def _show_settings(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> None:
@@ -306,10 +345,10 @@ def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None, list[s
     """The prompts of each iteration and the held-out ones, None if a source is not on this disk; and notes on them."""
     settings, iterations = recipe.prompts, recipe.iterations
     notes: list[str] = []
-    counts = [_source_count(source, notes) for source in settings.train_sources]
+    counts = [_source_count(source, notes, settings.invalid) for source in settings.train_sources]
     sizes = [count for count in counts if count is not None]
     if not isinstance(settings.held_out, int):
-        held_out = _source_count(settings.held_out, notes)
+        held_out = _source_count(settings.held_out, notes, settings.invalid)
     else:
         held_out = settings.held_out
         if len(sizes) == len(counts):
@@ -333,14 +372,18 @@ def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None, list[s
     return counts, held_out, notes
 
 
-def _source_count(source: PromptSource, notes: list[str]) -> int | None:
+def _source_count(source: PromptSource, notes: list[str], invalid: str) -> int | None:
     if prompt_sources.local_file(source) is None:
         if prompt_sources.names_a_file(source):
             raise prompt_sources.PromptError(f"prompts: there is no file {source.source!r} here")
         return source.rows if source.limit is None else min(source.limit, source.rows or source.limit)
     counts = prompt_sources.survey(source)
+    if counts.skipped and invalid == "error":
+        raise prompt_sources.PromptError(
+            f"{next(iter(counts.first_skipped.values()))}; mend it, or set prompts.invalid: skip to leave such prompts out"
+        )
     notes += counts.notes()
-    return counts.read
+    return counts.read - counts.skipped.total()
 
 
 def _training_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float:
