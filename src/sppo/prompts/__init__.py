@@ -173,9 +173,7 @@ def split(
     elif fixed_held_out.num_rows == 0:
         raise PromptError(f"prompts.held_out: it has no prompt that can be used{reading.skipped()}")
     portions = (
-        tables
-        if len(tables) > 1
-        else _deal_out(tables[0], iterations, per_iteration, parts or iterations)
+        tables if len(tables) > 1 else _deal_out(tables[0], iterations, per_iteration, parts or iterations)
     )
     if per_iteration is not None:
         short = [number for number, table in enumerate(portions, 1) if table.num_rows < per_iteration]
@@ -323,9 +321,7 @@ def _set_aside(tables: list[pa.Table], count: int, reading: _Reading) -> tuple[l
     return rest, held_out.combine_chunks()
 
 
-def _deal_out(
-    table: pa.Table, iterations: int, per_iteration: int | None, count: int
-) -> list[pa.Table]:
+def _deal_out(table: pa.Table, iterations: int, per_iteration: int | None, count: int) -> list[pa.Table]:
     if per_iteration is not None:
         return [table.slice(index * per_iteration, per_iteration) for index in range(iterations)]
     bounds = [table.num_rows * index // count for index in range(count + 1)]
