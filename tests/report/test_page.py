@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import shutil
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 from sppo.cli.main import app
 from sppo.report import page, run_figures
 from sppo.rundir.folder import write_json
+from sppo.rundir.shards import read_shard, table, write_shard
+from sppo.rundir.tables import PREFERENCES
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -241,6 +244,31 @@ def test_texts_are_shown_and_never_executed(tmp_path, visit):
         assert seen.page.locator("#run1-examples").bounding_box()["height"] < 1500
         in_example = seen.page.locator(".example .text").nth(1).inner_text()
         assert "<script>document.title='owned'</script>" in in_example and "<b>bold</b>" in in_example
+
+
+def test_names_from_the_recipe_and_the_oracle_are_data_everywhere(tmp_path, visit):
+    recipe = {**RECIPE, "policy": {"model": f"tinyworld'{HOSTILE}"}}
+    run = write_run(tmp_path / "run", recipe=recipe)
+    for shard in run.glob("iter-*/preferences/part-*.parquet"):
+        rows = read_shard(shard).to_pylist()
+        for row in rows:
+            row["components"][0]["oracle"] = f"=1+1'{HOSTILE}"
+        write_shard(shard, table(rows, PREFERENCES), {})
+    page.write([run], tmp_path / "report.html")
+    seen = visit(tmp_path / "report.html", width=400)
+    assert seen.fits() and "owned" not in seen.page.title()
+    assert HOSTILE[:40] in seen.page.locator(".facts").inner_text()
+    drawing = seen.page.locator("#run1-agreement .drawing")
+    drawing.scroll_into_view_if_needed()
+    drawing.hover()
+    assert f"=1+1'{HOSTILE[:40]}" in drawing.locator(".tip").inner_text()
+    with seen.page.expect_download() as download:
+        seen.page.locator("#run1-agreement summary").click()
+        seen.page.locator("#run1-agreement a[download]").click()
+    head = next(csv.reader(Path(download.value.path()).read_text().splitlines()))
+    assert head[1].startswith("'=1+1'</script>")  # a spreadsheet must not take it for a formula
+    assert seen.page.locator("img, b").count() == 0 and seen.complaints == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.mark.slow
