@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
 from sppo.policy.adapter import AdapterError, BasePolicy
+from sppo.policy.export import export
 
 IDS = torch.arange(20, 40)[None]
 
@@ -162,3 +163,49 @@ def test_tokenizer_and_context_of_a_bare_adapter_are_its_bases(adapter, base):
     assert policies.context_length(adapter) == policies.context_length(base)
     found = chat.load(str(policies.tokenizer_folder(adapter)), config=str(policies.config_folder(adapter)))
     assert found.end_of_turn == chat.load(str(base)).end_of_turn
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("layers", [["q_proj", "lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+def test_an_adapter_on_shared_weights_is_merged_into_one_of_the_two_layers(tmp_path, layers):
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_models.make("qwen2", tmp_path / "base")
+    model = policies.load(base, dtype="float32")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=layers, init_lora_weights=False)).eval()
+    adapters.save(model, tmp_path / "adapter", BasePolicy(str(base)))
+    expected = logits(model)
+    export(tmp_path / "adapter", tmp_path / "out", lambda name, folder: "card")
+    exported = policies.load(tmp_path / "out", dtype="float32")
+    torch.testing.assert_close(logits(exported), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - logits(policies.load(base, dtype="float32"))).abs().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+    ],
+)
+def test_an_adapter_for_more_tokens_than_its_base_has_says_to_resize_it(base, tmp_path, settings):
+    from peft import LoraConfig, get_peft_model
+
+    model = policies.load(base, dtype="float32")
+    model.resize_token_embeddings(410)
+    peft = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **settings))
+    peft.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(
+        AdapterError, match=r"is for 410 tokens, but the base has 400.*resize_token_embeddings\(410\)"
+    ):
+        policies.load_merged(tmp_path / "adapter", dtype="float32")
+    resized = policies.load(base, dtype="float32")
+    resized.resize_token_embeddings(410)
+    resized.save_pretrained(base)
+    merged = policies.load_merged(tmp_path / "adapter", dtype="float32")
+    assert merged.lm_head.weight.shape[0] == 410

@@ -107,6 +107,13 @@ def attach(model: Any, folder: Path) -> Any:
         assert isinstance(config, LoraConfig)
         config.base_model_name_or_path, config.inference_mode = None, True
         weights = {key: value.float() for key, value in load_file(folder / WEIGHTS).items()}
+        # peft writes a layer of `modules_to_save` twice if the embeddings were resized, under its own name as well.
+        own = ".modules_to_save."
+        weights = {
+            key: value
+            for key, value in weights.items()
+            if own not in key or key.replace(own, ".") not in weights
+        }
         _refuse_other_vocabulary(model, weights, folder)
         adapted = inject(model, config)
         result: Any = set_peft_model_state_dict(adapted, weights, low_cpu_mem_usage=True)

@@ -308,14 +308,16 @@ def _load_whole(
 
 def _name_unused_weights(path: Path, model: Any) -> None:
     """Log which weights of a folder the language model does not contain, such as those of a vision tower."""
-    # transformers drops them without a word, so that they are missing from every policy that is saved. Weights can be fused
-    # when they are loaded, so a group counts as dropped only if none of its weights has the name of one of the model's.
-    unused: dict[str, list[str]] = {}
-    own = tuple(name.removeprefix("model.") for name, _ in model.named_parameters())
+    # transformers drops them without a message, so every policy that is saved lacks them. Weights can be fused while they are
+    # loaded, so a group of weights counts as dropped if most of its names have no counterpart in the model.
+    groups: dict[str, list[str]] = {}
     for name in tensor_shapes(path):
-        unused.setdefault(".".join(name.split(".")[:2]), []).append(name)
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    own = tuple(name.removeprefix("model.") for name, _ in model.named_parameters())
     dropped = {
-        group: names for group, names in unused.items() if not any(name.endswith(own) for name in names)
+        group: names
+        for group, names in groups.items()
+        if 2 * sum(name.endswith(own) for name in names) < len(names)
     }
     if dropped and count_parameters(path) > model.num_parameters():
         _log.warning(
@@ -323,7 +325,7 @@ def _name_unused_weights(path: Path, model: Any) -> None:
             path,
             type(model).__name__,
             sum(map(len, dropped.values())),
-            sum(map(len, unused.values())),
+            sum(map(len, groups.values())),
             path,
             ", ".join(sorted(dropped)),
         )

@@ -61,20 +61,21 @@ def with_earlier_keys(config: dict[str, Any], base: dict[str, Any]) -> dict[str,
     """
     if base.get("model_type") != config.get("model_type"):  # the language model of a multimodal base
         base = base.get("text_config") or {}
-    earlier = {
-        key: value for key, value in base.items() if key not in config and key != "quantization_config"
-    }
-    if dtype := config.get("dtype"):
-        earlier["torch_dtype"] = dtype
     rope = config.get("rope_parameters") or {}
     nested = isinstance(rope.get("full_attention"), dict)
     parameters = rope["full_attention"] if nested else rope
-    earlier |= {key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters}
+    top = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+    earlier = {key: parameters[key] for key in top if key in parameters}
     if nested and isinstance(rope.get("sliding_attention"), dict):
         earlier["rope_local_base_freq"] = rope["sliding_attention"].get("rope_theta")
+    elif parameters.get("rope_type") == "longrope":  # Phi-3 of transformers 4 takes exactly these three keys
+        factors = {key: parameters[key] for key in ("short_factor", "long_factor")}
+        earlier["rope_scaling"] = {"type": "longrope", **factors}
     elif parameters.get("rope_type", "default") != "default":
-        earlier["rope_scaling"] = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    config = config | earlier
+        earlier["rope_scaling"] = {key: value for key, value in parameters.items() if key not in top[:2]}
+    earlier |= {key: value for key, value in base.items() if key != "quantization_config"}
+    earlier["torch_dtype"] = config.get("dtype")
+    config = earlier | config
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, dict) and key != "quantization_config":
             config[key] = with_earlier_keys(value, base.get(key) or {})
