@@ -12,6 +12,7 @@ from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
 from sppo.policy.adapter import AdapterError, BasePolicy
 from sppo.policy.export import export
+from sppo.policy.opening import open_policy
 
 IDS = torch.arange(20, 40)[None]
 
@@ -177,7 +178,7 @@ def test_an_adapter_on_shared_weights_is_merged_into_one_of_the_two_layers(tmp_p
     model = get_peft_model(model, LoraConfig(r=2, target_modules=layers, init_lora_weights=False)).eval()
     adapters.save(model, tmp_path / "adapter", BasePolicy(str(base)))
     expected = logits(model)
-    export(tmp_path / "adapter", tmp_path / "out", lambda name, folder: "card")
+    export(open_policy(tmp_path / "adapter"), tmp_path / "out", lambda name, folder: "card")
     exported = policies.load(tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits(exported), expected, atol=1e-4, rtol=1e-4)
     assert (expected - logits(policies.load(base, dtype="float32"))).abs().max() > 0.1

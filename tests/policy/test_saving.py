@@ -15,6 +15,7 @@ from training_jobs import FAMILIES
 from sppo.policy import load as policies
 from sppo.policy.export import export
 from sppo.policy.load import PolicyError
+from sppo.policy.opening import open_policy
 from sppo.policy.saving import save_model, with_earlier_keys
 from sppo.policy.tokenizer_files import copy_tokenizer
 
@@ -110,7 +111,7 @@ def test_the_generation_settings_of_the_base_are_kept_as_they_are(tmp_path, sett
     if settings is not None:
         file.write_text(json.dumps(settings))
     saved(source, tmp_path / "saved")
-    export(source, tmp_path / "exported", lambda name, folder: "card")
+    export(open_policy(source), tmp_path / "exported", lambda name, folder: "card")
     for folder in ("saved", "exported"):
         copy = tmp_path / folder / "generation_config.json"
         assert (json.loads(copy.read_text()) if copy.exists() else None) == settings

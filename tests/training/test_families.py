@@ -113,7 +113,7 @@ def test_a_model_that_fails_is_refused_with_its_error(monkeypatch):
 
     monkeypatch.setattr(model.model.layers[0], "forward", fail)
     with pytest.raises(
-        PolicyError, match="LlamaForCausalLM fails to compute .* this layer needs something else"
+        PolicyError, match=r"LlamaForCausalLM fails to compute .* this layer needs something else"
     ):
         measure_capabilities(model)
 
@@ -127,6 +127,7 @@ NOISY = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize(("kind", "settings", "noisy"), NOISY)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_noise_of_every_kind_is_off_while_training(kind, settings, noisy, checkpointing):
@@ -153,6 +154,7 @@ def test_noise_of_every_kind_is_off_while_training(kind, settings, noisy, checkp
 
 def test_noise_that_cannot_be_switched_off_is_refused(monkeypatch):
     model = configured("llama")
-    monkeypatch.setattr(model.model.layers[0].mlp, "act_fn", lambda states: states + torch.rand_like(states))
+    block, forward = model.model.layers[0].mlp, model.model.layers[0].mlp.forward
+    monkeypatch.setattr(block, "forward", lambda states: forward(states + torch.rand_like(states)))
     with pytest.raises(PolicyError, match="LlamaForCausalLM adds noise while it is trained"):
         measure_noise(model, measure_capabilities(configured("llama")))
