@@ -266,7 +266,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, refusal):
 
 
 def test_a_recipe_that_is_not_there_or_is_a_folder(tmp_path):
-    with pytest.raises(RecipeError, match=r"none\.yaml: there is no such recipe; see recipes/"):
+    with pytest.raises(RecipeError, match=r"none\.yaml: there is no such recipe; name a YAML file, or"):
         load(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
         load(tmp_path)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sppo import __version__
-from sppo.cli import evaluate, game, look, options, oracle, policies, run
+from sppo.cli import evaluate, game, look, options, oracle, policies, run, start
 from sppo.progress import printable
 
 FAILED, STOPPED, INTERRUPTED = 1, 3, 130
@@ -66,13 +66,13 @@ app = typer.Typer(
     name="sppo",
     cls=_Commands,
     help="Self-play preference optimisation of language models (SPPO, arXiv:2405.00675).",
-    epilog="Start with: sppo run recipes/quickstart.yaml",
+    epilog="Start with: sppo run quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _unnamed in (run.app, look.app, policies.app, oracle.app):
+for _unnamed in (start.app, run.app, look.app, policies.app, oracle.app):
     app.add_typer(_unnamed)  # its commands become commands of `sppo`
 app.add_typer(evaluate.app, rich_help_panel=options.MEASURE)
 app.add_typer(oracle.oracle_app, rich_help_panel=options.MEASURE)

@@ -68,6 +68,8 @@ __all__ = [
 ]
 
 
+PACKAGED = Path(__file__).parents[1] / "recipes"
+"""The folder of the recipes that come with the package and can be named without a path."""
 # The class of the name checks each mapping when a recipe is read, so that importing this module loads no engine.
 _DEFAULT_SAMPLING: Any = {"engine": "transformers"}
 _DEFAULT_ALGORITHM: Any = {"type": "sppo"}
@@ -178,10 +180,10 @@ class Recipe(Section):
 
 
 def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe file.
+    """Read a recipe.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a recipe that comes with the package, such as `quickstart`.
         overrides: dotted keys to values that replace the file's, e.g. ``{"training.learning_rate": 1e-4}``.
 
     Raises:
@@ -205,10 +207,14 @@ def load_oracle_training(
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
+    packaged = PACKAGED / f"{path}.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (packaged if packaged.is_file() and not path.exists() else path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such recipe; see recipes/ for examples") from None
+        names = ", ".join(sorted(recipe.stem for recipe in PACKAGED.glob("*.yaml")))
+        raise RecipeError(
+            f"{path}: there is no such recipe; name a YAML file, or a recipe of the package: {names}"
+        ) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise RecipeError(

@@ -1,0 +1,1 @@
+"""The files that `sppo init` writes: a recipe and an oracle to start from."""
