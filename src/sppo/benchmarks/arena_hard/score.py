@@ -55,7 +55,7 @@ def score(
     verdicts: Sequence[Sequence[str | None]],
     *,
     rounds: int = 100,
-    question_rounds: int = 2000,
+    question_rounds: int = 10000,
     confidence: float = 0.95,
     seed: int = 42,
 ) -> Score:
