@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from sppo.arena import votes as vote_files
@@ -86,7 +86,7 @@ class Arena:
 
     def app(self) -> Starlette:
         """The application."""
-        gets = {"/": self._index, "/arena.js": self._script, "/arena.css": self._style}
+        gets = {"/": self._index, "/arena.js": self._asset, "/arena.css": self._asset}
         posts = {"/pair": self._pair, "/vote": self._vote, "/undo": self._undo, "/results": self._results}
         return Starlette(
             routes=[
@@ -137,11 +137,8 @@ class Arena:
             return response
         return HTMLResponse(self.page.render(name=self.name, token=self.token))
 
-    async def _script(self, request: Request) -> Response:
-        return Response(_file("arena.js"), media_type="text/javascript")
-
-    async def _style(self, request: Request) -> Response:
-        return Response(_file("arena.css"), media_type="text/css")
+    async def _asset(self, request: Request) -> Response:
+        return FileResponse(Path(__file__).with_name(request.url.path[1:]))
 
     async def _pair(self, request: Request) -> Response:
         voter = _name((await _body(request)).get("voter"))
@@ -258,8 +255,3 @@ def _name(value: Any) -> str | None:
 
 def _problem(status: int, text: str) -> Response:
     return JSONResponse({"problem": text}, status_code=status)
-
-
-def _file(name: str) -> str:
-    """The text of a file of this package."""
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")

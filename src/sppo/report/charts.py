@@ -8,11 +8,11 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import matplotlib
@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sppo.progress import printable
+
+T = TypeVar("T")
 
 INK, GRID = "#0b0b01", "#0c0c02"
 SERIES = tuple(f"#0d0d{number:02d}" for number in range(10, 18))
@@ -41,6 +43,11 @@ class Table:
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, items: Iterable[T], columns: Mapping[str, Callable[[T], str]]) -> "Table":
+        """A row for each item; `columns` gives each column's head and its cell for an item."""
+        return cls(list(columns), [[cell(item) for cell in columns.values()] for item in items])
 
 
 class Point(NamedTuple):

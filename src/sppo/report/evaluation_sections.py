@@ -1,13 +1,13 @@
 """The sections about what the evaluations measured: win rates, lengths, and the distance to the base policy."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from sppo.report import charts
 from sppo.report.charts import Chart, Line, Table
-from sppo.report.run_figures import RunFigures
+from sppo.report.run_figures import Iteration, RunFigures
 from sppo.report.samples import Responses
 from sppo.report.sections import Section, measured_line, measuring_oracle, number, share, signed
 
@@ -55,20 +55,16 @@ def lengths(run: RunFigures, prefix: str, held_out: Mapping[int, Responses]) -> 
     measured = [policy for policy in run.policies if policy.measures]
     if not figures and not measured:
         return None
-    heads = ["policy", "tokens", "truncated", "other missing ends", "repeated 4-grams", "KL to the base"]
-    rows = [
-        [
-            policy.label,
-            number(policy.measures.get("response_tokens"), 1),
-            share(policy.measures.get("truncated_share")),
-            number(policy.measures.get("missing_end_of_turn"), 0),
-            share(policy.measures.get("repetition")),
-            number(policy.measures.get("kl_to_base")) if policy.number else "-",
-        ]
-        for policy in measured
-    ]
+    columns: dict[str, Callable[[Iteration], str]] = {
+        "policy": lambda policy: policy.label,
+        "tokens": lambda policy: number(policy.measures.get("response_tokens"), 1),
+        "truncated": lambda policy: share(policy.measures.get("truncated_share")),
+        "other missing ends": lambda policy: number(policy.measures.get("missing_end_of_turn"), 0),
+        "repeated 4-grams": lambda policy: share(policy.measures.get("repetition")),
+        "KL to the base": lambda policy: number(policy.measures.get("kl_to_base")) if policy.number else "-",
+    }
     lead = "How long the responses to held-out prompts are, and how far each policy has moved from the base policy."
-    tables = [("Means over all held-out responses", Table(heads, rows))]
+    tables = [("Means over all held-out responses", Table.of(measured, columns))]
     return Section(f"{prefix}-shape", "Lengths and distance", lead, figures, tables)
 
 

@@ -19,7 +19,6 @@ class Overview:
         growth: the relative change of the mean response length since the base policy.
         trained: the number of responses that were trained on.
         sampled: the number of responses that were sampled for training.
-        seconds: the seconds of all stages.
     """
 
     last: Iteration | None = None
@@ -29,7 +28,6 @@ class Overview:
     growth: float | None = None
     trained: float = 0
     sampled: float = 0
-    seconds: float = 0
 
     @property
     def standing(self) -> str:
@@ -59,7 +57,6 @@ def overview(run: RunFigures) -> Overview:
         after / before - 1 if before and after is not None else None,
         _total(run, "select", "trained_responses"),
         _total(run, "sample", "responses_drawn"),
-        sum(sum(iteration.seconds.values()) for iteration in run.iterations),
     )
 
 

@@ -120,6 +120,11 @@ class RunFigures:
         return [self.base, *self.evaluated]
 
     @property
+    def seconds(self) -> float:
+        """The seconds of all stages."""
+        return sum(sum(iteration.seconds.values()) for iteration in self.iterations)
+
+    @property
     def is_finished(self) -> bool:
         """Whether every iteration of the recipe has been evaluated."""
         return self.recipe is not None and len(self.evaluated) >= self.recipe.iterations

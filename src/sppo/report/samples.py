@@ -118,7 +118,7 @@ def held_out(run: Path, iteration: int, notes: list[str]) -> Responses | None:
         notes: receives a note about each shard that cannot be read; the others are read.
     """
     reader = RunReader(run)
-    responses = _responses(_sampled_shards(reader.shards(iteration, "evaluation"), notes), notes)
+    responses = _responses(*_sampled_shards(reader.shards(iteration, "evaluation"), notes), notes)
     if responses is None:
         return None
     rates: dict[str, float] = {}
@@ -136,16 +136,14 @@ def compared(run: Path, iteration: int, notes: list[str]) -> ComparedResponses |
         notes: receives a note about each shard that cannot be read; the others are read.
     """
     reader = RunReader(run)
-    shards = _sampled_shards(reader.shards(iteration, "preferences"), notes)
-    if shards is None:
-        return None
+    shards, total = _sampled_shards(reader.shards(iteration, "preferences"), notes)
     preferences: dict[str, _Preferences] = {}
     columns = ["prompt_id", "matrix", "components", OLD_COMPONENTS]
-    for shard in shards.files:
+    for shard in shards:
         preferences |= _read(shard, columns, _preferences, notes) or {}
-    names = [shard.name for shard in shards.files]
-    by_name = {shard.name: shard for shard in reader.shards(iteration, "responses")}
-    responses = _responses(_Shards([by_name[name] for name in names if name in by_name], shards.total), notes)
+    by_name = {path.name: path for path in reader.shards(iteration, "responses")}
+    answered = [by_name[shard.name] for shard in shards if shard.name in by_name]
+    responses = _responses(answered, total, notes)
     if responses is None:
         return None
     kept = {
@@ -168,16 +166,8 @@ def compared(run: Path, iteration: int, notes: list[str]) -> ComparedResponses |
     return ComparedResponses(Responses(**chosen, total=responses.total), matrices, components)
 
 
-@dataclass(frozen=True)
-class _Shards:
-    """The shards to read, and the number of prompts that all shards have together."""
-
-    files: Sequence[Path]
-    total: int
-
-
-def _sampled_shards(shards: Sequence[Path], notes: list[str]) -> _Shards | None:
-    """Enough whole shards for the sample; None where there are none."""
+def _sampled_shards(shards: Sequence[Path], notes: list[str]) -> tuple[list[Path], int]:
+    """Enough whole shards for the sample, and the number of prompts that all shards have together."""
     files = sorted(shards, key=lambda path: randomness.digest("report", path.name))
     counts = [_prompt_count(path, notes) for path in files]
     taken: list[Path] = []
@@ -186,7 +176,7 @@ def _sampled_shards(shards: Sequence[Path], notes: list[str]) -> _Shards | None:
         if count and rows < PROMPTS:
             taken.append(path)
             rows += count
-    return _Shards(taken, sum(counts)) if taken else None
+    return taken, sum(counts)
 
 
 def _prompt_count(path: Path, notes: list[str]) -> int:
@@ -259,16 +249,14 @@ def _win_rates(table: pa.Table) -> dict[str, float]:
     return by_prompt
 
 
-def _responses(shards: _Shards | None, notes: list[str]) -> Responses | None:
-    if shards is None:
-        return None
+def _responses(shards: Sequence[Path], total: int, notes: list[str]) -> Responses | None:
     columns: dict[str, Any] = {}
-    for path in shards.files:
+    for path in shards:
         read = _read(path, ["prompt_id", "messages", "responses"], _response_columns, notes)
         for name, values in (read or {}).items():
             column = columns.setdefault(name, [])
             column += values[: PROMPTS - len(column)]
-    return Responses(**columns, total=shards.total) if columns else None
+    return Responses(**columns, total=total) if columns else None
 
 
 def _response_columns(table: pa.Table) -> dict[str, list[Any]]:
