@@ -8,6 +8,7 @@ for t in 1..T:
     win rate against the base and against pi_t              evaluate
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sppo.executors import Executor
@@ -32,6 +33,7 @@ def run(
     executor: Executor | None = None,
     *,
     redo_stale: bool = False,
+    callbacks: Sequence[Callable[[Mapping[str, Any]], None]] = (),
 ) -> dict[str, Any]:
     """Play a whole recipe, from wherever the run folder stands.
 
@@ -42,6 +44,7 @@ def run(
         executor: where shards and policies are computed; None: on this machine.
         redo_stale: remove stages that were computed from a different recipe or from different inputs, instead of
             refusing to go on.
+        callbacks: functions that are called with the row of each iteration in the summary.
 
     Returns:
         The run's summary, as in summary.json.
@@ -63,6 +66,8 @@ def run(
             iteration.train.make()
             iteration.evaluate.make()
             summary.add(iteration)
+            for callback in callbacks:
+                callback(summary.row(iteration))
             enforce(opened.recipe.guard, iteration.alarms, iteration.number, folder.path, terminal)
         return summary.finish()
 

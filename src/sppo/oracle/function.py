@@ -127,9 +127,35 @@ def find_function(name: str) -> Callable[..., Any]:
     for part in attribute.split("."):
         value = getattr(value, part, None)
     if not callable(value):
-        raise OracleError(f"oracle.function: {name!r}: {module_name} has no function {attribute!r}")
+        elsewhere = (
+            ": it was defined in a program or notebook that is not running here; put it into a module of its own"
+            if module_name == "__main__"
+            else ""
+        )
+        raise OracleError(
+            f"oracle.function: {name!r}: {module_name} has no function {attribute!r}{elsewhere}"
+        )
     function: Callable[..., Any] = value
     return function
+
+
+def named(function: Callable[..., Any]) -> str:
+    """The name by which :func:`find_function` finds a function again.
+
+    Raises:
+        OracleError: it finds none, because the function does not stand at the top level of its module.
+    """
+    name = f"{getattr(function, '__module__', None)}:{getattr(function, '__qualname__', None)}"
+    try:
+        found = find_function(name) is function
+    except (OracleError, ValueError):
+        found = False
+    if not found:
+        raise OracleError(
+            f"oracle: {name} cannot be found by its name when the run continues; define the function with `def` at the top"
+            " level of a module, a program or a notebook"
+        )
+    return name
 
 
 def source_digest(name: str) -> str:

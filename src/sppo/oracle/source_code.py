@@ -1,7 +1,8 @@
 """What a Python function's answers depend on, as far as its source shows: the code that it runs, not its comments.
 
 The code of a function is that of its module and of all modules beside it that are imported from there, whether at the
-top of a file or inside a function. Beside it are the modules in the folder that its module was found in; of an installed
+top of a file or inside a function. Of a program or a notebook (the module `__main__`), which also starts the run, it is the
+function itself, with the functions and classes of `__main__` that it uses, and the modules beside it that those import. Beside it are the modules in the folder that its module was found in; of an installed
 package, its own modules alone. What is imported by a computed name, or read from a file, cannot be seen in the source;
 `oracle.depends_on` names it.
 """
@@ -12,6 +13,7 @@ import importlib.machinery
 import inspect
 import io
 import sys
+import textwrap
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,18 +26,53 @@ from sppo.rundir.shards import file_digest
 
 def code_digest(function: Callable[..., Any], module: ModuleType) -> str:
     """SHA-256 of the code behind a function of a module; empty where it is not written in Python."""
-    origin = sys.modules.get(getattr(inspect.unwrap(function), "__module__", None) or "", module)
     files: dict[Path, str] = {}
-    for start in (module, origin):
-        top, file = start.__name__.partition(".")[0], getattr(start, "__file__", None)
-        if (
-            top == "sppo" and file
-        ):  # of this package a function's own module counts, not what that is built on
-            files[Path(file)] = start.__name__
-        elif file and top not in sys.stdlib_module_names:
-            _follow(start.__name__, _root(start), files)
-    code = sorted((name, _code(path)) for path, name in files.items())
+    definitions: dict[str, str] = {}
+    if module.__name__ == "__main__":
+        definitions = _definitions(inspect.unwrap(function), files)
+    else:
+        origin = sys.modules.get(getattr(inspect.unwrap(function), "__module__", None) or "", module)
+        for start in (module, origin):
+            _add(start, files)
+    code = sorted([*definitions.items(), *((name, _code(path)) for path, name in files.items())])
     return hashlib.sha256(repr(code).encode()).hexdigest() if code else ""
+
+
+def _add(module: ModuleType, files: dict[Path, str]) -> None:
+    """Add the files of a module and of the modules beside it that it imports, each with its module's name."""
+    top, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
+    if file and top == "sppo":  # a function's own module counts, not what this package is built on
+        files[Path(file)] = module.__name__
+    elif file and top not in sys.stdlib_module_names:
+        _follow(module.__name__, _root(module), files)
+
+
+def _definitions(function: Callable[..., Any], files: dict[Path, str]) -> dict[str, str]:
+    """The code of a function of `__main__`, and of the functions and classes of `__main__` that it uses, by name.
+
+    The files of the modules that they use are added to `files`, except those of installed packages.
+    """
+    definitions: dict[str, str] = {}
+    main, waiting = vars(sys.modules["__main__"]), [function]
+    while waiting:
+        used = waiting.pop()
+        if getattr(used, "__module__", None) != "__main__":
+            module = used if isinstance(used, ModuleType) else inspect.getmodule(used)
+            if module is not None and not _is_installed(Path(getattr(module, "__file__", None) or "")):
+                _add(module, files)
+        elif getattr(used, "__qualname__", None) not in {None, *definitions}:
+            try:
+                tree = ast.parse(textwrap.dedent(inspect.getsource(used)))
+            except (OSError, TypeError, SyntaxError):  # made by exec, or not written in Python
+                continue
+            definitions[used.__qualname__] = ast.unparse(tree)
+            names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            waiting += [main[name] for name in sorted(names & main.keys())]
+    return definitions
+
+
+def _is_installed(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 def files_digest(paths: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +106,7 @@ def _root(module: ModuleType) -> Path:
 
 def _follow(name: str, root: Path, files: dict[Path, str]) -> None:
     """Add the files of a module and of what it imports from the same place, each with the module's name."""
-    is_installed = {"site-packages", "dist-packages"} & set(root.parts)
+    is_installed = _is_installed(root)
     waiting = [name]
     while waiting:
         parts = waiting.pop().split(".")

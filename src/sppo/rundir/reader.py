@@ -212,6 +212,30 @@ class RunReader:
         base = Policy(BASE, Path(summary["base"]["policy"]))
         return [base, *(policy for policy in trained if policy.folder.is_dir())]
 
+    def named_policy(self, iteration: int) -> Policy:
+        """The policy that an iteration has trained; 0: the base policy.
+
+        Raises:
+            RunError: the run has no such policy yet.
+        """
+        policies = {policy.iteration: policy for policy in self.policies()}
+        if iteration not in policies:
+            raise RunError(
+                f"{self.path}: iteration {iteration} has no policy; there are {', '.join(p.label for p in policies.values())}"
+            )
+        return policies[iteration]
+
+    def table(self, iteration: int, table: Table) -> list[Path]:
+        """The shards of one table of an iteration, in order.
+
+        Raises:
+            RunError: there are none yet.
+        """
+        shards = self.shards(iteration, table)
+        if not shards:
+            raise RunError(f"{self.path}: {label(iteration)} has no {table} yet")
+        return shards
+
     def last_policy(self) -> Policy:
         """The policy that the run has accepted last, which is the run's result.
 

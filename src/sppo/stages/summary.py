@@ -137,7 +137,7 @@ class Summary:
         rows: list[dict[str, Any]] = []
         policy, accepted = run.base.folder, self.base
         for iteration in self.played:
-            rows.append(self._row(iteration))
+            rows.append(self.row(iteration))
             if not iteration.alarms or run.recipe.guard.on_failure == "keep":
                 policy, accepted = iteration.train.files.folder, iteration.evaluate
             line = {"stage": "summary", **rows[-1]}
@@ -162,7 +162,7 @@ class Summary:
             write_record(path, content)
         return content
 
-    def _row(self, iteration: Iteration) -> dict[str, Any]:
+    def row(self, iteration: Iteration) -> dict[str, Any]:
         """The entry of an iteration in summary.json."""
         record = iteration.measures
         row: dict[str, Any] = {
