@@ -191,7 +191,9 @@ def test_a_packing_that_was_not_asked_for_is_refused(endpoint, encoding):
         assert server.headers[0]["accept-encoding"] == "gzip, deflate"
 
 
-@pytest.mark.parametrize("content", [b"no gzip at all", gzip.compress(b"{}" * 500)[:40]])
+@pytest.mark.parametrize(
+    "content", [b"no gzip at all", gzip.compress(b"{}" * 500)[:40]], ids=["no gzip", "truncated"]
+)
 def test_a_packed_answer_that_is_damaged_is_an_error(endpoint, content):
     with (
         serve(lambda path, body: Reply(content, Content_Encoding="gzip")) as server,
