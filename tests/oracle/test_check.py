@@ -199,7 +199,15 @@ def test_every_oracle_in_the_docs_is_one(snippet):
 def test_the_docs_show_every_type_and_the_report_as_it_is(sppo, tmp_path):
     page = PAGE.read_text(encoding="utf-8")
     shown = {yaml.safe_load(snippet)["oracle"]["type"] for snippet in SNIPPETS}
-    types = {"reward_model", "general_preference", "judge", "length_controlled", "length_matched", "near_tie"}
+    types = {
+        "function",
+        "reward_model",
+        "general_preference",
+        "judge",
+        "length_controlled",
+        "length_matched",
+        "near_tie",
+    }
     assert shown == types
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     _, out, _ = sppo("panel", "--responses", "r.jsonl")
