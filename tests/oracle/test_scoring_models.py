@@ -151,15 +151,18 @@ def test_scores_are_the_plain_ones(reward_folder):
 
 def test_an_encoder_reads_a_pair_of_texts_with_their_types(encoder_folder):
     model = RewardModel.from_pretrained(encoder_folder)
+    model.model.double()  # as above: in float32 a batch and a single row round apart
     with quiet():
-        plain = transformers.AutoModelForSequenceClassification.from_pretrained(encoder_folder).eval()
+        plain = (
+            transformers.AutoModelForSequenceClassification.from_pretrained(encoder_folder).eval().double()
+        )
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder_folder)
     for prompt, of_prompt, found in zip(PROMPTS, RESPONSES, model.scores(PROMPTS, RESPONSES)):
         for response, score in zip(of_prompt, found):
             inputs = tokenizer(prompt, response, return_tensors="pt")
             assert inputs["token_type_ids"].unique().tolist() == ([0, 1] if response else [0])
             with torch.no_grad():
-                assert float(plain(**inputs).logits) == pytest.approx(score, abs=5e-6)
+                assert float(plain(**inputs).logits) == pytest.approx(score, rel=0, abs=1e-12)
     long = model.scores(["fox " * 40], [["dog " * 40, "dog " * 39]])
     assert np.isfinite(long).all()
     assert model.counts["texts_truncated"] == 2

@@ -1,4 +1,4 @@
-"""What is to be known of an oracle before it is optimised: how it behaves on given prompts and responses."""
+"""Measures how an oracle behaves on given prompts and responses, before a policy is optimised against it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from sppo.winrates import Array
 
 PROMPTS_AT_ONCE = 64
 CERTAIN = 10.0
-"""Log-odds are kept within so many nats, since verdicts that all agree have infinite ones."""
+"""Log-odds are limited to this many nats, since those of verdicts that all agree are infinite."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class OrderConsistency:
     """How much the order in which two responses stand matters to an oracle that sees them side by side.
 
     Attributes:
-        inconsistency: mean of |M_ij + M_ji|, nats; 0 if the order does not matter.
-        flips: share of pairs of which the winner depends on the order.
-        first_wins: mean probability of the response that stands first; 1/2 if no place is favoured.
+        inconsistency: the mean of |M_ij + M_ji| in nats; 0 if the order does not matter.
+        flips: the share of pairs whose winner depends on the order.
+        first_wins: the mean probability of the response that stands first; 1/2 if no position is favoured.
     """
 
     inconsistency: float
@@ -39,20 +39,20 @@ class Check:
     """An oracle's behaviour.
 
     Attributes:
-        prompts: compared.
-        pairs: unordered pairs of responses.
-        cyclic_triples: share of triples of responses that go round.
-        near_ties: share of pairs with |P - 1/2| below `tie`.
-        tie: how near a near tie is.
-        mean_margin: mean |P - 1/2|.
-        longer_wins: mean P of the longer of two responses.
-        length_correlation: Spearman's, of P_ij and the difference of lengths in characters, over ordered pairs.
-        length_penalty: the fitted lambda of `length_controlled`, nats, at `length_scale`.
-        length_scale: characters.
-        orders: by the oracle's class, for each part that is asked in both orders.
+        prompts: the number of prompts.
+        pairs: the number of unordered pairs of responses that were compared.
+        cyclic_triples: the share of triples of responses that are preferred in a circle.
+        near_ties: the share of pairs with |P - 1/2| below `tie`.
+        tie: the |P - 1/2| below which a pair is a near tie.
+        mean_margin: the mean |P - 1/2|.
+        longer_wins: the mean P of the longer of two responses.
+        length_correlation: Spearman's correlation of P_ij with the difference of lengths in characters, over ordered pairs.
+        length_penalty: the fitted lambda of `length_controlled` in nats, at `length_scale`.
+        length_scale: the scale of the fitted penalty in characters.
+        orders: the consistency of each component that is asked in both orders, by its class.
         counts: what the oracle counted.
-        seconds: of the comparisons, loading left out.
-        pairs_per_second: unordered pairs.
+        seconds: the seconds that the comparisons took, without loading.
+        pairs_per_second: unordered pairs per second.
     """
 
     prompts: int
@@ -83,15 +83,15 @@ def check(
     """Ask an oracle about every pair of responses, and measure.
 
     Args:
-        oracle: as :func:`sppo.oracle.load` gives it.
-        prompts: as text.
-        responses: at least two to each prompt; how many may differ.
-        tie: below this |P - 1/2| is a near tie.
-        length_scale: of the length penalty that is fitted, characters.
-        advance: told how many prompts have been compared.
+        oracle: an oracle from :func:`sppo.oracle.load`.
+        prompts: the prompts as text.
+        responses: at least two responses to each prompt; their number may differ.
+        tie: the |P - 1/2| below which a pair is a near tie.
+        length_scale: the scale of the fitted length penalty, in characters.
+        advance: called with the number of prompts compared since the last call.
 
     Raises:
-        OracleError: the oracle fails; there is nothing to compare.
+        OracleError: the oracle fails, or there is nothing to compare.
     """
     groups: dict[int, list[int]] = {}
     for index, of_prompt in enumerate(responses):
@@ -112,7 +112,7 @@ def check(
 
 
 class _Asked:
-    """What has been answered so far."""
+    """The oracle's answers so far."""
 
     def __init__(self, oracle: CheckedOracle) -> None:
         self.oracle = oracle
@@ -176,7 +176,7 @@ class _Asked:
 
 
 def _consistency(logits: Float[Array, "pairs 2"]) -> OrderConsistency:
-    """From M_ij and M_ji of each pair."""
+    """The consistency of M_ij and M_ji over all pairs."""
     kept = np.clip(logits, -CERTAIN, CERTAIN)
     return OrderConsistency(
         inconsistency=float(np.mean(np.abs(kept.sum(-1)))),
@@ -186,7 +186,7 @@ def _consistency(logits: Float[Array, "pairs 2"]) -> OrderConsistency:
 
 
 def _rank_correlation(probability: Float[Array, " pairs"], difference: Float[Array, " pairs"]) -> float:
-    """Spearman's, of both orders of every pair; 0 where one of them is constant."""
+    """Spearman's correlation over both orders of every pair; 0 where one of the two is constant."""
     p = np.concatenate([probability, 1 - probability])
     d = np.concatenate([difference, -difference])
     if np.ptp(p) == 0 or np.ptp(d) == 0:

@@ -22,14 +22,14 @@ from sppo.rundir.reader import RunReader
 
 
 class Material(NamedTuple):
-    """The prompts, as texts, and the responses that an oracle is checked on."""
+    """The prompts as text, and the responses, that an oracle is checked on."""
 
     prompts: list[str]
     responses: list[list[str]]
 
 
 def of_run(path: Path, iteration: int | None, limit: int) -> Material:
-    """The first prompts of a run's first sampled iteration, or of a given one, with their responses.
+    """The first prompts, with their responses, of a given iteration or of the first iteration that has any.
 
     Raises:
         RunError: nothing has been sampled.
@@ -96,7 +96,7 @@ def _row(line: str, where: str) -> tuple[str, list[str]]:
 def check_oracle(
     config: OracleConfig, material: Material, terminal: Terminal, *, run: Path | None, tie: float
 ) -> Check:
-    """Compare all responses and measure the oracle; a judge's answers are kept in the folder of the run, if one is given."""
+    """Compare all responses and measure the oracle; a judge's answers are kept in the run's folder if a run is given."""
     if run is not None:
         config = keep_answers_in(config, run / ANSWERS)
     oracle = oracles.load(config.model_dump())
@@ -149,7 +149,7 @@ def _print(terminal: Terminal, title: str, rows: dict[str, str]) -> None:
 
 
 def responses_for(run: Path | None, file: Path | None, iteration: int | None, limit: int) -> Material:
-    """The material to check an oracle on: that of a file, or else that of a run.
+    """The prompts and responses of a file, or else of a run.
 
     Raises:
         RunError: neither is given.

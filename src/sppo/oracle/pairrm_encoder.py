@@ -1,4 +1,4 @@
-r"""DeBERTa-v2 at a few rows: the same function as transformers' DebertaV2Model, arranged to be quick.
+r"""The hidden states of a DeBERTa-v2 at a few rows, equal to those of transformers' DebertaV2Model but faster.
 
 Disentangled attention adds to the content's scores what contents and relative positions say of one another:
 
@@ -43,13 +43,13 @@ class AnyEncoder:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, lengths: Tensor, rows: Tensor) -> Float[Tensor, "pairs rows hidden"]:
-        """As :meth:`RowEncoder.__call__`."""
+        """See :meth:`RowEncoder.__call__`."""
         return self.differentiable(ids, lengths, rows)
 
     def differentiable(
         self, ids: Tensor, lengths: Tensor, rows: Tensor
     ) -> Float[Tensor, "pairs rows hidden"]:
-        """As :meth:`RowEncoder.differentiable`."""
+        """See :meth:`RowEncoder.differentiable`."""
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         return _at(self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state, rows)
 
@@ -94,7 +94,7 @@ class RowEncoder:
         lengths: Int[Tensor, " pairs"],
         rows: Int[Tensor, "pairs rows"],
     ) -> Float[Tensor, "pairs rows hidden"]:
-        """The same with gradients, and with the model's dropout where it is in training mode."""
+        """Encode sequences with gradients, and with the model's dropout if it is in training mode."""
         return self._encode(ids, lengths, rows, self._prepare())
 
     def _prepare(self) -> "list[_Weights]":
@@ -125,7 +125,7 @@ class RowEncoder:
 
 
 class _Positions:
-    """Bucket numbers of pairs of positions; a shorter sequence's are a corner of a longer one's."""
+    """The buckets of pairs of positions; those of a shorter sequence are a corner of those of a longer one."""
 
     def __init__(self, attention: Any) -> None:
         self.span: int = attention.pos_ebd_size
@@ -137,7 +137,7 @@ class _Positions:
     def __call__(
         self, tokens: int, device: torch.device
     ) -> tuple[Int[Tensor, "tokens tokens"], Int[Tensor, "tokens tokens"]]:
-        """[q, k] -> delta(q, k), and the transposed of it; both with contiguous rows."""
+        """The matrix [q, k] -> delta(q, k) and its transpose, both with contiguous rows."""
         if self._forward.shape[0] < tokens or self._forward.device != device:
             size = torch.empty(-(-tokens // 256) * 256, 0)
             # on the CPU, so that a logarithm on a boundary between buckets is rounded alike everywhere
@@ -150,11 +150,11 @@ class _Positions:
 
 @dataclass(frozen=True)
 class _Weights:
-    """What a layer's attention needs, in the form in which it is used.
+    """The weights of a layer's attention, in the form in which they are used.
 
     Attributes:
-        weight, bias: of queries, keys and values at once.
-        position_keys, position_queries: of all buckets, scaled, [heads, head, buckets].
+        weight, bias: the projections to queries, keys and values, stacked.
+        position_keys, position_queries: K^r and Q^r of all buckets, scaled, [heads, head, buckets].
     """
 
     weight: Tensor
@@ -174,7 +174,7 @@ class _Attention:
         self.projections = module.query_proj, module.key_proj, module.value_proj
 
     def prepare(self, relative: Tensor | None) -> _Weights:
-        """The weights by those of the module and the embeddings of relative positions."""
+        """The weights made from those of the module and from the embeddings of relative positions."""
         module = self.module
         keys = queries = None
         if relative is not None:
@@ -195,7 +195,7 @@ class _Attention:
         )
 
     def share(self, weights: _Weights) -> None:
-        """Let the module's weights be parts of the prepared ones, so that they are not twice in memory."""
+        """Make the module's weights views of the prepared ones, so that memory does not hold them twice."""
         for projection, part in zip(self.projections, weights.weight.chunk(3), strict=True):
             projection.weight.data = part
 
@@ -211,7 +211,7 @@ class _Attention:
         padding: Bool[Tensor, "pairs tokens"] | None,
         rows: Int[Tensor, "pairs rows"] | None,
     ) -> Tensor:
-        """Contexts at all positions, or at rows only."""
+        """The contexts at all positions, or at the given rows only."""
         query, key, value = self._split(linear(hidden, weights.weight, weights.bias))
         if rows is not None:
             query = query.gather(2, rows[:, None, :, None].expand(-1, self.heads, -1, query.shape[-1]))
@@ -247,7 +247,8 @@ class _Attention:
     ) -> Float[Tensor, "pairs heads queries tokens"] | None:
         forward, backward = buckets
         pairs, tokens = key.shape[0], key.shape[2]
-        # [pairs, 1, queries, tokens] and [pairs, 1, tokens, queries]
+        # [pairs, 1, queries, tokens] and [pairs, 1, tokens, queries]. The position terms depend on (q, k) through the
+        # bucket alone: one product with all buckets' keys or queries, then a gather by bucket, gives every entry.
         if rows is None:
             forward, backward = forward[None, None], backward[None, None]
         else:
@@ -265,7 +266,7 @@ class _Attention:
 
 
 def _transposed(bias: Float[Tensor, "pairs heads tokens queries"]) -> Tensor:
-    """Contiguous, with the last two dimensions exchanged."""
+    """A contiguous copy with the last two dimensions exchanged."""
     if bias.device.type != "cpu" or bias.requires_grad:
         return bias.mT.contiguous()
     # torch exchanges a matrix in blocks that fit its cache, but several matrices element by element

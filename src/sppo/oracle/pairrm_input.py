@@ -1,6 +1,6 @@
-"""The token ids of a pair, as PairRM was trained on them.
+"""The token ids of a pair, in the form that PairRM was trained on.
 
-A pair is three parts, each encoded and cut by itself::
+A pair has three parts, each encoded and truncated by itself::
 
     [CLS] <|source|> x [SEP]  [CLS] <|candidate1|> y_i [SEP]  [CLS] <|candidate2|> y_j [SEP]
 
@@ -25,7 +25,7 @@ SOURCE, CANDIDATE_1, CANDIDATE_2, CANDIDATE = PREFIXES = (
     "<|candidate2|>",
     "<|candidate|>",
 )
-"""In the order in which the original adds them to the backbone's vocabulary."""
+"""The prefixes in the order in which the original adds them to the backbone's vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Limits:
                 )
 
     def of_candidate(self, source_length: int) -> int:
-        """The limit of a candidate beside a source of so many ids."""
+        """The limit of a candidate beside a source of `source_length` ids."""
         return self.candidate + (self.source - source_length) // 2
 
     @property
     def pair(self) -> int:
-        """No pair is longer."""
+        """The most ids of a pair."""
         return self.source + 2 * self.candidate
 
 
@@ -73,10 +73,10 @@ class PairInput:
     ``[PAD]`` and ``[UNK]`` in a text become those tokens, as in the original; ``[SEP]`` becomes a space.
 
     Args:
-        tokenizer_json: the file. Prefixes that it lacks are given the ids that follow its vocabulary.
-        limits: where parts are cut.
-        declared: prefix to id, as a configuration states them; they must be the tokenizer's.
-        markers: the tokens at the head and at the end of each part.
+        tokenizer_json: the tokenizer's file. Prefixes that it lacks are given the ids that follow its vocabulary.
+        limits: the lengths that parts are truncated at.
+        declared: the ids of prefixes according to the configuration, which must be the tokenizer's.
+        markers: the tokens that begin and end each part.
 
     Raises:
         OracleError: the file is no tokenizer, lacks a marker, or has other ids than declared.
@@ -117,11 +117,11 @@ class PairInput:
 
     @property
     def vocabulary(self) -> int:
-        """One more than the largest id."""
+        """The size of the vocabulary: one more than the largest id."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def parts(self, prompt: str, responses: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """The ids of a prompt and of its responses, cut.
+        """The ids of a prompt and of its responses, truncated.
 
         Raises:
             OracleError: a text holds half of a surrogate pair, which is no character.
@@ -129,19 +129,19 @@ class PairInput:
         Returns:
             The source's ids, and each candidate's with the prefix ``<|candidate|>``.
         """
-        source, cut = self._part(SOURCE, prompt, self.limits.source)
+        source, is_truncated = self._part(SOURCE, prompt, self.limits.source)
         limit = self.limits.of_candidate(len(source))
         candidates = [self._part(CANDIDATE, response, limit) for response in responses]
         self.truncation.prompts += 1
-        self.truncation.prompts_truncated += cut
+        self.truncation.prompts_truncated += is_truncated
         self.truncation.responses += len(candidates)
-        self.truncation.responses_truncated += sum(cut for _, cut in candidates)
+        self.truncation.responses_truncated += sum(is_truncated for _, is_truncated in candidates)
         return source, [ids for ids, _ in candidates]
 
     def pair(
         self, source: Sequence[int], first: Sequence[int], second: Sequence[int]
     ) -> tuple[list[int], tuple[int, int, int]]:
-        """The ids of one ordered pair, and where its three prefixes stand."""
+        """The ids of one ordered pair, and the positions of its three prefixes."""
         ids = [*source, *first, *second]
         rows = 1, len(source) + 1, len(source) + len(first) + 1
         for row, prefix in zip(rows, (SOURCE, CANDIDATE_1, CANDIDATE_2), strict=True):
@@ -158,8 +158,7 @@ class PairInput:
         if ids[:1] != [self.prefix_ids[prefix]]:
             # a combining mark at the head of the text has merged with the prefix; the original fails here
             ids = [self.prefix_ids[prefix], *self._tokenizer.encode(text, add_special_tokens=False).ids]
-        cut = len(ids) + 2 > limit
-        return [self._cls, *ids[: limit - 2], self._sep], cut
+        return [self._cls, *ids[: limit - 2], self._sep], len(ids) + 2 > limit
 
     def _id(self, token: str, file: Path) -> int:
         found: int | None = self._tokenizer.token_to_id(token)

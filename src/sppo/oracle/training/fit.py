@@ -1,4 +1,4 @@
-"""The optimiser's steps, on transformers' Trainer: which pairs in which order, and going on after a stop."""
+"""Trains the network with transformers' Trainer: the order of the pairs, the steps, and resuming from a checkpoint."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,21 +25,21 @@ SCRATCH_LEARNING_RATE, PRETRAINED_LEARNING_RATE = 5e-4, 1e-5
 
 
 def steps(settings: OracleTraining, pairs: int) -> int:
-    """Optimiser steps of the whole training."""
+    """The number of optimiser steps of the whole training."""
     return max(1, round(settings.training.epochs * pairs / settings.training.batch_pairs))
 
 
 def order(characters: Sequence[int], count: int, batch: int, seed: int) -> list[tuple[int, bool]]:
-    """Which pair stands at each place of the training, and whether its responses change places.
+    """The pair at each place of the training, and whether its two responses are swapped.
 
-    Every epoch is a permutation of its own, with an order of its own for each pair. Pairs of like length stand
+    Every epoch draws a new permutation, and a new order of the responses of each pair. Pairs of similar length stand
     in one batch.
 
     Args:
         characters: the length of each pair.
-        count: places in all.
-        batch: of them in a step.
-        seed: of the training.
+        count: the number of places.
+        batch: the number of places in a step.
+        seed: the seed of the training.
     """
     found: list[tuple[int, bool]] = []
     epoch = 0
@@ -63,7 +63,7 @@ def order(characters: Sequence[int], count: int, batch: int, seed: int) -> list[
 
 
 class Places(Dataset[dict[str, Any]]):
-    """The pairs of a training in the order in which it sees them."""
+    """The pairs in the order in which the training sees them."""
 
     def __init__(
         self, pairs: Sequence[JudgedPair], places: Sequence[tuple[int, bool]], inputs: PairInput
@@ -86,7 +86,7 @@ class Places(Dataset[dict[str, Any]]):
 
 
 def collate(items: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
-    """A batch, padded on the right."""
+    """Collate items into a batch, padded on the right."""
     longest = max(len(item["ids"]) for item in items)
     ids = torch.full((len(items), longest), padding)
     for row, item in enumerate(items):
@@ -100,7 +100,7 @@ def collate(items: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
 
 
 class _InOrder(Trainer):  # type: ignore[misc]
-    """The Trainer, walking its dataset from the head to the end."""
+    """A Trainer that reads its dataset in order."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(self.train_dataset)
@@ -127,6 +127,36 @@ class _Report(TrainerCallback):  # type: ignore[misc]
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+def _arguments(settings: OracleTraining, total: int, checkpoints: Path) -> TrainingArguments:
+    """The Trainer's arguments for a training of `total` steps."""
+    training = settings.training
+    rate = training.learning_rate
+    if rate is None:
+        rate = SCRATCH_LEARNING_RATE if settings.encoder.model is None else PRETRAINED_LEARNING_RATE
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=total,
+        per_device_train_batch_size=training.batch_pairs,
+        learning_rate=rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=round(training.warmup_ratio * total),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.mixed_precision == "bf16",
+        logging_steps=training.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=training.checkpoint_steps,
+        save_total_limit=1,
+        report_to=settings.report_to or "none",
+        seed=randomness.seed("train-oracle", settings.seed),
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+
+
 def fit(
     network: PairRMNetwork,
     inputs: PairInput,
@@ -151,46 +181,22 @@ def fit(
     Returns:
         Whether this process is the one that saves the result, where there are several.
     """
-    of = settings.training
-    total = steps(settings, len(pairs))
-    rate = of.learning_rate
-    if rate is None:
-        rate = SCRATCH_LEARNING_RATE if settings.encoder.model is None else PRETRAINED_LEARNING_RATE
-    seed = randomness.seed("train-oracle", settings.seed)
-    arguments = TrainingArguments(
-        output_dir=str(work / "checkpoints"),
-        max_steps=total,
-        per_device_train_batch_size=of.batch_pairs,
-        learning_rate=rate,
-        lr_scheduler_type=of.schedule,
-        warmup_steps=round(of.warmup_ratio * total),
-        weight_decay=of.weight_decay,
-        max_grad_norm=of.max_grad_norm,
-        bf16=of.mixed_precision == "bf16",
-        logging_steps=of.logging_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=of.checkpoint_steps,
-        save_total_limit=1,
-        report_to=settings.report_to or "none",
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-    )
+    training = settings.training
+    arguments = _arguments(settings, steps(settings, len(pairs)), work / "checkpoints")
     arguments._n_gpu = min(1, arguments.n_gpu)  # one process a device
-    if of.batch_pairs % arguments.world_size:
+    if training.batch_pairs % arguments.world_size:
         raise OracleError(
-            f"training.batch_pairs: {of.batch_pairs} cannot be shared by {arguments.world_size} processes"
+            f"training.batch_pairs: {training.batch_pairs} cannot be shared by {arguments.world_size} processes"
         )
-    arguments.per_device_train_batch_size = of.batch_pairs // arguments.world_size
-    if of.gradient_checkpointing:
+    arguments.per_device_train_batch_size = training.batch_pairs // arguments.world_size
+    if training.gradient_checkpointing:
         network.pretrained_model.gradient_checkpointing_enable({"use_reentrant": False})
     padding = network.pretrained_model.config.pad_token_id or 0
     characters = [pair.characters for pair in pairs]
-    places = order(characters, total * of.batch_pairs, of.batch_pairs, settings.seed)
-    torch.manual_seed(seed)
+    places = order(
+        characters, arguments.max_steps * training.batch_pairs, training.batch_pairs, settings.seed
+    )
+    torch.manual_seed(arguments.seed)
     trainer = _InOrder(
         model=network,
         args=arguments,
