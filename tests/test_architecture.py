@@ -51,6 +51,7 @@ ENGINES = {
     "sampling.decoding",
     "sampling.drawing",
     "sampling.key_values",
+    "sampling.probe",
     "oracle",
     "training",
     "benchmarks",

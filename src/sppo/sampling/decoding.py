@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from sppo import randomness
-from sppo.sampling import Key, Response
+from sppo.sampling import Key, Response, SamplingError
 from sppo.sampling.drawing import choose
-from sppo.sampling.key_values import KeyValues, kind_of_key_values
+from sppo.sampling.key_values import KeyValues
+from sppo.sampling.probe import fastest_right_way, rope_limit
 from sppo.sampling.stop_strings import StopStrings
 from sppo.sampling.transformers import TransformersSampling
 
@@ -57,7 +58,8 @@ class TransformersSampler:
         self.settings = settings
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self.stop_strings = StopStrings(tuple(settings.stop), decode or (lambda ids: ""))
-        self._key_values = kind_of_key_values(model)
+        self._key_values = fastest_right_way(model)
+        self._rope_limit = rope_limit(model.config)
 
     def close(self) -> None:
         """Let go of the model."""
@@ -71,6 +73,7 @@ class TransformersSampler:
         on_response: Callable[[int], None] = lambda count: None,
     ) -> list[list[Response]]:
         """See :meth:`sppo.sampling.Sampler.sample`."""
+        self._check_lengths(prompts)
         results: list[list[Response | None]] = [[None] * k for _ in prompts]
         # Longest prompts first, so that those that are padded to a common width are of like length.
         order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
@@ -108,6 +111,16 @@ class TransformersSampler:
             logits = rows.step(chosen) if rows.rows else None
         return [[response for response in of_prompt if response is not None] for of_prompt in results]
 
+    def _check_lengths(self, prompts: Sequence[Sequence[int]]) -> None:
+        longest, limit = max(map(len, prompts), default=0), self._rope_limit
+        if limit is not None and longest + self.settings.max_new_tokens > limit:
+            raise SamplingError(
+                f"policy.model: its position embedding (RoPE) is another for sequences of more than {limit} tokens, so"
+                " that the probability of a token would depend on how long its response becomes; a prompt has"
+                f" {longest} tokens and sampling.max_new_tokens is {self.settings.max_new_tokens}. Lower"
+                f" sampling.max_new_tokens, or set prompts.max_tokens so that both together are at most {limit}"
+            )
+
     def _next(
         self, waiting: deque[_Waiting], prompts: Sequence[Sequence[int]], rows: KeyValues
     ) -> list[_Waiting]:
@@ -119,7 +132,7 @@ class TransformersSampler:
         if rows.rows and room < _ADMIT_AT * (rows.rows + room):
             return []
         begun: list[_Waiting] = []
-        while waiting and room > 0:
+        while waiting and room > 0 and not (begun and rows.one_prompt):
             part = waiting[0]
             count = part.stop - part.first
             # A prompt is split only where nothing else runs: otherwise it waits, since its keys and values would be

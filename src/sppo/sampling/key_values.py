@@ -1,17 +1,25 @@
 """The keys and values of the responses that are being written, and one step of the model over all of them.
 
-:class:`Cohorts` is the fast implementation. Responses that begin together are a cohort, with memory of its own for their
-keys and values; the model sees all cohorts as one batch, and only attention takes them one by one. So a response that has
-ended makes room for others at once, a short one is not padded to the length of a long one, and growing copies little.
-It hands attention a mask of its own, which not every architecture takes: :func:`takes_cohorts` measures it.
+There are four implementations, from fast to slow. :mod:`sppo.sampling.probe` measures which of them a model computes right.
 
-:class:`OneBatch` takes every model that transformers can generate with: a new batch begins when all responses of the one
-before have ended.
+:class:`Cohorts`: responses that begin together are a cohort, with memory of its own for their keys and values; the model
+sees all cohorts as one batch, and only attention takes them one by one. So a response that has ended makes room for others
+at once, a short one is not padded to the length of a long one, and growing copies little. It hands attention a mask of its
+own, which not every architecture takes.
+
+:class:`OneBatch`: the cache of transformers, a batch of several prompts at a time, padded on the left. A new batch begins
+when all responses of the batch before have ended.
+
+:class:`OnePrompt`: the cache of transformers, the responses to one prompt at a time, so that no padding enters recurrent
+states or shifts the borders of chunks.
+
+:class:`Recomputed`: no cache at all. Each step puts whole sequences through the model, the responses to one prompt at a time.
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,11 +31,19 @@ from transformers.masking_utils import sdpa_mask
 # Memory for new tokens grows by this many columns at least, and by a quarter of what there is: the columns that are copied
 # over all growths are then a small multiple of those written.
 _COLUMNS = 32
-_BY_COHORT = "sppo_by_cohort"
+BY_COHORT = "sppo_by_cohort"
 
 
 class KeyValues(Protocol):
-    """The keys and values of the running responses; each response is a row, numbered from 0."""
+    """The keys and values of the running responses; each response is a row, numbered from 0.
+
+    Attributes:
+        one_prompt: whether all rows that begin together have to be responses to the same prompt.
+    """
+
+    one_prompt: ClassVar[bool]
+
+    def __init__(self, model: Any) -> None: ...
 
     @property
     def rows(self) -> int:
@@ -57,11 +73,6 @@ class KeyValues(Protocol):
             For each remaining row, in the new order, its old number.
         """
         ...
-
-
-def kind_of_key_values(model: Any) -> Callable[[Any], KeyValues]:
-    """The fastest implementation that the model takes."""
-    return Cohorts if takes_cohorts(model) else OneBatch
 
 
 @dataclass
@@ -141,11 +152,13 @@ class _Cohort:
 class Cohorts:
     """Cohorts of responses side by side; all their rows are one batch to the model."""
 
+    one_prompt: ClassVar[bool] = False
+
     def __init__(self, model: Any) -> None:
-        AttentionInterface.register(_BY_COHORT, _attend_by_cohort)
-        AttentionMaskInterface.register(_BY_COHORT, sdpa_mask)
-        if model.config._attn_implementation != _BY_COHORT:
-            model.set_attn_implementation(_BY_COHORT)
+        AttentionInterface.register(BY_COHORT, _attend_by_cohort)
+        AttentionMaskInterface.register(BY_COHORT, sdpa_mask)
+        if model.config._attn_implementation != BY_COHORT:
+            model.set_attn_implementation(BY_COHORT)
         self.model = model
         self._cohorts: list[_Cohort] = []
         text = model.config.get_text_config()
@@ -283,8 +296,11 @@ def _attend_by_cohort(
 class OneBatch:
     """The cache of transformers: one batch at a time, padded on the left, from which rows are removed as they end."""
 
+    one_prompt: ClassVar[bool] = False
+
     def __init__(self, model: Any) -> None:
         self.model = model
+        self._cache_name = _cache_name(model)
         self._mask = torch.zeros((0, 0), dtype=torch.long)
 
     @property
@@ -301,7 +317,7 @@ class OneBatch:
         """See :class:`KeyValues`."""
         assert self.rows == 0
         cache = DynamicCache(config=self.model.config)
-        self._cache, logits = _prefill(self.model, prompts, cache)
+        self._cache, logits = _prefill(self.model, prompts, cache, self._cache_name)
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(repeats)).to(self.model.device)
         self._cache.reorder_cache(source)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=source.device)
@@ -319,8 +335,8 @@ class OneBatch:
             input_ids=tokens[:, None],
             attention_mask=self._mask,
             position_ids=self._positions,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_name: self._cache},
         ).logits[:, -1]
         self._positions = self._positions + 1
         return logits  # type: ignore[no-any-return]
@@ -335,7 +351,70 @@ class OneBatch:
         return order
 
 
-def _prefill(model: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache) -> tuple[Any, Tensor]:
+class OnePrompt(OneBatch):
+    """The cache of transformers for the responses to one prompt at a time, without padding."""
+
+    one_prompt: ClassVar[bool] = True
+
+
+class Recomputed:
+    """The responses to one prompt at a time, without a cache: each step computes the whole sequences anew."""
+
+    one_prompt: ClassVar[bool] = True
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._ids = torch.zeros((0, 0), dtype=torch.long)
+
+    @property
+    def rows(self) -> int:
+        """The number of running responses."""
+        return len(self._ids)
+
+    def room(self, columns: int, budget: int) -> int:
+        """See :class:`KeyValues`; no response fits while others run."""
+        return 0 if self.rows else max(1, budget // columns)
+
+    @torch.inference_mode()
+    def admit(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int], columns: int) -> Tensor:
+        """See :class:`KeyValues`."""
+        ((prompt,), (count,)) = (prompts, repeats)
+        self._ids = torch.tensor([prompt], device=self.model.device)
+        logits = plain_logits(self.model, self._ids)[:, -1].expand(count, -1)
+        self._ids = self._ids.expand(count, -1)
+        return logits
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        """See :class:`KeyValues`."""
+        self._ids = torch.cat([self._ids, tokens[:, None]], dim=1)
+        return plain_logits(self.model, self._ids)[:, -1]
+
+    @torch.inference_mode()
+    def keep(self, stay: Tensor) -> Tensor:
+        """See :class:`KeyValues`."""
+        order = stay.nonzero().squeeze(1)
+        self._ids = self._ids[order]
+        return order
+
+
+def plain_logits(model: Any, ids: Tensor) -> Tensor:
+    """[rows, tokens, vocabulary]: the logits of sequences of equal length, by a forward without cache and padding."""
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _cache_name(model: Any) -> str:
+    """The name of the parameter by which a model takes its cache."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return (
+        "cache_params" if "cache_params" in inspect.signature(inner.forward).parameters else "past_key_values"
+    )
+
+
+def _prefill(
+    model: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache, cache_name: str = "past_key_values"
+) -> tuple[Any, Tensor]:
     """Put prompts through the model; returns their keys and values, and [prompts, vocabulary], the next logits."""
     # Padded on the left, so that all prompts end in the same column and the responses go on in the next one.
     width = max(map(len, prompts))
@@ -349,41 +428,8 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache) 
         input_ids=ids.to(model.device),
         attention_mask=mask,
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{cache_name: cache},
     ).logits[:, -1]
     return cache, logits
-
-
-def takes_cohorts(model: Any) -> bool:
-    """Whether the model computes the same in :class:`Cohorts` as in :class:`OneBatch`, measured on a few tokens.
-
-    Recurrent layers, attention of another kind and the like show in different logits, or in an error.
-    """
-    # Two prompts of different lengths, for the padding; one with two responses, for the copies; a row that ends, for the
-    # rows that move.
-    before = model.config._attn_implementation
-    if before not in ("sdpa", _BY_COHORT):
-        return False
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(0, vocabulary, (24,), generator=torch.Generator().manual_seed(0)).tolist()
-    prompts = [ids[:9], ids[9:12]]
-    tokens = torch.tensor(ids[12:], device=model.device).view(4, 3)
-    results: list[Tensor] = []
-    try:
-        candidates: list[KeyValues] = [Cohorts(model), OneBatch(model)]
-        for rows in candidates:
-            logits = [rows.admit(prompts, [1, 2], 32), rows.step(tokens[0])]
-            order = rows.keep(torch.tensor([False, True, True], device=model.device))
-            last = rows.step(tokens[1][order])
-            # The two may order the remaining rows differently: compared in the old order.
-            results.append(torch.cat([*logits, last[order.argsort()]]).float())
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, NotImplementedError):
-        agree = False
-    else:
-        tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-        agree = bool(torch.allclose(results[0], results[1], rtol=tolerance, atol=tolerance))
-    if not agree:
-        model.set_attn_implementation(before)
-    return agree
