@@ -19,6 +19,14 @@ from sppo.policy.thought import Thought
 from sppo.tinyworld import POLICY as TINYWORLD_POLICY
 
 _THINK = ("<think>", "</think>")
+_THINKS = (
+    "the policy may write thoughts, which oracles and benchmarks read as a part of its responses; set policy.thought:"
+    f" [{', '.join(map(repr, _THINK))}] to leave them out"
+)
+_READS_CLOCK = (
+    "the chat template writes today's date, so that prompts depend on the day on which they are made; set"
+    " policy.template_date, e.g. to 2024-07-26, to give them a fixed one"
+)
 
 
 def model_path(model: str) -> str:
@@ -287,10 +295,7 @@ def load(
     path = model_path(model)
     settings, tokenizer = _load_files(path, model, config, revision, trust_remote_code)
     if chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ChatError(f"policy.chat_template: {chat_template!r} cannot be read: {error}") from error
+        tokenizer.chat_template = _read_template(chat_template)
     if tokenizer.chat_template is None:
         raise ChatError(
             f"policy.model: {model!r} has no chat template; use its instruction-tuned version, or name a"
@@ -306,22 +311,26 @@ def load(
             " ends; set eos_token_id in its generation_config.json"
         )
     if template.reads_clock and template_date is None:
-        notes.append(
-            "the chat template writes today's date, so that prompts depend on the day on which they are made; set"
-            " policy.template_date, e.g. to 2024-07-26, to give them a fixed one"
-        )
-    thinks = _THINK[1] in str(tokenizer.chat_template) and not prompt.rstrip().endswith(_THINK[1])
-    if thought is None and thinks:
-        notes.append(
-            "the policy may write thoughts, which oracles and benchmarks read as a part of its responses; set"
-            f" policy.thought: [{', '.join(map(repr, _THINK))}] to leave them out"
-        )
+        notes.append(_READS_CLOCK)
+    if (
+        thought is None
+        and _THINK[1] in str(tokenizer.chat_template)
+        and not prompt.rstrip().endswith(_THINK[1])
+    ):
+        notes.append(_THINKS)
     marks = None
     if thought is not None:
         start, end = thought
         marks = Thought(start, end, opened=prompt.rstrip().endswith(start))
     stop_ids = tuple(sorted({end_of_turn, *declared}))
     return ChatFormat(tokenizer, template, end_of_turn, stop_ids, system, marks, tuple(notes))
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ChatError(f"policy.chat_template: {path!r} cannot be read: {error}") from error
 
 
 def _load_files(
