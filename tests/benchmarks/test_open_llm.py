@@ -21,68 +21,74 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def arc_row(n):
+    return {
+        "question": f"Which one is number {n}?",
+        "choices": {"text": [ANIMALS[n % 10], ANIMALS[(n + 1) % 10]], "label": ["A", "B"]},
+        "answerKey": "AB"[n % 2],
+    }
+
+
+def hellaswag_row(n):
+    name = ANIMALS[n % 10]
+    return {
+        "ctx_a": f"A {name} walks in.",
+        "ctx_b": "then it",
+        "activity_label": "Walking",
+        "endings": [f"sits{w}." for w in ("", " down", " up", " on the hat")],
+        "label": str(n % 4),
+    }
+
+
+def winogrande_row(n):
+    name = ANIMALS[n % 10]
+    return {
+        "sentence": f"The {name} fed the bird because _ was hungry.",
+        "option1": f"the {name}",
+        "option2": "the bird",
+        "answer": str(1 + n % 2),
+    }
+
+
+def truthful_row(n):
+    choices = [f"It is {ANIMALS[(n + i) % 10]}." for i in range(4)]
+    return {
+        "question": f"What is number {n}?",
+        "mc1_targets": {"choices": choices, "labels": [1, 0, 0, 0]},
+        "mc2_targets": {"choices": choices, "labels": [1, 1, 0, 0]},
+    }
+
+
+def gsm8k_row(n):
+    return {
+        "question": f"A {ANIMALS[n % 10]} has {n} hats and gets 1.",
+        "answer": f"{n} + 1\n#### {n + 1}",
+    }
+
+
+def mmlu_row(n):
+    return {
+        "question": f"What comes after {n}?",
+        "choices": [str(n + i) for i in range(4)],
+        "answer": n % 4,
+    }
+
+
 def local_data(folder, subjects=("anatomy", "astronomy")):
     """A handful of invented rows for each task, in the columns of the hub's data sets."""
 
-    def arc(n):
-        return {
-            "question": f"Which one is number {n}?",
-            "choices": {"text": [ANIMALS[n % 10], ANIMALS[(n + 1) % 10]], "label": ["A", "B"]},
-            "answerKey": "AB"[n % 2],
-        }
-
-    def hellaswag(n):
-        name = ANIMALS[n % 10]
-        return {
-            "ctx_a": f"A {name} walks in.",
-            "ctx_b": "then it",
-            "activity_label": "Walking",
-            "endings": [f"sits{w}." for w in ("", " down", " up", " on the hat")],
-            "label": str(n % 4),
-        }
-
-    def winogrande(n):
-        name = ANIMALS[n % 10]
-        return {
-            "sentence": f"The {name} fed the bird because _ was hungry.",
-            "option1": f"the {name}",
-            "option2": "the bird",
-            "answer": str(1 + n % 2),
-        }
-
-    def truthful(n):
-        choices = [f"It is {ANIMALS[(n + i) % 10]}." for i in range(4)]
-        return {
-            "question": f"What is number {n}?",
-            "mc1_targets": {"choices": choices, "labels": [1, 0, 0, 0]},
-            "mc2_targets": {"choices": choices, "labels": [1, 1, 0, 0]},
-        }
-
-    def gsm8k(n):
-        return {
-            "question": f"A {ANIMALS[n % 10]} has {n} hats and gets 1.",
-            "answer": f"{n} + 1\n#### {n + 1}",
-        }
-
-    def mmlu(n):
-        return {
-            "question": f"What comes after {n}?",
-            "choices": [str(n + i) for i in range(4)],
-            "answer": n % 4,
-        }
-
     for name, make, splits in (
-        ("arc_challenge", arc, {"train": 26, "test": 3}),
-        ("hellaswag", hellaswag, {"train": 12, "validation": 3}),
-        ("winogrande", winogrande, {"train": 7, "validation": 3}),
-        ("truthfulqa_mc2", truthful, {"validation": 3}),
-        ("gsm8k", gsm8k, {"train": 7, "test": 2}),
+        ("arc_challenge", arc_row, {"train": 26, "test": 3}),
+        ("hellaswag", hellaswag_row, {"train": 12, "validation": 3}),
+        ("winogrande", winogrande_row, {"train": 7, "validation": 3}),
+        ("truthfulqa_mc2", truthful_row, {"validation": 3}),
+        ("gsm8k", gsm8k_row, {"train": 7, "test": 2}),
     ):
         for split, count in splits.items():
             write(folder / name / f"{split}.jsonl", [make(n) for n in range(count)])
     for size, subject in enumerate(subjects, 2):
-        write(folder / "mmlu" / subject / "dev.jsonl", [mmlu(n) for n in range(5)])
-        write(folder / "mmlu" / subject / "test.jsonl", [mmlu(n + 5) for n in range(size)])
+        write(folder / "mmlu" / subject / "dev.jsonl", [mmlu_row(n) for n in range(5)])
+        write(folder / "mmlu" / subject / "test.jsonl", [mmlu_row(n + 5) for n in range(size)])
     return folder
 
 

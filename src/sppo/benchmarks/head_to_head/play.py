@@ -20,7 +20,7 @@ from sppo.arena import votes
 from sppo.benchmarks.evaluation import Evaluation
 from sppo.benchmarks.evaluation_stage import evaluation_stage
 from sppo.benchmarks.head_to_head import score as head_to_head
-from sppo.benchmarks.outputs import read_outputs
+from sppo.benchmarks.outputs import Outputs, read_outputs
 from sppo.benchmarks.participants import Participant
 from sppo.benchmarks.question_files import Question
 from sppo.benchmarks.responses import respond
@@ -110,14 +110,10 @@ def play(
         prompts = list(next(iter(files.values())).texts)
     questions = [Question(_identity(text), (text,)) for text in prompts]
     texts, upstream = [], []
-    for participant in participants:
-        if participant.is_policy:
-            responded, stage = respond(evaluation, participant, questions, n=responses)
-            texts.append([[turns[0].text for turns in choices] for choices in responded])
-            upstream.append(stage.fingerprint)
-        else:
-            texts.append([[text] for text in files[participant.name].to(prompts)])
-            upstream.append(participant.fingerprint)
+    for p in participants:
+        of_policy, fingerprint = _texts(evaluation, p, files.get(p.name), questions, responses)
+        texts.append(of_policy)
+        upstream.append(fingerprint)
     games = _compare(evaluation, participants, config, questions, texts, upstream)
     seed = randomness.seed("bootstrap", evaluation.decoding.seed)
     low, high = head_to_head.intervals(games.payoff, confidence=confidence, resamples=resamples, seed=seed)
@@ -214,6 +210,21 @@ def read_prompts(source: PromptSource) -> list[str]:
     if not texts:
         raise RunError(f"{source.source}: there are no prompts in it")
     return list(texts)
+
+
+def _texts(
+    evaluation: Evaluation,
+    participant: Participant,
+    outputs: Outputs | None,
+    questions: Sequence[Question],
+    n: int,
+) -> tuple[list[list[str]], str]:
+    """A participant's responses to each question, and their fingerprint."""
+    if outputs is not None:
+        texts = outputs.to([question.turns[0] for question in questions])
+        return [[text] for text in texts], participant.fingerprint
+    responded, stage = respond(evaluation, participant, questions, n=n)
+    return [[turns[0].text for turns in choices] for choices in responded], stage.fingerprint
 
 
 def _compare(
