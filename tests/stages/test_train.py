@@ -9,6 +9,7 @@ import pytest
 import yaml
 from small_runs import SMALL, digests
 
+pytestmark = pytest.mark.timeout(900)
 RECIPE = {
     **SMALL,
     "iterations": 1,
@@ -38,7 +39,7 @@ def start(folder, name, *before):
 
 def finish(folder, name):
     process = start(folder, name)
-    output = process.communicate(timeout=280)[0]
+    output = process.communicate(timeout=800)[0]
     assert process.returncode == 0, output
     return output
 
@@ -49,7 +50,7 @@ def test_a_full_disk_during_training_is_said_and_costs_nothing(tmp_path, limit):
     """The weights have 4 MB: the smaller limit stops them, the larger one the optimiser's state in a checkpoint."""
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     full = start(tmp_path, "full", "-c", LIMITED, str(limit))
-    output = full.communicate(timeout=280)[0]
+    output = full.communicate(timeout=800)[0]
     assert full.returncode == 1, output
     assert "Traceback" not in output
     assert "File too large" in output or "no space left on the disk" in output
@@ -64,6 +65,7 @@ def test_a_full_disk_during_training_is_said_and_costs_nothing(tmp_path, limit):
 def test_a_killed_training_on_demonstrations_goes_on(tmp_path):
     train = {**SMALL["prompts"]["train"], "demonstration": "completion"}
     recipe = {**RECIPE, "algorithm": {"type": "sft"}, "prompts": {**SMALL["prompts"], "train": train}}
+    recipe["training"] = {**RECIPE["training"], "epochs": 20}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     killed = start(tmp_path, "killed")
     while not (tmp_path / "killed" / "iter-1" / ".training" / "checkpoint-4").exists():

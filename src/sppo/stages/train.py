@@ -137,8 +137,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = next((number for number in _DISK_ERRORS if _mentions(str(error), number)), None)
-        if number is None and "PytorchStreamWriter failed" in str(error):
-            number = errno.ENOSPC  # torch does not say why it could not write
+        if number is None and re.search(r"PytorchStreamWriter failed|inline_container\.cc", str(error)):
+            number = errno.ENOSPC  # torch's writer of archives does not say why it could not write
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(folder)) from error
