@@ -154,7 +154,8 @@ def test_noise_of_every_kind_is_off_while_training(kind, settings, noisy, checkp
 
 def test_noise_that_cannot_be_switched_off_is_refused(monkeypatch):
     model = configured("llama")
+    capabilities = measure_capabilities(model)
     block, forward = model.model.layers[0].mlp, model.model.layers[0].mlp.forward
     monkeypatch.setattr(block, "forward", lambda states: forward(states + torch.rand_like(states)))
     with pytest.raises(PolicyError, match="LlamaForCausalLM adds noise while it is trained"):
-        measure_noise(model, measure_capabilities(configured("llama")))
+        measure_noise(model, capabilities)

@@ -67,15 +67,27 @@ def check(
             " lost in rounding; set it to false"
         )
     layers = _adapted_layers(base, _config(settings), settings, trust_remote_code)
-    if not is_adapter:
-        return
-    if adapters.quantization_of(policy, quantization) != quantization:
-        raise RecipeError(
-            f"policy.quantization: none, but the adapter in {policy} was trained on a quantised base; set it to"
-            f" {adapters.quantization_of(policy, None)}, or merge the adapter first: sppo export"
-        )
+    if is_adapter:
+        _check_continued(settings, policy, base, layers, quantization, trust_remote_code)
+
+
+def _check_continued(
+    settings: Lora,
+    policy: Path,
+    base: Path,
+    layers: set[str],
+    quantization: str | None,
+    trust_remote_code: bool,
+) -> None:
+    """Refuse an adapter that training would continue with, if its settings are not those of the recipe."""
     from peft import LoraConfig
 
+    recorded = adapters.quantization_of(policy, quantization)
+    if recorded != quantization:
+        raise RecipeError(
+            f"policy.quantization: none, but the adapter in {policy} was trained on a quantised base; set it to"
+            f" {recorded}, or merge the adapter first: sppo export"
+        )
     config = LoraConfig.from_pretrained(str(policy))
     for name in ("r", "lora_alpha", "use_rslora"):
         if getattr(config, name) != getattr(settings, name):
