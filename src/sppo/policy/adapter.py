@@ -161,6 +161,8 @@ def inject(model: Any, config: Any) -> Any:
     with warnings.catch_warnings():
         # Adapted embeddings and output heads are dealt with by :func:`adapts_embeddings` and :func:`merge`.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        # peft has patterns for the experts of mixtures, which `all-linear` does not adapt.
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not")
         return get_peft_model(model, config, low_cpu_mem_usage=True)
 
 
