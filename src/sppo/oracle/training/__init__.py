@@ -1,4 +1,4 @@
-"""Train a PairRM of one's own from judged pairs, and say how good it is on prompts that it has not seen."""
+"""Trains a PairRM on judged pairs, and measures it on held-out prompts."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
     """Train a PairRM and measure it; the same call again continues, or reads what is finished.
 
     Args:
-        settings: what to do.
-        output: the folder of the finished PairRM, in the layout of `llm-blender/PairRM-hf`. Until then
+        settings: the pairs, the encoder and the training.
+        output: the folder of the finished PairRM, in the layout of `llm-blender/PairRM-hf`. Until it is finished,
             everything lies in a hidden folder beside it.
         terminal: where progress is shown.
 
@@ -34,7 +34,7 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
         OracleError: the pairs or the encoder cannot be used, or `output` holds something else.
 
     Returns:
-        What is written to train_oracle.json: `data`, `held_out` and `length_only` measures, `settings`.
+        The content of train_oracle.json: `data`, the measures `held_out` and `length_only`, and `settings`.
     """
     from sppo.oracle.training import pairs as judged
 
@@ -110,7 +110,7 @@ def _measure(
 
 
 def predict(oracle: Oracle, pairs: Sequence["JudgedPair"], terminal: Terminal) -> Any:
-    """P(a is preferred) of each pair by an oracle, [pairs]."""
+    """An oracle's P(a is preferred) for each pair, [pairs]."""
     found = []
     with terminal.bar("evaluate", len(pairs), "pairs") as advance:
         for start in range(0, len(pairs), _EVALUATED_AT_ONCE):
@@ -122,7 +122,7 @@ def predict(oracle: Oracle, pairs: Sequence["JudgedPair"], terminal: Terminal) -
 
 
 def show(result: Mapping[str, Any], terminal: Terminal) -> None:
-    """The measures as a table: the trained PairRM beside the length-only baseline."""
+    """Show the measures of the trained PairRM beside those of the length-only baseline."""
     columns = {"PairRM": result["held_out"], "length only": result["length_only"]}
     pairs = result["held_out"]["pairs"]
     terminal.say(f"\n{f'on {pairs:,} pairs of held-out prompts':44}" + "".join(f"{n:>14}" for n in columns))
@@ -159,7 +159,7 @@ def _lengths(pairs: Sequence["JudgedPair"]) -> Any:
 
 
 def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str:
-    """Of the settings and of the pairs as they were read."""
+    """The digest of the settings and of the pairs as they were read."""
     kept = settings.model_dump(mode="json", exclude={"cpu_threads": True, "report_to": True})
     for name in ("source", "config"):
         del kept["pairs"][name]  # the pairs themselves count, not where they lie

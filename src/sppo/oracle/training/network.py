@@ -1,4 +1,4 @@
-"""A PairRM that can be trained: its parts from scratch or pretrained, and how it is saved."""
+"""A PairRM that can be trained: it is made from scratch or from a pretrained encoder, and saved as a folder."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from sppo.recipe.oracle_training import Encoder, OracleTraining
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 TOKENIZER_TEXTS, TOKENIZER_CHARACTERS = 4_000, 2_000
-"""How many pairs a tokenizer is trained on at most, and how much of each text."""
+"""The most pairs that a tokenizer is trained on, and the most characters of each text."""
 
 
 class PairRMNetwork(nn.Module):
@@ -42,7 +42,7 @@ class PairRMNetwork(nn.Module):
         rows: Int[Tensor, "pairs 3"],
         probability: Float[Tensor, " pairs"],
     ) -> dict[str, Tensor]:
-        """Cross entropy of sigma(M) with the probability that the first response is preferred, and M."""
+        """The cross entropy of sigma(M) with the probability that the first response is preferred, and M itself."""
         source, first, second = self._rows.differentiable(ids, lengths, rows).float().unbind(1)
         logits = [self.head_layer(torch.cat([source, candidate], -1)) for candidate in (first, second)]
         margin = (logits[0] - logits[1]).mean(-1)
@@ -51,7 +51,7 @@ class PairRMNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Folder:
-    """What a trained PairRM's folder holds beside its weights."""
+    """The contents of a trained PairRM's folder beside its weights."""
 
     config: dict[str, Any]
     tokenizer: Tokenizer
@@ -61,15 +61,15 @@ class Folder:
 def create(
     settings: OracleTraining, pairs: Sequence[JudgedPair], work: Path
 ) -> tuple[PairRMNetwork, PairInput, Folder]:
-    """The network before its first step, how it reads pairs, and what will be saved with it.
+    """The network before its first step, the encoder of its input, and what will be saved with it.
 
     Args:
-        settings: of the training.
-        pairs: that it is trained on, and its tokenizer, where that is not given.
+        settings: the settings of the training.
+        pairs: the pairs that the network is trained on, and its tokenizer too if none is given.
         work: a folder for the tokenizer.
 
     Raises:
-        OracleError: the encoder or the tokenizer cannot be had.
+        OracleError: the encoder or the tokenizer cannot be loaded.
     """
     of = settings.encoder
     limits = Limits(settings.source_maxlength, settings.candidate_maxlength)
@@ -123,7 +123,7 @@ def save(network: PairRMNetwork, folder: Folder, target: Path) -> None:
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
     """A byte-level BPE with DeBERTa's special tokens and no post-processing.
 
-    Not a Unigram model, as DeBERTa's is: that one's trainer gives another vocabulary each time.
+    DeBERTa's own tokenizer is a Unigram model, whose trainer gives another vocabulary each time.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

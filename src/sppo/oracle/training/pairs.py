@@ -20,7 +20,7 @@ from sppo.rundir.shards import DamagedShard
 
 LABELS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 SKEWED = 0.6
-"""A share beyond which a side, or the longer response, is said to be favoured."""
+"""The share of pairs beyond which a side, or the longer response, is reported as favoured."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +35,28 @@ class JudgedPair:
 
     @property
     def characters(self) -> int:
-        """Of all three texts."""
+        """The characters of all three texts."""
         return len(self.prompt) + len(self.response_a) + len(self.response_b)
 
 
-def read(of: Pairs) -> list[JudgedPair]:
+def read(columns: Pairs) -> list[JudgedPair]:
     """All pairs of the sources, one source after another.
 
     Raises:
-        OracleError: it cannot be read, lacks a column, or a row lacks a text or has a probability outside
+        OracleError: a source cannot be read or lacks a column, or a row lacks a text or has a probability outside
             [0, 1]; the message names the row, counted from 1.
     """
-    sources = [of.source] if isinstance(of.source, str) else of.source
-    found: list[JudgedPair] = []
+    sources = [columns.source] if isinstance(columns.source, str) else columns.source
+    pairs: list[JudgedPair] = []
     for source in sources:
-        numbered = enumerate(_rows(source, of), 1)
-        limit = None if of.limit is None else of.limit - len(found)
-        found += [_pair(row, of, f"{source}, row {number}") for number, row in islice(numbered, limit)]
-    if len({pair.prompt for pair in found}) < 2:
+        numbered = enumerate(_rows(source, columns), 1)
+        limit = None if columns.limit is None else columns.limit - len(pairs)
+        pairs += [_pair(row, columns, f"{source}, row {number}") for number, row in islice(numbered, limit)]
+    if len({pair.prompt for pair in pairs}) < 2:
         raise OracleError(
             f"pairs.source: {', '.join(sources)}: pairs of at least 2 prompts are needed, one held out"
         )
-    return found
+    return pairs
 
 
 def split(
@@ -74,7 +74,7 @@ def split(
 
 
 def describe(pairs: Sequence[JudgedPair]) -> dict[str, float]:
-    """What a model could learn instead of preferences: a side that is favoured, and length.
+    """The shares of pairs from which a model could learn something other than preferences: a side, or length.
 
     Returns:
         `pairs`, `prompts`, `ties`; of the pairs that are no tie `a_preferred`; of those of unequal length
@@ -94,7 +94,7 @@ def describe(pairs: Sequence[JudgedPair]) -> dict[str, float]:
 
 
 def warnings(described: Mapping[str, float]) -> list[str]:
-    """What of a description a user should know before training."""
+    """What a user should know of the pairs before training."""
     found = []
     a, longer = described["a_preferred"], described["longer_preferred"]
     if max(a, 1 - a) > SKEWED:
