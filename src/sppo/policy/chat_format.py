@@ -318,10 +318,8 @@ def load(
         and not prompt.rstrip().endswith(_THINK[1])
     ):
         notes.append(_THINKS)
-    marks = None
-    if thought is not None:
-        start, end = thought
-        marks = Thought(start, end, opened=prompt.rstrip().endswith(start))
+    begun = thought is not None and prompt.rstrip().endswith(thought[0])
+    marks = None if thought is None else Thought(thought[0], thought[1], opened=begun)
     stop_ids = tuple(sorted({end_of_turn, *declared}))
     return ChatFormat(tokenizer, template, end_of_turn, stop_ids, system, marks, tuple(notes))
 
