@@ -10,7 +10,7 @@ from sppo.sampling.key_values import Cohorts, OneBatch, OnePrompt, Recomputed
 from sppo.sampling.transformers import TransformersSampling
 
 REFUSED = {"llama, dynamic NTK", "phi3, longrope"}
-IN_ROWS = {"falcon_mamba", "mamba", "minimax", "recurrent_gemma", "rwkv"}
+IN_ROWS = {"falcon_mamba", "mamba", "minimax", "openai-gpt", "recurrent_gemma", "rwkv"}
 QUICK = ["gemma2", "gpt_neo", "llama4_text", "mamba", "phi3, longrope", "recurrent_gemma"]
 
 

@@ -7,7 +7,7 @@ from sppo.policy import load as policies
 from sppo.recipe import parse_sampling
 from sppo.sampling import memory
 from sppo.sampling.decoding import TransformersSampler
-from sppo.sampling.drawing import choose
+from sppo.sampling.drawing import choose, warped
 from sppo.sampling.key_values import Cohorts, OneBatch
 from sppo.sampling.transformers import TransformersSampling
 from sppo.tinyworld import POLICY
@@ -208,10 +208,14 @@ def test_uniform_numbers_at_the_ends_never_draw_an_impossible_token():
 def test_a_flat_distribution_has_a_nucleus_beyond_the_first_candidates():
     uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     chosen, _ = choose(torch.zeros(1, 1000).expand(4000, -1), uniform, TransformersSampling(top_p=0.5))
-    assert len(set(chosen.tolist())) in (
-        500,
-        1000,
-    )  # ties: a token as probable as the last of the nucleus stays
+    assert sorted(set(chosen.tolist())) == list(range(500))  # of tied tokens, only as many as are needed
+
+
+def test_ties_at_the_edge_keep_as_many_tokens_as_are_needed():
+    logits = torch.tensor([[2.0, 0.0, 1.0, 1.0, 1.0, 0.0]])
+    assert warped(logits, TransformersSampling(top_k=2))[0].nonzero().flatten().tolist() == [0, 2]
+    # the probabilities are 0.41, 0.06, and three times 0.15: two of the three are needed for 0.7
+    assert warped(logits, TransformersSampling(top_p=0.7))[0].nonzero().flatten().tolist() == [0, 2, 3]
 
 
 # stop strings

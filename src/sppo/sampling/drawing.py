@@ -46,19 +46,30 @@ def warped(scores: Tensor, settings: Sampling) -> Tensor:
     scores = scores / settings.temperature
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
     # Each rule works on what the one before has left, so the order matters: top-p counts the probabilities of the tokens
-    # that min-p and top-k have kept, as if these were all. Tokens that tie with the last one kept are kept as well.
+    # that min-p and top-k have kept, as if these were all.
     if settings.min_p > 0.0:  # relative to the most probable token, whose weight is 1
         weights = weights.masked_fill(weights < settings.min_p, 0.0)
     if 0 < settings.top_k < weights.shape[-1]:
         least = weights.topk(settings.top_k, dim=-1).values[:, -1:]
-        weights = weights.masked_fill(weights < least, 0.0)
+        weights = _most_probable(weights, least, torch.full_like(least, settings.top_k, dtype=torch.long))
     if settings.top_p < 1.0:
-        weights = weights.masked_fill(weights < _nucleus(weights, settings.top_p), 0.0)
+        weights = _most_probable(weights, *_nucleus(weights, settings.top_p))
     return weights
 
 
-def _nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """The smallest weight in each row's nucleus: the fewest tokens whose probabilities reach `top_p`."""
+def _most_probable(weights: Tensor, least: Tensor, count: Tensor) -> Tensor:
+    """Keep the `count` largest weights of each row, of which `least` is the smallest, and set all others to 0."""
+    above = weights > least
+    tied = weights == least
+    # Weights of bfloat16 logits often tie at the edge. Only as many tokens as are needed stay, the first of the vocabulary.
+    spare = count - above.sum(dim=-1, keepdim=True)
+    if bool((tied.sum(dim=-1, keepdim=True) > spare).any()):
+        tied &= tied.cumsum(dim=-1) <= spare
+    return weights.masked_fill(~(above | tied), 0.0)
+
+
+def _nucleus(weights: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The smallest weight and the size of each row's nucleus: the fewest tokens whose probabilities reach `top_p`."""
     # A token is inside while the more probable ones before it do not reach `top_p` yet.
     wanted = top_p * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
     for count in (min(_NUCLEUS, weights.shape[-1]), weights.shape[-1]):
@@ -69,4 +80,5 @@ def _nucleus(weights: Tensor, top_p: float) -> Tensor:
         inside = before < wanted
         if count == weights.shape[-1] or not bool(inside[:, -1].any()):
             break
-    return top.gather(1, inside.sum(dim=-1, keepdim=True).sub(1).clamp(min=0))
+    size = inside.sum(dim=-1, keepdim=True).clamp(min=1)
+    return top.gather(1, size - 1), size
