@@ -109,11 +109,8 @@ def play(
             )
         prompts = list(next(iter(files.values())).texts)
     questions = [Question(_identity(text), (text,)) for text in prompts]
-    texts, upstream = [], []
-    for p in participants:
-        of_policy, fingerprint = _texts(evaluation, p, files.get(p.name), questions, responses)
-        texts.append(of_policy)
-        upstream.append(fingerprint)
+    pairs = [_texts(evaluation, p, files.get(p.name), questions, responses) for p in participants]
+    texts, upstream = zip(*pairs, strict=True)
     games = _compare(evaluation, participants, config, questions, texts, upstream)
     seed = randomness.seed("bootstrap", evaluation.decoding.seed)
     low, high = head_to_head.intervals(games.payoff, confidence=confidence, resamples=resamples, seed=seed)
