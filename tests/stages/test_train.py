@@ -73,6 +73,6 @@ def test_a_killed_training_on_demonstrations_goes_on(tmp_path):
         time.sleep(0.001)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert "training goes on from the checkpoint after step" in finish(tmp_path, "killed")
+    assert "training resumes from the checkpoint after step" in finish(tmp_path, "killed")
     finish(tmp_path, "alone")
     assert digests(tmp_path / "killed") == digests(tmp_path / "alone")
