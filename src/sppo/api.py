@@ -49,8 +49,7 @@ def run(
     Args:
         recipe: a YAML file, or the recipe's keys and values.
         oracle: replaces the recipe's `oracle`. Its keys and values, or a function `(prompts, responses) -> [N, K, K]` of
-            preference probabilities. The function must stand at the top level of a module, program or notebook, so that
-            it is found again when the run continues.
+            preference probabilities that stands at the top level of a module, program or notebook.
         prompts: replaces the recipe's `prompts.train`: a source as in a recipe, or the prompts themselves, as texts, as
             conversations (lists of messages), as rows with the columns of docs/data.md, or as a `datasets.Dataset`.
         held_out: replaces `prompts.held_out`: like `prompts`, or the number of prompts to set aside.
@@ -61,9 +60,6 @@ def run(
         redo_stale: remove and redo the stages that were computed from a different recipe or from different inputs.
         report: write report.html when the run ends.
         progress: show progress bars and the table of iterations.
-
-    Returns:
-        The run, with its policies, responses, preferences and summary.
 
     Raises:
         RecipeError: the recipe cannot be used; the message names every wrong field.

@@ -15,6 +15,8 @@ GOOD = {
 
 def test_a_sound_iteration_raises_no_alarm():
     assert alarms(GOOD, BASE, Guard()) == []
+    for deviation in (None, {"mean_per_token": 0.01, "responses": 12}):
+        assert alarms({**GOOD, "sampler_deviation": deviation}, BASE, Guard()) == []
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,16 @@ def test_a_sound_iteration_raises_no_alarm():
             {"trained": {"prompts": 32, "trained_prompts": 24}},
             {"min_trained_share": 0.8},
             "at least 80% is demanded",
+        ),
+        (
+            {"sampler_deviation": {"mean_per_token": 1.36, "responses": 12}},
+            {},
+            "deviate from the trainer's by 1.360 nats per token in the mean of 12 responses; 0.05 is allowed",
+        ),
+        (
+            {"sampler_deviation": {"mean_per_token": float("nan"), "responses": 12}},
+            {},
+            "rounds it more coarsely (sampling.dtype)",
         ),
     ],
 )

@@ -292,9 +292,8 @@ def _load_whole(
             f"policy.model: {path} lacks weights of its architecture: {', '.join(names[:5])}"
             f"{' and more' if len(names) > 5 else ''}; they would be random"
         )
-    if (
-        os.environ.get("LOCAL_RANK", "0") == "0"
-    ):  # the other processes of a machine read the same files, or none
+    # The other processes of a machine read the same files, or none.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         refuse_non_finite(model.named_parameters(), f"policy.model: {path} cannot be used:")
         _name_unused_weights(path, model)
     if options:

@@ -39,6 +39,8 @@ class Guard(Section):
     """Largest KL divergence from the base policy, in nats per response; None sets no limit."""
     min_trained_share: float = Field(0.5, ge=0, le=1)
     """Least share of the iteration's prompts that have a response to train on."""
+    max_sampler_deviation: float = Field(0.05, gt=0)
+    """Largest mean deviation of the sampler's log-probabilities from the trainer's, in nats per token."""
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> "Guard":

@@ -25,7 +25,8 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
     Args:
         measures: of the new policy on the held-out prompts: `win_rate_vs_previous` with `low` and `high` (if there is
             an oracle), `response_tokens`, `repetition`, `truncated_share` and `kl_to_base`; `trained` as
-            :func:`untrained` takes it, where it is known.
+            :func:`untrained` takes it, and `sampler_deviation` of :func:`sppo.training.opponent.deviation`, where they are
+            known.
         base: `response_tokens`, `repetition` and `truncated_share` of the base policy.
         guard: the limits.
     """
@@ -69,6 +70,8 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
         reasons.append(
             f"{missing}; at least {guard.min_trained_share:.0%} is demanded (guard.min_trained_share)"
         )
+    if (deviates := deviation(measures.get("sampler_deviation"), guard.max_sampler_deviation)) is not None:
+        reasons.append(deviates)
     return reasons
 
 
@@ -94,6 +97,23 @@ def untrained(trained: Mapping[str, int], share: float) -> str | None:
         f"it is trained on {used} of {prompts} prompts ({used / prompts:.0%}): all responses to the others were truncated"
         " at the length limit. Raise sampling.max_new_tokens or training.max_tokens, or set"
         " training.truncated_responses: train"
+    )
+
+
+def deviation(measured: Mapping[str, float] | None, limit: float) -> str | None:
+    """That responses were sampled from another distribution than the one that is trained, in words; None if not.
+
+    Args:
+        measured: as :func:`sppo.training.opponent.deviation` measures it.
+        limit: the largest mean deviation that is allowed, in nats per token.
+    """
+    if measured is None or measured["mean_per_token"] <= limit:
+        return None
+    return (
+        "its responses were not sampled from the policy that is trained: the sampler's log-probabilities deviate from the"
+        f" trainer's by {measured['mean_per_token']:.3f} nats per token in the mean of {measured['responses']} responses;"
+        f" {limit:g} is allowed (guard.max_sampler_deviation). The engine computes this model in another way"
+        " (sampling.engine), rounds it more coarsely (sampling.dtype), or serves another policy (sampling.endpoint)"
     )
 
 

@@ -157,9 +157,8 @@ class RunReader:
         """
         times = []
         for file in (*self.files, *self.path.glob("iter-*/*/")):
-            with contextlib.suppress(
-                OSError
-            ):  # a running process may have replaced or removed the file meanwhile
+            # A running process may have replaced or removed the file meanwhile.
+            with contextlib.suppress(OSError):
                 times.append(file.stat().st_mtime)
         if not times:
             raise RunError(f"{self.path}: the run folder is empty")
@@ -315,8 +314,8 @@ class RunReader:
                 by_iteration[number] = Preferences(prompt_ids, np.array(matrices, dtype=np.float64))
         if any(np.isnan(preferences.matrices).any() for preferences in by_iteration.values()):
             raise RunError(
-                f"{self.path}: its oracle has compared each response with some of the others only (oracle.opponents),"
-                " but the game needs whole matrices; annotate without oracle.opponents"
+                f"{self.path}: its oracle has not compared all pairs (oracle.opponents, or what oracle.unread leaves out),"
+                " but the game needs whole matrices; annotate with an oracle that compares all of them"
             )
         if not by_iteration:
             raise RunError(f"{self.path}: {self._lack_of_preferences(iteration)}")

@@ -67,7 +67,7 @@ def run(
             callbacks=[_Report(Path(job.metrics), on_step), *checkpoints],
         )
         sharding.keep_sums_precise(trainer)
-        with interruption.deferred() if checkpoints else contextlib.nullcontext():
+        with policy.quiet(), interruption.deferred() if checkpoints else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=job.checkpoint)
     state = sharding.whole_state(trainer)
     if rank == 0:
