@@ -73,7 +73,7 @@ def test_a_run_is_read_as_data_sets_and_figures(example):
 def test_a_notebook_shows_the_report_in_a_frame_of_its_own(example):
     report = sppo.load_run(example[0] / "runs/shorter").report()
     page = Path(report).read_text()
-    assert page.startswith("<!DOCTYPE html>")
+    assert page.startswith("<!doctype html>")
     shown = report._repr_html_()
     assert shown.startswith("<iframe")
     assert shown.count("<") == 2, "the page is an attribute, none of whose markup reaches the notebook"

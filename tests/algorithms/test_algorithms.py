@@ -52,7 +52,7 @@ def test_spin_learns_from_all_k_and_the_demonstration_and_asks_nobody(spin):
     for row in summary["iterations"]:
         assert "win_rate_vs_base" not in row
         assert np.isfinite(row["kl_to_base"])
-        assert row["trained"] == {"trained_prompts": 8, "trained_responses": 32}
+        assert row["trained"] == {"prompts": 8, "trained_prompts": 8, "trained_responses": 32}
         assert row["alarms"] == []
 
 
@@ -73,7 +73,7 @@ def test_what_an_algorithm_has_no_use_for_has_no_stage(spin):
     with (
         open(os.devnull, "w") as nowhere,
         pytest.raises(
-            RunError, match="algorithm spin learns from demonstrations: there is no annotate stage"
+            RunError, match="spin needs no annotate stage, so there is nothing to make; run the others"
         ),
     ):
         run_stage(recipe, RunFolder(spin[0]), Terminal(Console(file=nowhere)), "annotate", 1)

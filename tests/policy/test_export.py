@@ -100,7 +100,10 @@ def test_a_quantised_adapter_is_merged_into_what_it_was_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "out"], "'nowhere' is neither a folder here nor a model that the hub gives"),
+        (
+            ["nowhere", "out"],
+            "'nowhere' is neither a folder here nor a model that can be downloaded from the hub",
+        ),
         ([POLICY, "."], "exists already"),
         ([POLICY, "out", "--max-shard-size", "big"], "a number and a unit"),
         ([POLICY, "out", "--dtype", "int4"], "float32"),

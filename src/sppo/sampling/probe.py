@@ -21,7 +21,7 @@ from sppo.sampling.key_values import (
     plain_logits,
 )
 
-_STEPS = 8
+_STEPS = 12
 _LEAST_SPAN = 9
 # The most work of a probe, in parameters times tokens of its longest prompt: about a second.
 _WORK = {"cpu": 4e10, "cuda": 1e14}
@@ -92,8 +92,9 @@ def rope_limit(config: Any) -> int | None:
 def _span(model: Any) -> tuple[int, bool]:
     """The length of the longest prompt of the probe, and whether it reaches to the last window and chunk."""
     text = model.config.get_text_config()
+    # Behind the first chunk a wrong way can still look right: the second border shows whether chunks begin by position.
     sizes = [
-        value
+        2 * value if "chunk" in name else value
         for name, value in vars(text).items()
         if ("window" in name or "chunk" in name or name == "block_size") and type(value) is int
     ]
