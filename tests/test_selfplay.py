@@ -238,7 +238,7 @@ AT_WORK = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_every_stage_a_run_ends_bit_for_bit_as_if_left_alone(tmp_path):
     (tmp_path / "slow_oracle.py").write_text(SHORTEST_ORACLE.replace("PAUSE", "0.1"))
     recipe = {**SMALL, "shard_prompts": 1, "oracle": {"type": "function", "function": "slow_oracle:prefer"}}

@@ -116,7 +116,7 @@ def sampled(local, folder):
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_two_nodes_ends_as_a_local_one_although_workers_are_killed(address, folder, local):
     """One annotating worker kills itself; one that samples is killed from outside."""
     (folder / "deaths").write_text("1")
@@ -149,7 +149,7 @@ def actors():
     return [pid for _, pid in sorted(found)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_goes_on_after_local_and_local_after_ray_whose_workers_died(address, sampled, local):
     (sampled / "deaths").write_text("99")
     failed = sppo(sampled, "--run-dir", "run", "--ray", address)
@@ -166,7 +166,7 @@ def test_ray_goes_on_after_local_and_local_after_ray_whose_workers_died(address,
     assert digests(run) == digests(local)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_errors_come_out_as_they_were(address, sampled):
     (sampled / "broken").touch()
     failed = sppo(sampled, "--run-dir", "run", "--ray", address)
@@ -176,7 +176,7 @@ def test_errors_come_out_as_they_were(address, sampled):
     assert "workers.sample: 9 models on 9 CPUs, but the cluster has 4; lower it" in more.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_s3_goes_on_on_ray_to_the_same_bytes(address, s3, sampled, local, monkeypatch):
     """From iteration 1's responses on, which are in the storage alone."""
     monkeypatch.setenv("SPPO_WORKING_COPIES", str(sampled / "copies"))
