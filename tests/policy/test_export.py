@@ -232,7 +232,7 @@ def test_a_policy_goes_to_its_owner_and_to_nobody_else(tmp_path):
         assert [made["visibility"] for made in hub.made] == ["private"]
         assert {"model.safetensors", "README.md", "config.json", "tokenizer.json"} <= set(hub.files)
         again = hub.sppo(POLICY, tmp_path / "out2", "--push-to-hub", "me/model")
-        assert again.returncode == 1 and "there are files already" in again.stderr
+        assert again.returncode == 1 and "the repository has files already" in again.stderr
         assert (tmp_path / "out2" / "model.safetensors").is_file()
 
 
