@@ -84,6 +84,11 @@ class PanelOracle(OracleSection):
         """Whether a member holds a model."""
         return any(member.holds_a_model for member in self.members or [])
 
+    @property
+    def answers_any_prompt(self) -> bool:
+        """Whether all members do."""
+        return all(member.answers_any_prompt for member in self.members or [])
+
 
 class Panel(Composite):
     """A mixture of oracles.

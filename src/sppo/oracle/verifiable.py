@@ -78,6 +78,11 @@ class VerifiableOracle(OracleSection):
         return self.tie_break is not None and self.tie_break.holds_a_model
 
     @property
+    def answers_any_prompt(self) -> bool:
+        """False: only prompts whose constraints stand in the file can be asked about."""
+        return False
+
+    @property
     def is_transitive(self) -> bool:
         """Whether no cycle is possible, which holds without a second oracle or with a transitive one."""
         return self.tie_break is None or self.tie_break.is_transitive

@@ -61,6 +61,11 @@ class WrapperOracle(OracleSection):
         """Whether the inner oracle holds a model."""
         return self.oracle.holds_a_model
 
+    @property
+    def answers_any_prompt(self) -> bool:
+        """Whether the inner oracle does."""
+        return self.oracle.answers_any_prompt
+
 
 class LengthControlledOracle(WrapperOracle):
     """logit P'_ij = logit P_ij - penalty tanh((l_i - l_j) / scale), with l the length in characters."""
