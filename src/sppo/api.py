@@ -18,8 +18,8 @@ from rich.console import Console
 from sppo.progress import Terminal
 from sppo.recipe import OracleSection, Recipe, RecipeError, load, parse
 from sppo.rundir import storage
-from sppo.rundir.folder import RunFolder, write_text
-from sppo.rundir.reader import RunReader, Table
+from sppo.rundir.folder import RunError, RunFolder, write_text
+from sppo.rundir.reader import RunReader, Table, is_run
 from sppo.rundir.shards import read_shard
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def run(
         StaleRun: the folder holds stages of another recipe, and `redo_stale` is not set.
         GuardStop: an iteration failed, and the recipe says that this stops the run.
     """
-    from sppo import selfplay
-    from sppo.executors import executor_at
-    from sppo.report.end_of_run import reported
-
-    folder = storage.located(Path(_run_dir(recipe, run_dir)))
+    if run_dir is None:
+        if not isinstance(recipe, str | os.PathLike):
+            raise RecipeError("run_dir: missing; name the folder of the run, e.g. run_dir='runs/mine'")
+        run_dir = run_folder(Path(recipe))
+    folder = storage.located(Path(run_dir).expanduser())
     replaced: dict[str, Any] = dict(overrides or {})
     if oracle is not None:
         replaced["oracle"] = _oracle_values(oracle)
@@ -80,14 +80,60 @@ def run(
         replaced["prompts.held_out"] = (
             held_out if isinstance(held_out, int) else _source(held_out, folder, "held-out")
         )
-    values = _recipe(recipe, replaced)
+    if isinstance(recipe, Recipe):
+        recipe = recipe.model_dump(mode="json")
+    if isinstance(recipe, Mapping):
+        values = parse(recipe, replaced)
+    else:
+        values = read_recipe(Path(recipe).expanduser(), replaced)
     terminal = Terminal(None if progress else Console(quiet=True))
-    at_the_end = reported(folder, terminal, selfplay.GuardStop) if report else nullcontext()
-    with executor_at(on, values, folder) as executor, at_the_end:
-        selfplay.run(
-            values, RunFolder(folder), terminal, executor, redo_stale=redo_stale, callbacks=callbacks
-        )
+    play(values, folder, terminal, on=on, redo_stale=redo_stale, report=report, callbacks=callbacks)
     return Run(folder)
+
+
+def play(
+    recipe: Recipe,
+    folder: Path,
+    terminal: Terminal,
+    *,
+    on: str = "local",
+    redo_stale: bool = False,
+    report: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Play a recipe in a folder, at a place to compute, and write its report; the core of `sppo run` and :func:`run`."""
+    from sppo import selfplay
+    from sppo.executors import executor_at
+    from sppo.report.end_of_run import reported
+
+    if on != "local":
+        folder = folder.resolve()  # workers may run in another working directory
+    at_the_end = reported(folder, terminal, selfplay.GuardStop) if report else nullcontext()
+    with executor_at(on, recipe, folder) as executor, at_the_end:
+        selfplay.run(
+            recipe, RunFolder(folder), terminal, executor, redo_stale=redo_stale, callbacks=callbacks
+        )
+
+
+def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe's file, or the recipe of a run folder.
+
+    Raises:
+        RunError: the path is a folder without a recipe.
+        RecipeError: the recipe or an override is wrong.
+    """
+    if not path.is_dir():
+        return load(path, overrides)
+    if not is_run(path):
+        raise RunError(
+            f"{path} is not a run folder, because it has no recipe.yaml; name a recipe to start a run"
+        )
+    return load(RunReader(path).recipe_file, overrides)
+
+
+def run_folder(recipe: Path) -> Path:
+    """The folder of a recipe's run if none is named: runs/NAME after the recipe's file; a run folder is its own."""
+    return recipe if recipe.expanduser().is_dir() else Path("runs") / recipe.stem
 
 
 def load_run(run_dir: str | os.PathLike[str]) -> "Run":
@@ -214,24 +260,6 @@ class Report(os.PathLike[str]):
         return (
             f'<iframe title="Report" srcdoc="{page}" style="width: 100%; height: 800px; border: 0"></iframe>'
         )
-
-
-def _run_dir(recipe: Any, run_dir: str | os.PathLike[str] | None) -> str:
-    if run_dir is not None:
-        return os.path.expanduser(run_dir)
-    if isinstance(recipe, str | os.PathLike):
-        path = Path(recipe).expanduser()
-        return str(path if path.is_dir() else Path("runs") / path.stem)
-    raise RecipeError("run_dir: missing; name the folder of the run, e.g. run_dir='runs/mine'")
-
-
-def _recipe(recipe: Any, replaced: Mapping[str, Any]) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return parse(recipe.model_dump(mode="json"), replaced)
-    if isinstance(recipe, Mapping):
-        return parse(recipe, replaced)
-    path = Path(recipe).expanduser()
-    return load(path / "recipe.yaml" if path.is_dir() else path, replaced)
 
 
 def _oracle_values(oracle: Oracle) -> Any:

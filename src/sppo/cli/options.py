@@ -9,9 +9,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sppo.recipe import Recipe, load, read_overrides
+from sppo.api import read_recipe, run_folder
+from sppo.recipe import Recipe, read_overrides
 from sppo.rundir import storage
-from sppo.rundir.folder import RunError, RunFolder
+from sppo.rundir.folder import RunFolder
 
 RUN, LOOK, MEASURE, STAGES = "Run a recipe", "Look at runs and policies", "Measure", "One stage at a time"
 HEADINGS = (RUN, LOOK, MEASURE, STAGES)
@@ -107,14 +108,7 @@ def open_run(path: Path, run_dir: Path | None, overrides: list[str] | None) -> t
         RunError: the path is a folder without a recipe.
         RecipeError: the recipe or an override is wrong.
     """
-    values = read_overrides(overrides)
-    if path.is_dir():
-        if not (path / "recipe.yaml").is_file():
-            raise RunError(
-                f"{path} is not a run folder, because it has no recipe.yaml; name a recipe to start a run"
-            )
-        return load(path / "recipe.yaml", values), RunFolder(run_dir or path)
-    return load(path, values), RunFolder(run_dir or Path("runs") / path.stem)
+    return read_recipe(path, read_overrides(overrides)), RunFolder(run_dir or run_folder(path))
 
 
 def parse_numbers(text: str, option: str, count: int | None = None) -> list[float]:

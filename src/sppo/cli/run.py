@@ -1,15 +1,15 @@
 """`sppo run`, and a command for each stage of an iteration."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sppo.api import play
 from sppo.cli import options
 from sppo.progress import Terminal
-from sppo.rundir.folder import RunError, RunFolder
+from sppo.rundir.folder import RunError
 
 app = typer.Typer()
 
@@ -47,19 +47,10 @@ def run(
 
         show(values, Terminal(), None if rates is None else read_rates(rates, tokens))
         return
-    from sppo import selfplay
-    from sppo.executors import executor_at
-    from sppo.report.end_of_run import reported
-
-    terminal = Terminal()
-    at_the_end = reported(folder.path, terminal, selfplay.GuardStop) if report else nullcontext()
     if on is not None and ray is not None:
         raise RunError(f"--ray {ray}: it stands for --on ray:{ray}; leave out --on {on}")
     place = on or ("local" if ray is None else f"ray:{ray}")
-    if place != "local":
-        folder = RunFolder(folder.path.resolve())  # workers may run in another working directory
-    with executor_at(place, values, folder.path) as executor, at_the_end:
-        selfplay.run(values, folder, terminal, executor, redo_stale=redo_stale)
+    play(values, folder.path, Terminal(), on=place, redo_stale=redo_stale, report=report)
 
 
 @app.command(rich_help_panel=options.STAGES, epilog="Example: sppo sample runs/quickstart --best-of 16")
