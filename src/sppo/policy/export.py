@@ -9,8 +9,6 @@ from pathlib import Path
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
 from sppo.policy.opening import OpenPolicy
-from sppo.policy.saving import save_model
-from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.rundir.folder import RunError, publish_folder
 
 _SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
@@ -45,14 +43,13 @@ def export(
     if not _SIZE.fullmatch(max_shard_size):
         raise RunError(f"--max-shard-size {max_shard_size}: give it as a number and a unit, e.g. 5GB")
     folder = source.folder
-    model = source.merged(dtype or stored_dtype(folder))
     temporary = target.absolute().parent / f".{target.name}.exporting"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_model(model, temporary, folder, max_shard_size=max_shard_size)
+        # The model card is there first, so that the one of the base does not take its place.
         (temporary / "README.md").write_text(model_card(target.name, folder), encoding="utf-8")
-        copy_tokenizer(folder, temporary, source.settings.chat_template)
+        source.write(temporary, dtype or stored_dtype(folder), max_shard_size=max_shard_size)
         publish_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,8 +23,7 @@ from sppo.policy.adapter import AdapterError
 from sppo.policy.chat_format import ChatError, ChatFormat
 from sppo.policy.load import PolicyError
 from sppo.policy.locate import policy_of
-from sppo.policy.saving import save_model
-from sppo.policy.tokenizer_files import copy_tokenizer
+from sppo.policy.saving import save_merged
 from sppo.recipe import Policy
 from sppo.rundir.folder import RunError
 from sppo.rundir.reader import is_run, run_and_iteration
@@ -85,11 +84,17 @@ class OpenPolicy:
         written = json.dumps(others, sort_keys=True) if others else ""
         return hashlib.sha256(f"{files}\0{own}\0{self.system}{written}".encode()).hexdigest()
 
-    def merged(self, dtype: str) -> Any:
-        """The policy as one ordinary model on the CPU; an adapter is merged into its base."""
+    def write(self, folder: Path, dtype: str, **options: Any) -> None:
+        """Write the policy as one ordinary folder, as :func:`sppo.policy.saving.save_merged` does."""
         with _errors_of_a_command():
-            trust = self.settings.trust_remote_code
-            return policies.load_merged(self.folder, dtype=dtype, trust_remote_code=trust)
+            save_merged(
+                self.folder,
+                folder,
+                dtype=dtype,
+                trust_remote_code=self.settings.trust_remote_code,
+                chat_template=self.settings.chat_template,
+                **options,
+            )
 
     @contextlib.contextmanager
     def ordinary_folder(self, dtype: str) -> Iterator[Path]:
@@ -101,8 +106,7 @@ class OpenPolicy:
             yield self.folder
             return
         with tempfile.TemporaryDirectory(prefix="sppo-merged-") as temporary:
-            save_model(self.merged(dtype), Path(temporary), self.folder)
-            copy_tokenizer(self.folder, Path(temporary), self.settings.chat_template)
+            self.write(Path(temporary), dtype)
             yield Path(temporary)
 
 

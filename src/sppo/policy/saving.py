@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.policy import load as policies
+from sppo.policy.tokenizer_files import copy_tokenizer
 
 _GENERATION = "generation_config.json"
 
@@ -47,6 +48,33 @@ def save_model(
     file.write_text(
         json.dumps(with_earlier_keys(config, base), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
+
+
+def save_merged(
+    source: Path,
+    folder: Path,
+    *,
+    dtype: str,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    **options: Any,
+) -> None:
+    """Write a policy as one ordinary folder with its tokenizer; an adapter is merged into its base.
+
+    Args:
+        source: the folder of the policy or of its adapter.
+        folder: the folder to write; files of other names that lie there are kept.
+        dtype: the data type of the weights.
+        trust_remote_code: run Python code that comes with the model.
+        chat_template: a file to use instead of the policy's chat template.
+        options: further arguments of transformers' `save_pretrained`.
+
+    Raises:
+        PolicyError: the policy does not load, or a weight is not finite.
+    """
+    model = policies.load_merged(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    save_model(model, folder, source, **options)
+    copy_tokenizer(source, folder, chat_template)
 
 
 def with_earlier_keys(config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from sppo import randomness
 from sppo.policy import adapter as adapters
+from sppo.policy.saving import save_merged
 from sppo.sampling import Key, Response, SampledPolicy, Sampler, Sampling, SamplingError
 from sppo.sampling.memory import check_weights
 from sppo.sampling.stop_strings import StopStrings
@@ -188,17 +189,13 @@ def request_parameters(settings: Sampling, stop_ids: Sequence[int]) -> dict[str,
 def _merged(policy: SampledPolicy) -> "tempfile.TemporaryDirectory[str] | None":
     """Merge an adapter into an ordinary folder; None if the policy is no adapter."""
     # vLLM could load adapters itself, but it limits their rank and which layers they may adapt.
-    from sppo.policy import load as policies
-
     if not adapters.is_adapter(policy.folder):
         return None
-    from transformers import AutoTokenizer
-
-    remote_code = {"trust_remote_code": policy.trust_remote_code}
     folder = tempfile.TemporaryDirectory(prefix="sppo-merged-")
-    with policies.quiet():
-        model = policies.load_merged(policy.folder, dtype=policy.dtype, **remote_code)
-        model.save_pretrained(folder.name)
-    tokenizer = policies.tokenizer_folder(policy.folder, **remote_code)
-    AutoTokenizer.from_pretrained(tokenizer, **remote_code).save_pretrained(folder.name)
+    save_merged(
+        policy.folder,
+        Path(folder.name),
+        dtype=policy.dtype,
+        trust_remote_code=policy.trust_remote_code,
+    )
     return folder
