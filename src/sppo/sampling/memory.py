@@ -1,7 +1,6 @@
-"""Whether a policy fits the memory, told before its weights are loaded."""
+"""Checks that a policy fits into the memory before its weights are loaded."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,16 @@ def check_room(policy: Path, dtype: str, batch_tokens: int, quantization: str | 
 
     Args:
         policy: a transformers folder, or an adapter's.
-        dtype: of the weights.
-        batch_tokens: tokens decoded side by side.
-        quantization: what the weights are rounded to.
+        dtype: the data type of the weights.
+        batch_tokens: the number of tokens that are decoded side by side.
+        quantization: the format that the weights are rounded to; None: they are not.
 
     Raises:
-        SamplingError: it does not fit; the message says whether fewer tokens would.
+        SamplingError: the policy does not fit; the message says whether it would with fewer tokens.
     """
     parameters = policies.count_parameters(policies.base_folder(policy))
-    weights = parameters * (
-        _BYTES[dtype] if quantization is None else 0.6
-    )  # 4 bits, scales, whole embeddings
+    # Weights of 4 bits take 0.6 bytes with their scales and the embeddings, which are not rounded.
+    weights = parameters * (_BYTES[dtype] if quantization is None else 0.6)
     states = batch_tokens * bytes_per_token(policy, dtype)
     free, device = free_memory()
     if weights > free:
@@ -44,16 +42,16 @@ def check_room(policy: Path, dtype: str, batch_tokens: int, quantization: str | 
 
 
 def check_weights(policy: Path, dtype: str, engine_args: Mapping[str, Any], devices: int) -> None:
-    """Refuse a policy for vLLM whose weights alone exceed the free memory; the rest it measures by itself.
+    """Refuse a policy for vLLM if its weights alone exceed the free memory; vLLM measures the rest by itself.
 
     Args:
-        policy: as of :func:`check_room`.
-        dtype: of the weights.
-        engine_args: of vLLM; where they say that weights are rounded or kept elsewhere, nothing is refused.
-        devices: GPUs that the weights are spread over.
+        policy: a transformers folder, or an adapter's.
+        dtype: the data type of the weights.
+        engine_args: vLLM's arguments; if they round the weights or keep them elsewhere, nothing is refused.
+        devices: the number of GPUs that the weights are spread over.
 
     Raises:
-        SamplingError: it does not fit.
+        SamplingError: the weights do not fit.
     """
     base = policies.base_folder(policy)
     if {"quantization", "cpu_offload_gb"} & engine_args.keys() or "quantization_config" in _config(base):
@@ -72,7 +70,7 @@ def _too_large(policy: Path, weights: float, dtype: str, free: int, device: str)
 
 
 def bytes_per_token(policy: Path, dtype: str) -> int:
-    """Of the keys and values of all layers; 0 where the configuration does not say."""
+    """The bytes of one token's keys and values in all layers; 0 if the configuration does not say."""
     config = _config(policy)
     config = config.get("text_config", config)
     heads = config.get("num_attention_heads") or 0
@@ -87,18 +85,14 @@ def _config(policy: Path) -> dict[str, Any]:
 
 
 def free_memory() -> tuple[int, str]:
-    """Bytes that are free for a model, and where: on the accelerator if there is one, else in this machine."""
+    """The bytes that are free for a model, and where: on the GPU if there is one, else on this machine."""
+    import psutil
     import torch
 
     if torch.cuda.is_available():
-        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by torch, for whoever asks next
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch keeps it for itself
         return int(torch.cuda.mem_get_info()[0]) + kept, "the GPU"
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = next(line for line in file if line.startswith("MemAvailable:"))
-        return int(found.split()[1]) * 1024, "this machine"
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
+    return int(psutil.virtual_memory().available), "this machine"
 
 
 def _size(value: float) -> str:

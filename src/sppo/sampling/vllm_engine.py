@@ -8,7 +8,6 @@ because training needs the memory. It also ends where keeping it would leave les
 
 import atexit
 import contextlib
-import hashlib
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from sppo.rundir.shards import file_digest
 from sppo.sampling import SamplingError
 
 # How long the process may take to end by itself before it is killed.
@@ -193,9 +193,5 @@ def model_shape(model: Path, trust_remote_code: bool) -> Any:
     return (
         {key: value for key, value in config.items() if key not in _ABOUT_THE_FILE},
         policies.tensor_shapes(model),
-        {name: _digest(model / name) for name in _READ_AT_START},
+        {name: file_digest(model / name) for name in _READ_AT_START if (model / name).is_file()},
     )
-
-
-def _digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
