@@ -3,6 +3,7 @@
 import shutil
 
 from run_folders import RECIPE, interval, write_run
+from small_runs import play, small
 from typer.testing import CliRunner
 
 from sppo.cli.main import app
@@ -94,3 +95,21 @@ def test_what_is_no_run_is_refused(tmp_path):
     assert done.exit_code == 1 and "is not a run folder" in done.output
     run = write_run(tmp_path / "run")
     assert "named twice" in CliRunner().invoke(app, ["report", str(run), str(run)]).output
+
+
+def test_the_alarms_are_those_that_the_run_had(tmp_path):
+    """Those too that look at what was trained on, and not at the evaluation."""
+    changes = {
+        "iterations": 1,
+        "sampling.max_new_tokens": 18,
+        "training.truncated_responses": "score_only",
+        "guard.min_trained_share": 1.0,
+        "guard.max_sampler_deviation": 1e-12,
+    }
+    summary = play(small(**changes), tmp_path / "run")
+    (row,) = summary["iterations"]
+    (iteration,) = run_figures.read(tmp_path / "run").evaluated
+    assert iteration.alarms == row["alarms"]
+    said = "\n".join(iteration.alarms)
+    assert "at least 100% is demanded (guard.min_trained_share)" in said
+    assert "is allowed (guard.max_sampler_deviation)" in said

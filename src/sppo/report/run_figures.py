@@ -17,7 +17,7 @@ from sppo import __version__
 from sppo.progress import printable
 from sppo.recipe import Recipe, RecipeError
 from sppo.rundir import summary
-from sppo.rundir.guard import alarms, trends
+from sppo.rundir.guard import alarms, measured, trends
 from sppo.rundir.reader import BASE, STAGES, RunReader, Table, label
 
 TABLES: Mapping[str, Table] = {
@@ -269,7 +269,8 @@ def _with_alarms(iteration: Iteration, base: Mapping[str, Any], recipe: Recipe |
     if iteration.number and recipe is not None:
         # an older version recorded less than the guard looks at
         with contextlib.suppress(KeyError, TypeError):
-            reasons = alarms(measures, base, recipe.guard)
+            selected, prompts = (iteration.records.get(stage, {}) for stage in ("select", "prompts"))
+            reasons = alarms(measured(measures, selected, prompts), base, recipe.guard)
     return replace(iteration, records={**iteration.records, "evaluate": measures}, alarms=reasons)
 
 

@@ -19,14 +19,32 @@ class GuardStop(RuntimeError):
     """The guard has stopped the run; everything computed so far is kept."""
 
 
+def measured(
+    evaluated: Mapping[str, Any], selected: Mapping[str, Any], prompts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What :func:`alarms` and :func:`warnings` look at, from the records of an iteration's stages.
+
+    Args:
+        evaluated: the record of the evaluate stage.
+        selected: the record of the select stage; empty, or without what an older version did not record.
+        prompts: the record of the iteration's prompts.
+    """
+    measures = dict(evaluated)
+    if "trained_prompts" in selected and "prompts" in prompts:
+        trained = {name: selected[name] for name in ("trained_prompts", "trained_responses")}
+        measures["trained"] = {"prompts": prompts["prompts"], **trained}
+    if "sampler_deviation" in selected:
+        measures["sampler_deviation"] = selected["sampler_deviation"]
+    return measures
+
+
 def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -> list[str]:
     """The reasons for which an iteration has failed, in words; an empty list if it has not.
 
     Args:
-        measures: of the new policy on the held-out prompts: `win_rate_vs_previous` with `low` and `high` (if there is
-            an oracle), `response_tokens`, `repetition`, `truncated_share` and `kl_to_base`; `trained` as
-            :func:`untrained` takes it, and `sampler_deviation` of :func:`sppo.training.opponent.deviation`, where they are
-            known.
+        measures: from :func:`measured`, of the new policy: `win_rate_vs_previous` with `low` and `high` (if there is an
+            oracle), `response_tokens`, `repetition`, `truncated_share` and `kl_to_base` on the held-out prompts; `trained`
+            as :func:`untrained` takes it, and `sampler_deviation` as :func:`deviation` does, where they are known.
         base: `response_tokens`, `repetition` and `truncated_share` of the base policy.
         guard: the limits.
     """

@@ -55,13 +55,7 @@ class Iteration:
     @cached_property
     def measures(self) -> dict[str, Any]:
         """What is measured of pi_{t+1}, and how much it was trained on; known once it is evaluated."""
-        selected, prompts = self.select.record(), self.select.prompts.record()
-        trained = {name: selected[name] for name in ("trained_prompts", "trained_responses")}
-        return {
-            **self.evaluate.record(),
-            "trained": {"prompts": prompts["prompts"], **trained},
-            "sampler_deviation": selected["sampler_deviation"],
-        }
+        return guard.measured(self.evaluate.record(), self.select.record(), self.select.prompts.record())
 
     @cached_property
     def alarms(self) -> list[str]:
