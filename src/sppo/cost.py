@@ -14,7 +14,6 @@ which m are trained on over E epochs, and H held-out prompts with R responses:
 Attention is left out: it adds about 2 n_layers d (P + L) / N of this, a tenth at 4k tokens and 7B parameters.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from sppo.benchmarks.head_to_head.score import across
 from sppo.oracle.opponents import count_pairs, opponents
 from sppo.recipe import RecipeError
 from sppo.rundir.reader import RunReader
+from sppo.rundir.records import DamagedRecord, load_record
 
 STAGES = ("sample", "annotate", "select", "train", "evaluate")
 PEAKS = {"a100": 312e12, "h100": 989e12, "h200": 989e12}
@@ -183,11 +183,15 @@ def rates_of_run(run: Path, parameters: float) -> dict[str, float]:
     return {**rates, "annotate": rates["select"]}
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
+    reason = "there is no such file"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = load_record(path)
+    except DamagedRecord as error:
+        record, reason = None, str(error)
+    if record is None:
         raise RecipeError(
-            f"--rates: {path} cannot be read ({error}); name a GPU ({', '.join(PEAKS)}) or the folder of a"
+            f"--rates: {path} cannot be read ({reason}); name a GPU ({', '.join(PEAKS)}) or the folder of a"
             " finished run"
-        ) from error
+        )
+    return record

@@ -1,5 +1,6 @@
 """The dry run: what a recipe will do, computed without a download and without torch."""
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,6 @@ from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal
 from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
 from sppo.rundir.guard import few_steps
-from sppo.rundir.records import read_record
 from sppo.rundir.summary import settings_text
 from sppo.stages.models import Models
 from sppo.stages.oracle_trial import try_oracles
@@ -261,9 +261,9 @@ def _context(recipe: Recipe) -> int | None:
     """The longest sequence of the policy by its config.json; None if it is not on this disk or does not say."""
     try:
         folder = policies.base_folder(Path(model_path(recipe.policy.model)))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError):
         return None
-    config = read_record(folder / "config.json") or {}
     config = {**config, **config.get("text_config", {})}
     return config.get("max_position_embeddings") or config.get("n_positions")
 
