@@ -62,10 +62,11 @@ def _definitions(function: Callable[..., Any], files: dict[Path, str]) -> dict[s
                 _add(module, files)
         elif getattr(used, "__qualname__", None) not in {None, *definitions}:
             try:
-                tree = ast.parse(textwrap.dedent(inspect.getsource(used)))
+                source = textwrap.dedent(inspect.getsource(used))
+                tree = ast.parse(source)
             except (OSError, TypeError, SyntaxError):  # made by exec, or not written in Python
                 continue
-            definitions[used.__qualname__] = ast.unparse(tree)
+            definitions[used.__qualname__] = _without_comments(source)
             names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             waiting += [main[name] for name in sorted(names & main.keys())]
     return definitions
@@ -146,13 +147,17 @@ def _imports(path: Path, module: str) -> Iterator[str]:
 
 
 def _code(path: Path) -> str:
-    """A file's source without its comments and the empty lines outside of texts."""
+    """A file's source without its comments; the digest of a file that cannot be parsed."""
     try:
         with tokenize.open(path) as file:
-            source = file.read()
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+            return _without_comments(file.read())
     except (SyntaxError, tokenize.TokenError, ValueError):  # compiled, or never run
         return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_comments(source: str) -> str:
+    """A source without its comments and the empty lines outside of texts."""
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     lines = source.split("\n")
     for token in tokens:
         row, column = token.start
