@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from sppo import cost, randomness
@@ -358,15 +357,13 @@ def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None, list[s
     if len(counts) == 1 and not sizes:
         counts = [settings.per_iteration] * iterations
     elif len(counts) == 1:
-        parts = settings.parts or iterations
-        if sizes[0] < parts:
+        portions = prompt_sources.portions(sizes[0], iterations, settings.per_iteration, settings.parts)
+        counts = [*map(len, portions)]
+        if 0 in counts:
             raise prompt_sources.PromptError(
-                f"iterations: {parts}, but there are only {sizes[0]} prompts to train on;"
+                f"iterations: {settings.parts or iterations}, but there are only {sizes[0]} prompts to train on;"
                 " lower iterations or give more prompts"
             )
-        bounds = [sizes[0] * index // parts for index in range(parts + 1)]
-        divided = [stop - start for start, stop in pairwise(bounds)]
-        counts = [divided[index % parts] for index in range(iterations)]
     if settings.per_iteration is not None:
         counts = [None if count is None else min(count, settings.per_iteration) for count in counts]
     return counts, held_out, notes

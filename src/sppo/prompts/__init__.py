@@ -36,6 +36,7 @@ __all__ = [
     "interpret",
     "local_file",
     "names_a_file",
+    "portions",
     "read",
     "read_source",
     "split",
@@ -172,25 +173,30 @@ def split(
         tables, fixed_held_out = _set_aside(tables, held_out, reading)
     elif fixed_held_out.num_rows == 0:
         raise PromptError(f"prompts.held_out: it has no prompt that can be used{reading.skipped()}")
-    portions = (
-        tables if len(tables) > 1 else _deal_out(tables[0], iterations, per_iteration, parts or iterations)
+    by_iteration = (
+        tables
+        if len(tables) > 1
+        else [
+            tables[0].slice(positions.start, len(positions))
+            for positions in portions(tables[0].num_rows, iterations, per_iteration, parts)
+        ]
     )
     if per_iteration is not None:
-        short = [number for number, table in enumerate(portions, 1) if table.num_rows < per_iteration]
+        short = [number for number, table in enumerate(by_iteration, 1) if table.num_rows < per_iteration]
         if short:
             raise PromptError(
                 f"prompts.per_iteration: {per_iteration}, but iteration {short[0]} has only"
-                f" {portions[short[0] - 1].num_rows} prompts; lower it, or give more prompts{reading.skipped()}"
+                f" {by_iteration[short[0] - 1].num_rows} prompts; lower it, or give more prompts{reading.skipped()}"
             )
-        portions = [table.slice(0, per_iteration) for table in portions]
-    empty = [number for number, table in enumerate(portions, 1) if table.num_rows == 0]
+        by_iteration = [table.slice(0, per_iteration) for table in by_iteration]
+    empty = [number for number, table in enumerate(by_iteration, 1) if table.num_rows == 0]
     if empty:
-        total = sum(table.num_rows for table in portions)
+        total = sum(table.num_rows for table in by_iteration)
         raise PromptError(
             f"iterations: {iterations}, but there are only {total} prompts to train on: iteration"
             f" {empty[0]} would have none; lower iterations or give more prompts{reading.skipped()}"
         )
-    return Split(portions, fixed_held_out, reading.counts)
+    return Split(by_iteration, fixed_held_out, reading.counts)
 
 
 def read(source: PromptSource, *, chat: ChatFormat, max_tokens: int, skip_invalid: bool) -> pa.Table:
@@ -321,9 +327,19 @@ def _set_aside(tables: list[pa.Table], count: int, reading: _Reading) -> tuple[l
     return rest, held_out.combine_chunks()
 
 
-def _deal_out(table: pa.Table, iterations: int, per_iteration: int | None, count: int) -> list[pa.Table]:
+def portions(count: int, iterations: int, per_iteration: int | None, parts: int | None) -> list[range]:
+    """The prompts of each iteration, as positions among the `count` prompts of a source that all iterations share.
+
+    Args:
+        count: the number of prompts.
+        iterations: T.
+        per_iteration: the number of prompts in one iteration; None divides all of them evenly.
+        parts: the number of parts that they are divided into evenly; iterations beyond it begin with the first part
+            again. None: one for each iteration.
+    """
+    everything, parts = range(count), parts or iterations
     if per_iteration is not None:
-        return [table.slice(index * per_iteration, per_iteration) for index in range(iterations)]
-    bounds = [table.num_rows * index // count for index in range(count + 1)]
-    parts = [table.slice(start, stop - start) for start, stop in pairwise(bounds)]
-    return [parts[index % count] for index in range(iterations)]
+        return [everything[index * per_iteration :][:per_iteration] for index in range(iterations)]
+    bounds = [count * index // parts for index in range(parts + 1)]
+    divided = [everything[start:stop] for start, stop in pairwise(bounds)]
+    return [divided[index % parts] for index in range(iterations)]
