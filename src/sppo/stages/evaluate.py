@@ -155,7 +155,7 @@ class Evaluate(ShardedStage):
         settings: dict[str, Any] = {
             "evaluation": recipe.evaluation.model_dump(exclude={"oracle"}),
             "oracle": self.run.oracle_identity,
-            "policy": recipe.policy.model_dump(include={"dtype", "attn_implementation", "quantization"}),
+            "policy": self.run.policy_settings,
             "mixed_precision": recipe.training.mixed_precision,
             "pack_tokens": recipe.training.pack_tokens,
             "seed": recipe.seed,

@@ -64,16 +64,18 @@ class Run:
         """The folder of a policy for a worker; None for the base policy, which each machine finds by itself."""
         return None if policy.folder == self.base.folder else policy.folder.resolve()
 
+    @property
+    def policy_settings(self) -> dict[str, Any]:
+        """The recipe's values that log-probabilities depend on beside the weights."""
+        return self.recipe.policy.model_dump(include={"dtype", "attn_implementation", "quantization"})
+
     @cached_property
     def sampling_settings(self) -> dict[str, Any]:
         """The recipe's values that responses depend on."""
         recipe = self.recipe
         return {
             "sampling": recipe.sampling.model_dump(),
-            "policy": {
-                **recipe.policy.model_dump(include={"dtype", "attn_implementation", "quantization"}),
-                **recipe.policy.changed_template_settings,
-            },
+            "policy": {**self.policy_settings, **recipe.policy.changed_template_settings},
             "seed": recipe.seed,
         }
 

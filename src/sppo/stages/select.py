@@ -300,7 +300,7 @@ class Select(ShardedStage):
             "opponent_log_probs": training.opponent_log_probs,
             "mixed_precision": training.mixed_precision,
             "pack_tokens": training.pack_tokens,
-            "policy": recipe.policy.model_dump(include={"dtype", "attn_implementation", "quantization"}),
+            "policy": self.run.policy_settings,
             "seed": recipe.seed,
         }
 
