@@ -110,7 +110,7 @@ def _others(module: str, *, inside_functions: bool) -> set[str]:
 
 
 def _layer(module: str) -> int:
-    """Of its longest known name; 0 where it has none."""
+    """The layer of the longest known prefix of a module's name; 0 if no prefix is known."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         for layer, members in LAYERS.items():

@@ -109,7 +109,7 @@ _PHI_3 = """\
 
 @dataclass(frozen=True)
 class Family:
-    """What tells one family from another.
+    """The configuration that distinguishes one family from another.
 
     Attributes:
         config: name of its configuration class in transformers.

@@ -30,7 +30,7 @@ _PROMPT_TOKENS = 100.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a recipe will do, in numbers. A number is None if it cannot be known without a download.
+    """The plan of a recipe in numbers. A number is None if it cannot be known without a download.
 
     `training_bytes` is the memory on each device, or on all devices together if their number is known only when
     training begins. `prompt_notes` say from which columns prompts are taken.
@@ -83,7 +83,7 @@ def estimate(recipe: Recipe) -> Estimate:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the time of a run is estimated from: the speed of each stage and the lengths of texts.
+    """The speed of each stage and the lengths of texts, from which the time of a run is estimated.
 
     Attributes:
         flops: FLOP/s of one device in each stage.

@@ -1,4 +1,4 @@
-"""What the user sees while stages run: progress bars with rate and remaining time, and lines that stay."""
+"""Output while stages run: progress bars with rate and remaining time, and lines that stay."""
 
 import contextlib
 import time

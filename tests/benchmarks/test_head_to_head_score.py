@@ -22,7 +22,7 @@ def test_sides_swapped_are_complements():
 
 
 def test_the_interval_has_its_coverage():
-    """Of 95% intervals for the mean of 60 uniform values, about 95% hold the truth."""
+    """About 95% of the 95% intervals for the mean of 60 uniform values contain the true mean."""
     generator = np.random.default_rng(0)
     held = 0
     for trial in range(300):

@@ -1,4 +1,4 @@
-"""What a server's answer may be: validated once, whoever asks; and where a thought ends."""
+"""The validation of a server's answers, the same for every client, and the end of a thought."""
 
 import json
 

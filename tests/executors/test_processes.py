@@ -223,7 +223,7 @@ def test_an_oracle_without_a_model_takes_one_worker_unless_the_recipe_says_more(
 def test_more_workers_than_gpus_are_refused():
     with pytest.raises(RecipeError, match=r"workers.sample: 3 models, but there are 2 GPUs; lower it"):
         count_workers(recipe(**{"workers.sample": 3}), "sample", 2)
-    with pytest.raises(RecipeError, match=r"workers.select: at least 1, or auto \(got 0\)"):
+    with pytest.raises(RecipeError, match=r"workers.select: must be at least 1, or auto \(got 0\)"):
         recipe(**{"workers.select": 0})
 
 

@@ -56,7 +56,7 @@ cluster.shutdown()
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory, s3):
-    """Of a cluster whose nodes reach the S3 server."""
+    """The address of a cluster whose nodes reach the S3 server."""
     pytest.importorskip("ray")
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
@@ -204,7 +204,7 @@ def test_an_address_that_does_not_answer_is_said():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         closed = f"127.0.0.1:{free.getsockname()[1]}"
-        assert f"--ray {closed}: nothing answers there" in refused(closed)
+        assert f"--on ray:{closed}: nothing answers there" in refused(closed)
     assert "give the address of the cluster's head as HOST:PORT, or auto" in refused("somewhere")
     assert "give the head's own address" in refused("ray://10.0.0.1:10001")
 

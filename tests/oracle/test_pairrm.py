@@ -214,7 +214,7 @@ def test_some_pairs_are_answered_as_among_all(small):
     assert oracle.truncation.responses == 2 * asked  # each text is read once, however often it is compared
     counts = load({"type": "pairrm", "model": str(small)}).counts
     assert counts == dict.fromkeys(("prompts", "prompts_truncated", "responses", "responses_truncated"), 0)
-    with pytest.raises(OracleError, match="averaged is made from all pairs"):
+    with pytest.raises(OracleError, match="averaged needs all pairs"):
         PairRM.from_pretrained(small, probability="averaged", device="cpu").compare_pairs(
             PROMPTS, RESPONSES, wanted
         )

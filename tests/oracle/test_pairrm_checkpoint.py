@@ -199,7 +199,7 @@ def test_names_on_the_hub(small, tmp_path, monkeypatch):
     found = PairRM.from_pretrained("someone/ranker", device="cpu").logits(PROMPTS, RESPONSES)
     expected = PairRM.from_pretrained(small, device="cpu").logits(PROMPTS, RESPONSES)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    refused("someone/else", "cannot be had from the Hugging Face hub")
+    refused("someone/else", "the Hugging Face hub does not provide it")
 
 
 def test_pickled_shards_are_converted_by_the_command(broken):

@@ -1,4 +1,4 @@
-"""What makes a function another oracle: its code, that of modules beside it, and the files that it depends on."""
+"""The identity of a function oracle: its code, the code of modules beside it, and the files that it depends on."""
 
 import importlib
 import os

@@ -24,7 +24,7 @@ def base(tiny_model, tmp_path):
 
 @pytest.fixture
 def adapter(base, tmp_path):
-    """Of that base, with matrices B that are not zero."""
+    """An adapter of that base whose matrices B are not zero."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)

@@ -192,7 +192,7 @@ def test_open_llm(kind, tmp_path, monkeypatch):
 
 
 def test_an_adapter_and_its_export_respond_alike(tmp_path):
-    """What lm-eval measures is the policy that is sampled from: the merged folder has the adapter's logits."""
+    """lm-eval measures the policy that is sampled from: the merged folder has the adapter's logits."""
     opened = open_policy(peft_folder(tmp_path / "adapter"))
     ids = torch.arange(20, 40)[None]
     with torch.no_grad(), opened.ordinary_folder("float32") as folder:

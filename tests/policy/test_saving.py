@@ -1,4 +1,4 @@
-"""What a saved policy's folder holds beside its weights."""
+"""The files beside the weights in the folder of a saved policy."""
 
 import json
 import os

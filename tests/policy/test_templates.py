@@ -1,4 +1,4 @@
-"""What templates do to conversations: what they leave out, add and change, and what of it is refused."""
+"""Templates that leave out, add or change parts of conversations, and the refusal of some of them."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""What is read of a run folder, and what only several iterations show."""
+"""The figures that are read from a run folder, and the trends over several iterations."""
 
 import shutil
 
@@ -98,7 +98,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_the_alarms_are_those_that_the_run_had(tmp_path):
-    """Those too that look at what was trained on, and not at the evaluation."""
+    """This includes the alarms about training, which do not look at the evaluation."""
     changes = {
         "iterations": 1,
         "sampling.max_new_tokens": 18,

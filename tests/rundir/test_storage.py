@@ -254,7 +254,7 @@ def test_a_run_on_s3_that_is_killed_goes_on_elsewhere_to_the_same_bytes(s3, tmp_
 
 
 def storage_of(folder, address):
-    """All that lies at an address, and nothing else."""
+    """The paths of all objects at an address."""
     storage.adopt(folder, address)
     storage.fetch(folder)
     return folder

@@ -103,7 +103,7 @@ def changed(before, after):
 
 
 def stages(algorithm, names, iterations=(1, 2)):
-    """Those of the names that the algorithm has, in these iterations."""
+    """The stages of the given names that the algorithm has, in the given iterations."""
     absent = ({"sample"} if algorithm in WITHOUT_SAMPLES else set()) | (
         {"annotate"} if algorithm in WITHOUT_PREFERENCES else set()
     )

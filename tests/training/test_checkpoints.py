@@ -25,7 +25,7 @@ class Stop(Exception):
 
 
 def interrupted_after(steps):
-    """What is told of each step, and raises after so many."""
+    """A callback that raises after the given number of steps."""
     seen = []
 
     def on_step(count):

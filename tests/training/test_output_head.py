@@ -76,7 +76,7 @@ def test_bfloat16_products_are_summed_in_float32(operands):
 
 
 def test_no_tensor_of_tokens_times_vocabulary_is_made(operands, monkeypatch):
-    """Of all that either pass allocates, nothing is larger than a tile or the weight."""
+    """No tensor that either pass allocates is larger than a tile or the weight."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     tokens, width, vocabulary = 600, 4, 20_000

@@ -98,7 +98,7 @@ class Matches:
         return Shown(secrets.token_hex(16), voter, prompt_id, prompt, (left, right), draw.choice(texts))
 
     def seal(self, shown: Shown) -> str:
-        """What a vote must bring back; without the key, it says nothing that tells the policies apart."""
+        """A sealed description of the match, which a vote must return. Without the key, nothing in it tells the policies apart."""
         places = [
             place
             for policy, text in zip(shown.policies, shown.texts, strict=True)
@@ -109,7 +109,7 @@ class Matches:
         return f"{shown.vote_id}.{text}.{self._digest(shown.vote_id, text, *shown.texts, shown.prompt)}"
 
     def opened(self, seal: Any) -> Shown:
-        """What was shown under a seal.
+        """The match that a seal describes.
 
         Raises:
             RefusedVote: the seal was not made here, or the run's responses have changed since.

@@ -45,7 +45,7 @@ _MARKDOWN = (
 
 
 def access_key(key: bytes) -> str:
-    """What the address that opens the arena must bring."""
+    """The key that the address of the arena must contain."""
     return _derived(key, b"access")[:32]
 
 
@@ -221,7 +221,7 @@ class Arena:
 
 
 def in_words(first: str, second: str, rate: dict[str, float]) -> str:
-    """What the votes between two policies say, and whether they are enough to say it."""
+    """A sentence about the votes between two policies, which says so if they are too few."""
     if rate["prompts"] < FEW_PROMPTS:
         return (
             f"There are too few votes to tell whether {first} or {second} is preferred: collect votes on at least"

@@ -105,7 +105,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _hosts(host: str, port: int) -> set[str]:
-    """What browsers may name as the host; for port 80 they leave the port out."""
+    """The names of the host that browsers may send; for port 80 they leave the port out."""
     names = {_in_url(name).lower() for name in _own_names(host)}
     return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
 

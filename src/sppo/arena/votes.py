@@ -90,7 +90,7 @@ def win_rates(votes: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str
 
 
 def agreement(votes: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """How often people prefer what the oracle prefers, ties on either side left out; None without such votes.
+    """The share of votes that prefer what the oracle prefers, without ties on either side; None without such votes.
 
     Returns:
         The number of `votes`, and the share with its 95% interval (Wilson): `mean`, `low`, `high`.

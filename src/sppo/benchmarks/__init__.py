@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class Benchmark(Protocol):
-    """What `sppo evaluate` and the report need to know of a benchmark.
+    """The description of a benchmark that `sppo evaluate` and the report use.
 
     Attributes:
         name: the name on the command line; results are in OUTPUT/NAME.json, under `results`.

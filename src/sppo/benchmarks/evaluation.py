@@ -1,4 +1,4 @@
-"""What the parts of one `sppo evaluate BENCHMARK` share."""
+"""The state that the parts of one `sppo evaluate BENCHMARK` share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

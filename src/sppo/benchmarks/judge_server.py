@@ -32,7 +32,7 @@ class Judge:
         self.endpoint = Endpoint(config, home / "judge-answers.sqlite")
 
     def identity(self) -> dict[str, Any]:
-        """What the judge's answers depend on."""
+        """The settings that the judge's answers depend on."""
         return self.config.model_dump(include={"model", "revision", "extra_body"})
 
     def ask(self, requests: Sequence[Request], advance: Callable[[int], None] | None = None) -> list[Answer]:
@@ -72,7 +72,7 @@ def judged(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the judge calls itself, and the tokens that all judgments took, whenever they were made."""
+    """The judge's own name, and the number of tokens of all judgments, whenever they were made."""
     return {
         "versions": sorted({row["judge"] for row in rows if row["judge"]}),
         **{key: sum(row[key] or 0 for row in rows) for key in ("prompt_tokens", "completion_tokens")},

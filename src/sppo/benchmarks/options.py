@@ -110,7 +110,7 @@ class ResponseOptions(PolicyOptions):
 
     @contextlib.contextmanager
     def evaluation(self, benchmark: str, best_of: "BestOfOptions | None" = None) -> Iterator["Evaluation"]:
-        """What the parts of the evaluation share; other processes are kept out of its folder meanwhile."""
+        """The state that the parts of the evaluation share. Its folder is locked against other processes meanwhile."""
         from sppo.benchmarks.evaluation import Evaluation
         from sppo.benchmarks.responses import Decoding
         from sppo.progress import Terminal

@@ -45,7 +45,7 @@ class Participant:
         return file_name(self.name)
 
     def record(self) -> dict[str, str]:
-        """What a result says of the participant."""
+        """The participant's entry in a result."""
         return {"path": str(self.path), "fingerprint": self.fingerprint}
 
 

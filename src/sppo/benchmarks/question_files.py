@@ -210,7 +210,7 @@ def _by_question(path: Path) -> Iterator[tuple[int, dict[str, Any], Id]]:
 
 
 def _written_turns(row: Mapping[str, Any], path: Path, number: int) -> list[Any]:
-    """What the model wrote, turn by turn, in the layout of the row."""
+    """The model's text of each turn, in the layout of the row."""
     if "messages" in row:
         messages = _list(row["messages"], path, number)
         return [message for message in messages if _is_of_assistant(message)]

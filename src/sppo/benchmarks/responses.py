@@ -34,7 +34,7 @@ or `no_room` where the conversation had become too long for another response, wh
 
 @dataclass(frozen=True)
 class Decoding:
-    """How responses are sampled.
+    """The settings that responses are sampled with.
 
     Attributes:
         sampling: the settings as in a recipe; `k` is not used.
@@ -54,7 +54,7 @@ class Decoding:
         return self.dtype or policies.default_dtype()
 
     def identity(self) -> dict[str, Any]:
-        """What the responses depend on, for fingerprints and results."""
+        """The settings that the responses depend on, for fingerprints and results."""
         return {
             "sampling": self.sampling.model_dump(exclude={"k", "dtype"}),
             "seed": self.seed,

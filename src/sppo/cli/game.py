@@ -148,7 +148,7 @@ def solve(
 
 
 def _summary_of_winners(payoff: Array) -> dict[str, float]:
-    """What the von Neumann winners of many games have in common."""
+    """A summary of the von Neumann winners of many games."""
     import numpy as np
 
     from sppo import game as games

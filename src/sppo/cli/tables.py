@@ -1,4 +1,4 @@
-"""How the commands on games print their results: as tables for people, or as JSON."""
+"""Printing of the game commands' results, as tables for people or as JSON."""
 
 from __future__ import annotations
 

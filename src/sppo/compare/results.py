@@ -1,4 +1,4 @@
-"""What a comparison finds: the measures of each side by iteration, and the game between the sides' last policies.
+"""The results of a comparison: each side's measures by iteration, and the game between the sides' last policies.
 
 Every win rate has two intervals. The one over prompts is a percentile bootstrap of each prompt's mean over seeds: it
 says what other prompts would change. The one over seeds is Student's t on the seeds' means: it says what other training
@@ -262,7 +262,7 @@ def _mean(measure: Mapping[str, float] | None, how: str) -> str:
 def gather(
     home: Path, runs: Sequence[Run], stopped: Mapping[str, str], terminal: Terminal
 ) -> tuple[dict[str, Any], dict[str, list[Played]]]:
-    """Everything that the runs have found, as in comparison.json, and the results of each side's runs."""
+    """The contents of comparison.json, and the results of each side's runs."""
     evaluation = runs[0].recipe.evaluation
     interval: dict[str, Any] = {"confidence": evaluation.confidence, "resamples": evaluation.resamples}
     played: dict[str, list[Played]] = {}

@@ -101,13 +101,13 @@ class Endpoint:
             return portal.call(ask)
 
     def body(self, request: Request) -> dict[str, Any]:
-        """What is sent: the request with `extra_body`, whose null takes a key away."""
+        """The body that is sent: the request with `extra_body`, whose null takes a key away."""
         removed = {key for key, value in self.config.extra_body.items() if value is None}
         merged = {"model": self.config.model, **request.body, **self.config.extra_body}
         return {key: value for key, value in merged.items() if key not in removed}
 
     def content(self, request: Request) -> str:
-        """What tells a request from others, wherever the server stands."""
+        """The part of a request that its kept answer is found by, wherever the server stands."""
         body = self.body(request)
         del body["model"]
         identity = [self.config.model, self.config.revision, request.kind, body, request.draw]

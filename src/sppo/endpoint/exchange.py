@@ -1,4 +1,4 @@
-"""What goes to an OpenAI-compatible server and what comes back: requests, and answers that have been validated.
+"""Requests to an OpenAI-compatible server, and its answers once they have been validated.
 
 Every answer is validated here, once, whoever asked: an :class:`Answer` has choices, texts are texts, and every
 log-probability is a number of at most 0. Nothing behind this module looks at a server's JSON.
@@ -212,7 +212,7 @@ _BEGINNING, _END = (
 
 
 def after_thought(text: str) -> str | None:
-    """What stands behind the last thought in a model's text; None where a thought has no end.
+    """The text behind the last thought of a model; None if a thought has no end.
 
     Templates may put the beginning of the thought into the prompt, so its end alone closes one as well. A text without
     either mark is returned as it is.
@@ -223,7 +223,7 @@ def after_thought(text: str) -> str | None:
 
 @dataclass
 class Usage:
-    """What an endpoint has been asked.
+    """The requests and tokens that an endpoint has been sent.
 
     Attributes:
         requests: requests that the server answered.

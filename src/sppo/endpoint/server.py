@@ -195,7 +195,7 @@ def _reason(error: openai.APIStatusError) -> str:
 
 
 def _unwanted_keys(reason: str, body: Mapping[str, Any]) -> str:
-    """How to leave out the keys of a request that a refusal names."""
+    """Advice on leaving out the keys of a request that a refusal names."""
     named = [key for key in body if re.search(rf"\b{re.escape(key)}\b", reason)]
     instead = {"max_tokens": f"max_completion_tokens: {body.get('max_tokens')}"}
     keys = [

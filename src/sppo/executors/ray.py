@@ -56,7 +56,7 @@ class RayCluster(Executor):
         address = self.address or "auto"
         if address.startswith("ray://"):
             raise ClusterError(
-                f"--ray {address}: this address is for Ray clients; start sppo on a node of the cluster and give the"
+                f"--on ray:{address}: this address is for Ray clients; start sppo on a node of the cluster and give the"
                 " head's own address, e.g. 10.0.0.1:6379, or auto"
             )
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # important messages arrive as exceptions
@@ -65,14 +65,14 @@ class RayCluster(Executor):
             import ray.data
             import ray.train.torch
         except ImportError as error:
-            raise ClusterError(f"--ray needs Ray ({error}); pip install 'sppo[ray]'") from error
+            raise ClusterError(f"--on ray needs Ray ({error}); pip install 'sppo[ray]'") from error
         if address != "auto":
             _check_that_something_answers(address)
         try:
             ray.init(address=address, logging_level="error", log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
-                f"--ray {address}: no Ray cluster answers there ({error}); `ray start --head` on one machine and"
+                f"--on ray:{address}: no Ray cluster answers there ({error}); `ray start --head` on one machine and"
                 " `ray start --address=HEAD:6379` on the others make one"
             ) from error
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -367,12 +367,14 @@ def _crashed(what: str) -> str:
 def _check_that_something_answers(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit():
-        raise ClusterError(f"--ray {address}: give the address of the cluster's head as HOST:PORT, or auto")
+        raise ClusterError(
+            f"--on ray:{address}: give the address of the cluster's head as HOST:PORT, or auto"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise ClusterError(
-            f"--ray {address}: nothing answers there ({error}); is the cluster up, and is this its head's address?"
+            f"--on ray:{address}: nothing answers there ({error}); is the cluster up, and is this its head's address?"
         ) from error
 
 

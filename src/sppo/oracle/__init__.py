@@ -76,7 +76,7 @@ class Counting(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What it has counted since it was loaded, by name."""
+        """Everything that the oracle has counted since it was loaded, by name."""
         ...
 
 
@@ -191,7 +191,7 @@ class CheckedOracle(Composite):
 
     @property
     def counts(self) -> dict[str, int]:
-        """What it and the oracles that it is made of counted since they were loaded, added up by name."""
+        """The counts of the oracle and its component oracles since they were loaded, added up by name."""
         total: dict[str, int] = {}
         for oracle in parts_of(self.inner):
             for name, count in oracle.counts.items() if isinstance(oracle, Counting) else ():
@@ -299,5 +299,5 @@ def load(config: Mapping[str, Any], *, allow_gaps: bool = False) -> CheckedOracl
 
 
 def identity(config: OracleSection) -> dict[str, Any]:
-    """What the oracle's answers depend on: its settings, and the source or weights behind them."""
+    """The settings, and the source or weights behind them, that the oracle's answers depend on."""
     return config.identity()

@@ -21,7 +21,7 @@ CERTAIN = 10.0
 
 @dataclass(frozen=True)
 class OrderConsistency:
-    """How much the order in which two responses stand matters to an oracle that sees them side by side.
+    """The influence of the order of two responses on an oracle that sees them side by side.
 
     Attributes:
         inconsistency: the mean of |M_ij + M_ji| in nats; 0 if the order does not matter.

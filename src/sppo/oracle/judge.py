@@ -297,7 +297,7 @@ class Judge(BothOrders):
     def _ask(
         self, questions: Sequence[_Question], requests: Sequence[Request], check: AnswerCheck = accept_any
     ) -> list[Choice]:
-        """The one choice of each answer."""
+        """Asks for all transcripts, and returns the one choice of each answer."""
         try:
             answers = self.endpoint.ask(requests, check=check, allow_refusals=self.config.unread != "error")
             return [answer.choices[0] for answer in answers]

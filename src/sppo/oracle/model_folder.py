@@ -1,4 +1,4 @@
-"""What oracles that compute with a model of their own share: its name, its weights, and their settings."""
+"""The settings that oracles with a model of their own share, and the lookup of its folder and weights."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -190,7 +190,7 @@ class PairRM:
 
     @property
     def truncation(self) -> Truncation:
-        """How many prompts and responses have been encoded, and how many of them were truncated."""
+        """The numbers of prompts and responses that have been encoded, and of those that were truncated."""
         return self.inputs.truncation
 
     @property
@@ -205,12 +205,12 @@ class PairRM:
 
         Raises:
             OracleError: a text cannot be encoded.
-            ValueError: as :meth:`logits` does.
+            ValueError: like :meth:`logits`.
         """
         return self.probabilities(self.logits(prompts, responses))
 
     def probabilities(self, logits: Float[Array, "prompts K K"]) -> Float[Array, "prompts K K"]:
-        """P from both orders' M, as `probability` says."""
+        """P from the logits M of both orders, by the formula that `probability` names."""
         return PROBABILITIES[self.probability](logits)
 
     def compare_pairs(
@@ -219,14 +219,14 @@ class PairRM:
         responses: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"],
     ) -> Float[Array, "prompts K K"]:
-        """Like :meth:`compare` for some pairs only, which `averaged` scores are not to be had from.
+        """Like :meth:`compare` for some pairs only, from which `averaged` scores cannot be computed.
 
         Raises:
             OracleError: a text cannot be encoded, or the probability is `averaged`.
         """
         if self.probability == "averaged" and not _complete(wanted):
             raise OracleError(
-                "probability: averaged is made from all pairs of the K responses; compare them all, or choose"
+                "probability: averaged needs all pairs of the K responses; compare them all, or choose"
                 " pairwise or calibrated"
             )
         return self.probabilities(self.logits(prompts, responses, wanted))
@@ -237,16 +237,16 @@ class PairRM:
         responses: Sequence[Sequence[str]],
         wanted: Bool[np.ndarray[Any, Any], "prompts K K"] | None = None,
     ) -> Float[Array, "prompts K K"]:
-        """M, in nats: entry [n, i, j] is the logit of the pair in which y_i stands first; zero diagonal.
+        """The matrices M, in nats: entry [n, i, j] is the logit of the pair in which y_i stands first; the diagonal is zero.
 
         Args:
             prompts: N prompts as text.
-            responses: K for each.
-            wanted: which ordered pairs are asked about, the others being 0; None: all.
+            responses: K responses to each prompt.
+            wanted: the ordered pairs to compare; the entries of all others are 0. None compares all pairs.
 
         Raises:
             OracleError: a text cannot be encoded.
-            ValueError: not one list of responses for each prompt, or lists of different lengths.
+            ValueError: the numbers of prompts and of lists of responses differ, or the lists differ in length.
         """
         counts = {len(of_prompt) for of_prompt in responses}
         if len(prompts) != len(responses) or len(counts) > 1:
@@ -273,13 +273,13 @@ class PairRM:
         return matrix
 
     def _side_by_side(self, longest: _Pair, parts: Sequence[tuple[list[int], list[list[int]]]]) -> int:
-        """How many pairs, none longer than this one, go through the encoder at once."""
+        """The number of pairs, none longer than the given one, that go through the encoder at once."""
         if self.batch_pairs is not None:
             return self.batch_pairs
         if self._device.type != "cpu":
             return GPU_BATCH_PAIRS
         tokens = len(parts[longest.n][0]) + len(longest.first) + len(longest.second)
-        return 2 * max(1, CPU_BATCH_VALUES // (2 * tokens * self._hidden))  # both orders are of one length
+        return 2 * max(1, CPU_BATCH_VALUES // (2 * tokens * self._hidden))  # both orders have the same length
 
     def _parts(self, n: int, prompt: str, responses: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         try:
@@ -316,7 +316,7 @@ def calibrated(logits: Float[Array, "*prompts K K"]) -> Float[Array, "*prompts K
 
 
 def averaged(logits: Float[Array, "*prompts K K"]) -> Float[Array, "*prompts K K"]:
-    r"""The released code's, :math:`P_{ij} = \sigma(s_i - s_j)` with :math:`s` the mean of M - M^T over j."""
+    r"""The released code's probability, :math:`P_{ij} = \sigma(s_i - s_j)` with :math:`s` the mean of M - M^T over j."""
     scores = _both_orders(logits).mean(-1)
     return np.asarray(expit(scores[..., :, None] - scores[..., None, :]))
 
@@ -330,7 +330,7 @@ def _both_orders(logits: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Pair:
-    """An ordered pair of different texts of a prompt, and the entries of M that it answers."""
+    """An ordered pair of different responses to a prompt, and the entries of M that its logit fills."""
 
     n: int
     first: list[int]
@@ -343,7 +343,7 @@ def _complete(wanted: Any) -> bool:
 
 
 def _pairs(parts: Sequence[tuple[list[int], list[list[int]]]], wanted: Any) -> list[_Pair]:
-    """All wanted ordered pairs, the longest first, both orders side by side; equal texts are asked about once."""
+    """All wanted ordered pairs, the longest first, both orders side by side; equal responses are compared once."""
     pairs = []
     for n, (source, candidates) in enumerate(parts):
         alike: dict[tuple[int, ...], list[int]] = {}

@@ -1,4 +1,4 @@
-"""PairRM on disk: both layouts, their weights in one file or several, and the way out of a pickle.
+"""PairRM checkpoints: both layouts, with weights in one file or several, and the conversion of pickled weights.
 
 The original layout (`llm-blender/PairRM`) has the configuration of a ranker, which names a backbone; the other
 (`llm-blender/PairRM-hf`) is a transformers folder whose architecture is a `...PairRM`. Weights are safetensors.
@@ -25,22 +25,22 @@ from sppo.oracle.pairrm_input import CANDIDATE, CANDIDATE_1, CANDIDATE_2, SOURCE
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED_WEIGHTS, PICKLED_SHARDS = "pytorch_model.bin", "pytorch_model*.bin"
 ARCHITECTURE = "PairRM"
-"""What the architecture of a transformers folder ends with: DebertaV2PairRM."""
+"""The end of the architecture's name in a transformers folder, as in DebertaV2PairRM."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What either layout says.
+    """The contents of a PairRM folder, whichever of the two layouts it has.
 
     Attributes:
-        folder: where the weights are.
+        folder: the folder that holds the weights.
         backbone: the encoder's transformers configuration.
-        resized: the vocabulary is the weights', not the backbone configuration's.
-        tokenizer_json: the tokenizer.
-        limits: where texts are cut.
-        n_tasks: outputs of the head, of which the mean counts.
-        declared_ids: of the prefixes, as the configuration says.
-        markers: the tokens at the head and at the end of each part.
+        resized: whether the size of the vocabulary is that of the weights, not that of the backbone's configuration.
+        tokenizer_json: the tokenizer's file.
+        limits: the numbers of tokens beyond which texts are truncated.
+        n_tasks: the number of outputs of the head, whose mean is the logit.
+        declared_ids: the token ids of the prefixes, as the configuration states them.
+        markers: the tokens that begin and end each part.
     """
 
     folder: Path
@@ -54,23 +54,23 @@ class Checkpoint:
 
 
 def convert_bin(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
-    """Write pickled weights, pytorch_model.bin or its shards, as model.safetensors.
+    """Convert pickled weights, pytorch_model.bin or its shards, to model.safetensors.
 
-    They are loaded with ``weights_only``, so nothing in them is run.
+    The pickles are loaded with ``weights_only``, so no code in them runs.
 
     Args:
-        folder: where they are.
-        output: where to write; None: beside them.
+        folder: the folder that holds them.
+        output: the folder to write to; None writes beside them.
 
     Raises:
-        OracleError: there is no such file, there are safetensors already, or one holds more than tensors.
+        OracleError: there is no such file, there are safetensors already, or a file holds more than tensors.
 
     Returns:
         The new file.
     """
     target = Path(output or folder, WEIGHTS)
     if target.exists():
-        raise OracleError(f"{target}: exists already; nothing is to be converted")
+        raise OracleError(f"{target}: exists already, so there is nothing to convert")
     sources = sorted(Path(folder).glob(PICKLED_SHARDS))
     if not sources:
         raise OracleError(f"{Path(folder, PICKLED_WEIGHTS)}: there is no such file")
@@ -79,9 +79,11 @@ def convert_bin(folder: str | os.PathLike[str], output: str | os.PathLike[str] |
         try:
             weights = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch each raise their own
-            raise OracleError(f"{source}: cannot be loaded as weights only: {error}") from error
+            raise OracleError(f"{source}: cannot be loaded with weights_only: {error}") from error
         if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-            raise OracleError(f"{source}: holds more than named tensors; it is not a state dict")
+            raise OracleError(
+                f"{source}: holds something other than named tensors, so it is not a state dict"
+            )
         found |= weights
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{WEIGHTS}.{os.getpid()}.partial")
@@ -93,10 +95,10 @@ def convert_bin(folder: str | os.PathLike[str], output: str | os.PathLike[str] |
 def find(
     model: str, revision: str | None = None, files: Sequence[str] = ("*.json", "model*.safetensors")
 ) -> Path:
-    """The folder that a name stands for: itself, or the hub's files in the cache.
+    """The folder of a model: the named folder itself, or the hub model's files in the cache.
 
     Raises:
-        OracleError: it is neither a folder nor to be had from the hub.
+        OracleError: the name is neither a folder nor a model that the hub provides.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -107,18 +109,18 @@ def find(
 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
-    except Exception as error:  # its own, httpx's and the system's, of no common class
+    except Exception as error:  # the hub's, httpx's and the system's errors have no common class
         at = f" at revision {revision}" if revision else ""
         raise OracleError(
-            f"{model}{at}: there is no such folder, and it cannot be had from the Hugging Face hub: {error}"
+            f"{model}{at}: there is no such folder, and the Hugging Face hub does not provide it: {error}"
         ) from error
 
 
 def read(folder: Path) -> Checkpoint:
-    """What a folder of either layout says.
+    """Read the checkpoint in a folder of either layout, without its weights.
 
     Raises:
-        OracleError: it is no PairRM, or a file of it is missing or wrong.
+        OracleError: the folder is not a PairRM, or a file of it is missing or wrong.
     """
     config = _read_json(folder / "config.json")
     architectures = config.get("architectures")
@@ -129,8 +131,8 @@ def read(folder: Path) -> Checkpoint:
     ]:
         return _hf_layout(folder, config)
     raise OracleError(
-        f"{folder}/config.json: architectures: {architectures}; not a PairRM. Known are the ranker"
-        " configuration of llm-blender/PairRM and the DebertaV2PairRM of llm-blender/PairRM-hf"
+        f"{folder}/config.json: architectures: {architectures} is not a PairRM. A PairRM has the ranker"
+        " configuration of llm-blender/PairRM or the architecture DebertaV2PairRM of llm-blender/PairRM-hf"
     )
 
 
@@ -138,7 +140,7 @@ def _original_layout(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
     where = f"{folder}/config.json"
     for field, expected in {"ranker_type": "pairranker", "reduce_type": "linear"}.items():
         if config.get(field, expected) != expected:
-            raise OracleError(f"{where}: {field}: {config[field]!r}; only {expected!r} is a PairRM")
+            raise OracleError(f"{where}: {field}: {config[field]!r}; a PairRM has {expected!r}")
     name = config.get("model_name")
     if not isinstance(name, str) or not name:
         raise OracleError(f"{where}: model_name: {name!r}; the name of the backbone is needed")
@@ -183,7 +185,7 @@ def _hf_layout(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
 
 
 def markers(folder: Path) -> tuple[str, str]:
-    """The tokens that begin and end a part, as the tokenizer's configuration calls them."""
+    """The tokens that begin and end a part, as the tokenizer's configuration names them."""
     path = folder / "tokenizer_config.json"
     config = _read_json(path) if path.is_file() else {}
 
@@ -236,8 +238,8 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, torch.nn.Seq
     """The encoder and the head with their weights, in evaluation mode, on the CPU.
 
     Raises:
-        OracleError: a weight is missing, superfluous or of another shape, or the backbone is of a kind that
-            transformers does not know.
+        OracleError: a weight is missing, superfluous or of the wrong shape, or transformers does not know the
+            backbone's model_type.
     """
     weights = dict(_weights(checkpoint.folder))
     fields = dict(checkpoint.backbone)
@@ -267,7 +269,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, torch.nn.Seq
 
 
 def new_head(hidden: int, n_tasks: int, dropout: float = 0.0) -> torch.nn.Sequential:
-    """f(u) = W2 tanh(W1 u + b1) + b2; the places in it name the weights."""
+    """A new head, f(u) = W2 tanh(W1 u + b1) + b2. The positions of its modules are part of the weights' names."""
     return torch.nn.Sequential(
         torch.nn.Dropout(dropout),
         torch.nn.Linear(2 * hidden, hidden),
@@ -281,7 +283,7 @@ def _is_deberta(fields: Mapping[str, Any]) -> bool:
     return bool(fields.get("model_type") == "deberta-v2")
 
 
-# fields of a configuration that are about the file, not about the network
+# Fields of a configuration that describe the file and not the network.
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "auto_map", "model_type")
 
 
@@ -295,7 +297,7 @@ def _backbone(folder: Path, fields: Mapping[str, Any]) -> Any:
         if kind not in CONFIG_MAPPING_NAMES:
             raise OracleError(f"{folder}: the backbone is a {kind!r}, which transformers does not know")
         try:
-            # not on the meta device: what is computed at loading is not among the weights
+            # not on the meta device: buffers that are computed here are not among the weights
             return AutoModel.from_config(AutoConfig.for_model(kind, **own))
         except Exception as error:
             raise OracleError(f"{folder}: not a configuration of {kind}: {error}") from error
@@ -317,12 +319,14 @@ def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
             wrong = sorted(names ^ weights.keys())
             raise OracleError(f"{path}: does not hold what {INDEX} says: {', '.join(wrong[:4])}")
         for name, value in weights.items():
-            if not name.endswith(".embeddings.position_ids"):  # counts from 0; old checkpoints hold it
+            if not name.endswith(
+                ".embeddings.position_ids"
+            ):  # counts from 0, and only old checkpoints hold it
                 yield name, value
 
 
 def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The files of weights, and the weights that each must hold; None: any."""
+    """The files of weights, with the names of the weights that each must hold; None if it may hold any."""
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: None}
     if (folder / INDEX).is_file():

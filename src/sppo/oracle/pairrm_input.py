@@ -30,7 +30,7 @@ SOURCE, CANDIDATE_1, CANDIDATE_2, CANDIDATE = PREFIXES = (
 
 @dataclass(frozen=True)
 class Limits:
-    """How many tokens a part may have, its three special tokens included.
+    """The largest number of tokens of each part, its three special tokens included.
 
     A candidate may also use half of what its source leaves: ``candidate + (source - len(source ids)) // 2``.
     """
@@ -58,7 +58,7 @@ class Limits:
 
 @dataclass
 class Truncation:
-    """How many texts have been encoded, and how many of them were longer than their limit and truncated."""
+    """The numbers of texts that have been encoded, and of those that were truncated at their limit."""
 
     prompts: int = 0
     prompts_truncated: int = 0

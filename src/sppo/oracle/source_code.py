@@ -1,4 +1,4 @@
-"""What a Python function's answers depend on, as far as its source shows: the code that it runs, not its comments.
+"""The code that a Python function's answers depend on, as far as its source shows, without comments.
 
 The code of a function is that of its module and of all modules beside it that are imported from there, whether at the
 top of a file or inside a function. Of a program or a notebook (the module `__main__`), which also starts the run, it is the

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TextCounts:
-    """How many texts have been encoded, and how many of them were changed.
+    """The numbers of texts that have been encoded, and of those that were changed.
 
     Attributes:
         texts: how many prompts with a response.
@@ -161,7 +161,7 @@ class EncodesTexts:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many texts were encoded, truncated, and contained special tokens written out."""
+        """The numbers of texts that were encoded, were truncated, and contained special tokens written out."""
         return dict(vars(self.transcript.counts))
 
 

@@ -212,7 +212,7 @@ def load_merged(path: Path, *, dtype: str, trust_remote_code: bool = False) -> A
 
 
 def quantization_method(path: Path) -> str | None:
-    """How the weights of a folder are quantised, as its config.json says; None if they are not."""
+    """The method by which a folder's weights are quantised, as its config.json says; None if they are not."""
     file = path / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     quantization = config.get("quantization_config")

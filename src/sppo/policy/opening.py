@@ -1,4 +1,4 @@
-"""How every command opens a policy: by the recipe of the run that it belongs to, or by settings on the command line.
+"""Opening of a policy, the same for every command: by the recipe of its run, or by settings on the command line.
 
 A policy of a run needs what the run's recipe says: a chat template of its own, Python that comes with the model, a
 system message that is merged into the user's. :func:`open_policy` finds that recipe. For other policies the same keys can

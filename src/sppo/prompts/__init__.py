@@ -47,7 +47,7 @@ _CHUNK = 1024
 
 @dataclass
 class Counts:
-    """What was found among the prompts.
+    """The counts of prompts that were kept, repeated, left out or truncated.
 
     Attributes:
         read: the number of rows.
@@ -300,7 +300,7 @@ def _dealt(table: pa.Table, seed: int) -> pa.Table:
 
 
 def held_out_shares(sizes: Sequence[int], count: int, note: str = "") -> list[int]:
-    """How many of `count` held-out prompts come from each source, in proportion to the sources' sizes.
+    """The number of held-out prompts from each source, `count` in all, in proportion to the sources' sizes.
 
     Raises:
         PromptError: no prompt would be left to train on; `note` ends the message.

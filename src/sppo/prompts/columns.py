@@ -1,4 +1,4 @@
-"""What the columns of a row mean: a prompt, a response to learn from, and an id."""
+"""The meaning of a row's columns: a prompt, a response to learn from, and an id."""
 
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple

@@ -143,7 +143,7 @@ def read_preference(prompt: Any, chosen: Any, rejected: Any) -> Preference:
 
 
 def _split_response(value: Any) -> tuple[list[Any], str]:
-    """What a response comes after, if its value holds that too, and its text."""
+    """The messages before a response, if its value holds them too, and the response's text."""
     value = read_conversation(value)
     if isinstance(value, str):
         if not value.startswith("\n\nHuman:"):

@@ -1,4 +1,4 @@
-"""Where rows come from: files of several formats, data sets on the hub or on disk, and tinyworld's own prompts."""
+"""Sources of rows: files of several formats, data sets on the hub or on disk, and tinyworld's own prompts."""
 
 import csv
 import json

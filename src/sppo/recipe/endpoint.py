@@ -12,14 +12,14 @@ from sppo.recipe.section import Section
 
 
 class EndpointConfig(Section):
-    """A model behind an OpenAI-compatible server: its address, its name, and the limits of asking it."""
+    """A model behind an OpenAI-compatible server: its address, its name, and the limits of requests to it."""
 
     url: str
     """The server's URL with the path of the API, e.g. http://localhost:8000/v1."""
     model: str = Field(min_length=1)
     """The server's name for the model."""
     revision: str | None = None
-    """Any word for the weights behind the name; with another word everything is asked anew."""
+    """A word for the weights behind the name; with another word no kept answer is used."""
     api_key_env: str | None = None
     """The environment variable that holds the API key."""
     organization: str | None = None
@@ -27,15 +27,15 @@ class EndpointConfig(Section):
     project: str | None = None
     """The project that requests are billed to."""
     concurrency: int = Field(16, ge=1, le=10_000)
-    """How many requests are on their way at once."""
+    """The number of requests that are in flight at once."""
     timeout_seconds: float = Field(300, gt=0)
-    """How long one request may take until its answer is whole."""
+    """The time that a request may take until its answer is complete."""
     retries: int = Field(5, ge=0, le=100)
-    """How often a request is sent again, with exponential back-off."""
+    """The number of times that a failed request is sent again, with exponential back-off."""
     token_budget: int | None = Field(None, ge=1)
     """Prompt and completion tokens that may be spent on all answers of the cache; None sets no limit."""
     cache: str | None = Field(None, min_length=1)
-    """The file of answers; None takes the run's file, or outside of a run the user's."""
+    """The file that answers are kept in; None takes the run's file, or outside of a run the user's."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Keys that are added to every request, e.g. a server's own sampling settings; null takes a key away."""
 

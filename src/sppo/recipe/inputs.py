@@ -56,7 +56,7 @@ class Policy(Section):
 
     @property
     def changed_template_settings(self) -> dict[str, Any]:
-        """Those of the template's settings beside its file that are not the defaults, as plain values."""
+        """The template's settings, apart from its file, that differ from the defaults, as plain values."""
         return self.model_dump(mode="json", include=_TEMPLATE - {"chat_template"}, exclude_defaults=True)
 
 
@@ -64,7 +64,7 @@ _TEMPLATE = {"chat_template", "template_arguments", "template_date", "thought"}
 
 
 class PromptSource(Section):
-    """Where prompts come from: a file (.jsonl, .json, .parquet, .csv, .txt), a data set, or tinyworld's own."""
+    """A source of prompts: a file (.jsonl, .json, .parquet, .csv, .txt), a data set, or tinyworld's own."""
 
     source: str = Field(min_length=1)
     """A path, the name of a data set on the hub, tinyworld/train or tinyworld/held-out."""

@@ -9,7 +9,7 @@ from sppo.recipe.section import Section
 
 
 class Evaluation(Section):
-    """What is measured on the held-out prompts after each iteration."""
+    """The measurement of each policy on the held-out prompts after its iteration."""
 
     responses: int = Field(4, ge=1)
     """Responses per prompt and policy."""

@@ -1,4 +1,4 @@
-"""What every oracle is: a section of the recipe, and what the rest of the program asks of it before it is loaded."""
+"""The interface of every oracle: a section of the recipe, with the answers that are needed before it is loaded."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -55,12 +55,12 @@ class OracleSection(Section):
         raise NotImplementedError(f"{type(self).__name__} has no load")
 
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on: its settings, and in subclasses the source or the weights behind them."""
+        """The settings that its answers depend on, and in subclasses the source or the weights behind them."""
         return self.model_dump(exclude={*self.settings_without_effect})
 
     @property
     def label(self) -> str:
-        """What it is called among other oracles: its type, or in subclasses its function or model."""
+        """Its name among other oracles: its type, or in subclasses its function or model."""
         return self.type
 
     @property

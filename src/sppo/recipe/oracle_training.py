@@ -14,7 +14,7 @@ class Pairs(Section):
     """A .jsonl or .parquet file, a run's folder, a data set that `datasets` loads, or a list of them."""
     split: str = "train"
     config: str | None = Field(None, min_length=1)
-    """The configuration of a data set that has several."""
+    """The configuration to read, of a data set that has several."""
     revision: str | None = None
     prompt: str = "prompt"
     """The column of the prompt, which is a string or a list of messages."""
@@ -25,11 +25,11 @@ class Pairs(Section):
     label: str = "label"
     """The column of a, b or tie, which is read where there is no probability."""
     group: str | None = None
-    """A column within whose values measures are reported as well, such as the model compared."""
+    """A column, such as the compared model, for each of whose values measures are reported as well."""
     limit: int | None = Field(None, ge=2)
-    """Read no more pairs than this."""
+    """The largest number of pairs to read."""
     held_out: float = Field(0.1, gt=0, lt=1)
-    """Share of the prompts that is held out."""
+    """The share of the prompts that is held out."""
 
 
 class Encoder(Section):
@@ -41,7 +41,7 @@ class Encoder(Section):
     tokenizer: str | None = None
     """A tokenizer.json or its folder; None takes the model's own, or trains one on the pairs."""
     vocabulary: int = Field(8000, ge=300)
-    """Size of the vocabulary of a tokenizer that is trained."""
+    """The size of the vocabulary, if a tokenizer is trained."""
     hidden_size: int = Field(128, ge=1)
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
@@ -64,7 +64,7 @@ class Encoder(Section):
 
 
 class PairTraining(Section):
-    """How the network is trained. An optimiser step is a number of pairs, each in an order drawn by the seed."""
+    """The training of the network. An optimiser step takes `batch_pairs` pairs, each in an order drawn by the seed."""
 
     learning_rate: float | None = Field(None, gt=0)
     """None takes 1e-5 for a pretrained encoder and 5e-4 from scratch."""
@@ -79,20 +79,20 @@ class PairTraining(Section):
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
     checkpoint_steps: int = Field(200, ge=1)
-    """Steps between checkpoints, which are the most that an interruption can lose."""
+    """The number of steps between checkpoints; an interruption loses at most so many."""
     logging_steps: int = Field(50, ge=1)
 
 
 class OracleTraining(Section):
-    """Everything that a PairRM is trained from."""
+    """All settings of the training of a PairRM."""
 
     seed: int = Field(0, ge=0)
     pairs: Pairs
     encoder: Encoder = Encoder.model_validate({})
     source_maxlength: int = Field(1224, ge=4)
-    """The most tokens of a prompt; a longer one is truncated."""
+    """The largest number of tokens of a prompt; a longer one is truncated."""
     candidate_maxlength: int = Field(412, ge=4)
-    """The most tokens of a response, which may also use half of what its prompt leaves."""
+    """The largest number of tokens of a response, which may also use half of the tokens that its prompt leaves."""
     training: PairTraining = PairTraining.model_validate({})
     cpu_threads: int | None = Field(None, ge=1, le=1024)
     report_to: list[str] = Field(default_factory=list)

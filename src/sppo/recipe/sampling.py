@@ -1,4 +1,4 @@
-"""What every sampler is: the recipe's `sampling:` section, and the object that draws responses from a policy."""
+"""The interface of every sampler: the recipe's `sampling:` section, and the object that draws responses from a policy."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -31,7 +31,7 @@ class Lora(Section):
 
 
 class Training(Section):
-    """How pi_{t+1} is trained from pi_t. An optimiser step is a number of prompts, however they are packed."""
+    """The training of pi_{t+1} from pi_t. An optimiser step takes a number of prompts, however they are packed."""
 
     learning_rate: float = Field(5e-7, gt=0)
     optimizer: str = Field("adamw_torch", min_length=1)

@@ -8,23 +8,26 @@ from sppo.recipe.section import Section
 
 
 class Workers(Section):
-    """How many processes make the shards of a stage side by side, each with an engine of its own; moves no result."""
+    """The number of processes that make a stage's shards side by side, each with its own engine. It changes no result."""
 
     sample: int | Literal["auto"] = Field(
         "auto",
-        description="auto: one for each GPU (or group of GPUs that one engine spans); without GPUs one",
+        description="auto takes one for each GPU (or group of GPUs that one engine spans), and one without GPUs",
     )
     annotate: int | Literal["auto"] = Field(
-        "auto", description="auto: as sample for an oracle with a model, one for any other"
+        "auto", description="auto takes as many as sample for an oracle with a model, and one for any other"
     )
-    select: int | Literal["auto"] = Field("auto", description="auto: as sample; for the opponent's pass")
+    select: int | Literal["auto"] = Field(
+        "auto", description="processes for the opponent's log-probabilities; auto takes as many as sample"
+    )
     evaluate: int | Literal["auto"] = Field(
-        "auto", description="auto: as sample; for comparisons with the base and the previous policy"
+        "auto",
+        description="processes for comparisons with the base and the previous policy; auto takes as many as sample",
     )
 
     @field_validator("*")
     @classmethod
     def _at_least_one(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("at least 1, or auto")
+            raise ValueError("must be at least 1, or auto")
         return value

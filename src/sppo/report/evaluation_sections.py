@@ -69,7 +69,7 @@ def lengths(run: RunFigures, prefix: str, held_out: Mapping[int, Responses]) -> 
 
 
 def _progress(against_previous: Any) -> str:
-    """What the last iteration's win rate against its predecessor says."""
+    """A sentence about the last iteration's win rate against its predecessor."""
     if not isinstance(against_previous, Mapping):
         return ""
     if against_previous["low"] > 0.5:

@@ -131,7 +131,7 @@ def _all_pairs(run: RunFigures) -> list[tuple[int, int, WinRate]]:
 
 
 def _kept(run: RunFigures) -> dict[str, Any] | None:
-    """What :func:`compare_all` kept; None where it is of other evaluations."""
+    """The comparisons that :func:`compare_all` kept; None if they belong to other evaluations."""
     kept = read_record(run.path / FILE)
     return kept if kept is not None and kept.get("evaluations") == _fingerprints(run) else None
 

@@ -31,7 +31,7 @@ class Overview:
 
     @property
     def standing(self) -> str:
-        """How the last policy compares with the base, as far as the interval can tell."""
+        """A verdict on the last policy against the base, as far as the interval can tell."""
         assert self.rate is not None
         if self.rate["low"] > 0.5:
             return "better than"

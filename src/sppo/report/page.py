@@ -40,7 +40,7 @@ RESPONSE_BYTES = 1_500_000
 
 @dataclass(frozen=True)
 class Article:
-    """What the page says about one run.
+    """The part of the page about one run.
 
     Attributes:
         id: unique on the page.
@@ -129,7 +129,7 @@ def _article(prefix: str, path: Path, evaluations: Sequence[Path], all_pairs: bo
     notes = list(run.notes)
 
     def made(name: str, make: Callable[[], T | None]) -> T | None:
-        """What `make` returns; None, with a note, where the records are invalid: the other parts are still wanted."""
+        """The result of `make`; None, with a note, if the records are invalid, so that the other parts are still shown."""
         try:
             return make()
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:

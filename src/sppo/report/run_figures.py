@@ -61,7 +61,7 @@ class Iteration:
 
     @property
     def measures(self) -> Mapping[str, Any]:
-        """What its evaluation has published; empty before that."""
+        """The measures that its evaluation has published; empty before that."""
         return self.records.get("evaluate", {})
 
     @property
@@ -101,7 +101,7 @@ class RunFigures:
 
     @property
     def base(self) -> Iteration:
-        """What belongs to the base policy."""
+        """The record of the base policy."""
         return self.iterations[0]
 
     @property
@@ -142,7 +142,7 @@ class RunFigures:
 
     @property
     def status(self) -> str:
-        """How far the run has got, in words."""
+        """The progress of the run, in words."""
         total = "?" if self.recipe is None else str(self.recipe.iterations)
         done = f"{len(self.evaluated)} of {total} iterations are finished"
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.written))

@@ -188,7 +188,7 @@ def _prompt_count(path: Path, notes: list[str]) -> int:
 
 
 def _read(path: Path, columns: Sequence[str], parse: Callable[[pa.Table], T], notes: list[str]) -> T | None:
-    """What is parsed of a shard; None, with a note, where the shard is damaged or of another format."""
+    """The parsed rows of a shard; None, with a note, if the shard is damaged or of another format."""
     try:
         return parse(read_shard(path, columns=list(columns)))
     except DamagedShard as error:

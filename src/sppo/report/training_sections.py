@@ -121,7 +121,7 @@ def _curves(
 
 
 def _last_iteration(chart: _Curves, last: Sequence[Mapping[str, Any]]) -> str:
-    """What the first and the last steps of the last iteration say."""
+    """A sentence about the first and the last steps of the last iteration."""
     count = max(1, round(EDGE * len(last)))
     ends = {}
     for name in chart.names:

@@ -1,4 +1,4 @@
-"""What a run is computed with and what no fingerprint holds: the versions of packages, and the number of CPU threads.
+"""The versions of packages and the number of CPU threads that a run is computed with, which no fingerprint holds.
 
 Both can change the last digits of a result, since sums round by the order in which they are added up.
 """
@@ -26,7 +26,7 @@ def header(environment: dict[str, str]) -> str:
 
 
 def changes(recipe_text: str, environment: dict[str, str]) -> list[str]:
-    """How an environment differs from the one at the head of a recipe.yaml, for instance `torch 2.12.0 -> 2.13.0`."""
+    """The differences to the environment at the head of a recipe.yaml, for instance `torch 2.12.0 -> 2.13.0`."""
     first = recipe_text.partition("\n")[0].removeprefix("# ")
     before = {name: value for name, _, value in (item.rpartition(" ") for item in first.split(", "))}
     return [

@@ -22,7 +22,7 @@ class GuardStop(RuntimeError):
 def measured(
     evaluated: Mapping[str, Any], selected: Mapping[str, Any], prompts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What :func:`alarms` and :func:`warnings` look at, from the records of an iteration's stages.
+    """The measures that :func:`alarms` and :func:`warnings` look at, from the records of an iteration's stages.
 
     Args:
         evaluated: the record of the evaluate stage.
@@ -102,7 +102,7 @@ SMALL_KL = 0.01
 
 
 def untrained(trained: Mapping[str, int], share: float) -> str | None:
-    """That fewer than a share of an iteration's prompts are trained on, in words; None if there are enough.
+    """An alarm that fewer than a share of an iteration's prompts are trained on; None if there are enough.
 
     Args:
         trained: `prompts`, the iteration's prompts, and `trained_prompts`, those with a response to train on.
@@ -119,7 +119,7 @@ def untrained(trained: Mapping[str, int], share: float) -> str | None:
 
 
 def deviation(measured: Mapping[str, float] | None, limit: float) -> str | None:
-    """That responses were sampled from another distribution than the one that is trained, in words; None if not.
+    """An alarm that responses were sampled from another distribution than the one that is trained; None if not.
 
     Args:
         measured: as :func:`sppo.training.opponent.deviation` measures it.
@@ -136,7 +136,7 @@ def deviation(measured: Mapping[str, float] | None, limit: float) -> str | None:
 
 
 def few_steps(steps: int) -> str | None:
-    """That an iteration takes hardly any optimiser steps, in words; None if it takes enough."""
+    """A warning that an iteration takes hardly any optimiser steps; None if it takes enough."""
     if steps > FEW_STEPS:
         return None
     return (
@@ -146,7 +146,7 @@ def few_steps(steps: int) -> str | None:
 
 
 def warnings(measures: Mapping[str, Any], previous: Mapping[str, Any], steps: int) -> list[str]:
-    """What is remarkable about an iteration that has not failed, in words: it may have learnt next to nothing.
+    """Warnings about an iteration that has not failed: it may have learnt next to nothing.
 
     Args:
         measures: of the new policy, as :func:`alarms` takes them.
@@ -203,7 +203,7 @@ GROWTH = 1.5
 
 
 def trends(measures: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> list[str]:
-    """What several iterations show together, in words; a trend stops no run.
+    """Sentences about what several iterations show together; a trend stops no run.
 
     Over-optimisation: the oracle that self-play learns from prefers a policy to the one before it, while the held-out
     oracle, which self-play does not learn from, prefers the one before, each beyond the other's interval.

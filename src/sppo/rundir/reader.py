@@ -1,4 +1,4 @@
-"""The one reader of run folders: which iterations there are, and where each of their files lies.
+"""The one reader of run folders, which knows their iterations and the place of every file.
 
 Whatever looks at a run (the report, the arena, comparisons, benchmarks, games, oracles that learn from it) asks
 :class:`RunReader`. Only this module, :mod:`sppo.rundir.folder` and the stages know how files and folders are named.

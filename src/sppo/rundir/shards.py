@@ -88,7 +88,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def shard_metadata(path: Path) -> dict[str, str]:
-    """What the shard says it was computed from.
+    """The shard's own account of what it was computed from.
 
     Raises:
         DamagedShard: the file is missing, truncated or altered.

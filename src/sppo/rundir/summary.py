@@ -20,7 +20,7 @@ def seconds(run: RunFolder, iteration: int) -> dict[str, float]:
 
 
 def oracle_counts(run: RunFolder, iteration: int) -> dict[str, int]:
-    """What the oracle counted while it annotated an iteration, such as truncated texts."""
+    """The oracle's counts while it annotated an iteration, such as truncated texts."""
     by_shard = {
         record["shard"]: record["oracle"]
         for record in run.read_metrics(iteration)

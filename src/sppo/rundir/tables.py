@@ -164,7 +164,7 @@ class ResponsesRow(PromptRow):
 
 @dataclass(frozen=True)
 class PreferencesRow(Row):
-    """What the oracle says of the K responses to a prompt.
+    """The oracle's preferences between the K responses to a prompt.
 
     Attributes:
         prompt_id: the prompt's identifier.
@@ -268,7 +268,7 @@ class WinRate(Row):
 
 @dataclass(frozen=True)
 class EvaluationRow(Row):
-    """What is measured of a policy's responses to a held-out prompt.
+    """The measures of a policy's responses to a held-out prompt.
 
     Attributes:
         prompt_id: the prompt's identifier.

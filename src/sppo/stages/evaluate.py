@@ -46,7 +46,7 @@ class Respond(Sample):
         return Evaluate.name
 
     def settings(self) -> Mapping[str, Any]:
-        """How responses are drawn, and their number."""
+        """The settings that responses are drawn with, and their number."""
         return {**self.run.sampling_settings, "responses": self.k}
 
     def work(self) -> Any:

@@ -54,7 +54,7 @@ class Iteration:
 
     @cached_property
     def measures(self) -> dict[str, Any]:
-        """What is measured of pi_{t+1}, and how much it was trained on; known once it is evaluated."""
+        """The measures of pi_{t+1}, and the amount that it was trained on; known once it is evaluated."""
         return guard.measured(self.evaluate.record(), self.select.record(), self.select.prompts.record())
 
     @cached_property

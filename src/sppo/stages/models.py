@@ -130,7 +130,7 @@ class Models:
 
     @property
     def _loading(self) -> dict[str, Any]:
-        """How the weights of every policy of the run are loaded."""
+        """The settings that the weights of every policy of the run are loaded with."""
         return self.recipe.policy.model_dump(
             include={"dtype", "attn_implementation", "trust_remote_code", "quantization"}
         )

@@ -38,7 +38,7 @@ class Prompts(Stage):
         }
 
     def reads(self) -> Sequence[str]:
-        """Nothing, since prompts come from outside the run."""
+        """No input, since prompts come from outside the run."""
         return ()
 
     def make(self) -> StageFolder:

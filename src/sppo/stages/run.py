@@ -1,4 +1,4 @@
-"""What the stages of a run share: its recipe and folder, the models of this process, and the identities of its inputs.
+"""The state that the stages of a run share: its recipe and folder, this process's models, the identities of its inputs.
 
 The identity of an input is what fingerprints hold of it. Each identity is computed once for a run, without torch or
 transformers, so that a finished run is recognised at once.
@@ -81,12 +81,12 @@ class Run:
 
     @cached_property
     def oracle_identity(self) -> dict[str, Any] | None:
-        """What the answers of the recipe's oracle depend on; None if there is no oracle."""
+        """The identity of the recipe's oracle; None if there is no oracle."""
         return self._identity(self.recipe.oracle)
 
     @cached_property
     def held_out_oracle_identity(self) -> dict[str, Any] | None:
-        """What the answers of `evaluation.oracle` depend on; None if there is none."""
+        """The identity of `evaluation.oracle`; None if there is none."""
         return self._identity(self.recipe.evaluation.oracle)
 
     def _identity(self, oracle: OracleConfig | None) -> dict[str, Any] | None:
@@ -163,7 +163,7 @@ class Run:
 
 
 def source_identity(source: PromptSource) -> dict[str, Any]:
-    """What the prompts of a source depend on: the content of files, or the name and revision of a hub data set."""
+    """The identity of a source of prompts: the content of files, or the name and revision of a hub data set."""
     unset = {name for name in ("demonstration", "config") if getattr(source, name) is None}
     values = source.model_dump(exclude={"rows"} | unset)
     path = prompt_sources.local_file(source)

@@ -89,7 +89,7 @@ class Sample(ShardedStage):
         return self.run.recipe.sampling.k
 
     def settings(self) -> Mapping[str, Any]:
-        """How responses are drawn."""
+        """The settings that responses are drawn with."""
         return self.run.sampling_settings
 
     def reads(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What every stage is: what its result depends on, what it reads, its work, and what it publishes.
+"""The interface of every stage: its settings, the inputs that it reads, its work, and what it publishes.
 
 Planning and running use the same object: its fingerprint tells whether the run folder holds its result already, and
 :meth:`Stage.make` computes what is missing.
@@ -49,7 +49,7 @@ class Stage(ABC):
 
     @cached_property
     def files(self) -> StageFolder:
-        """Where the result lies, and what it must have been computed from."""
+        """The folder of the result, with the fingerprint of what it must have been computed from."""
         return self.run.folder.stage(
             self.name,
             self.iteration,
@@ -73,7 +73,7 @@ class Stage(ABC):
         return self.files.is_done()
 
     def record(self) -> dict[str, Any]:
-        """What the stage has published.
+        """The record that the stage has published.
 
         Raises:
             RunError: the stage is not done.

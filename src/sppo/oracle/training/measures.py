@@ -1,4 +1,4 @@
-r"""How well probabilities of preference fit judgments, and how well length alone would.
+r"""Measures of how well probabilities of preference fit judgments, beside those of length alone.
 
 A pair (x, y_a, y_b) has a target t = P(y_a > y_b | x) and a prediction p. Predictions of a preference oracle
 are antisymmetric, so a pair can be read from either side: as (p, t) or as (1 - p, 1 - t). `accuracy` and

@@ -94,7 +94,7 @@ def describe(pairs: Sequence[JudgedPair]) -> dict[str, float]:
 
 
 def warnings(described: Mapping[str, float]) -> list[str]:
-    """What a user should know of the pairs before training."""
+    """Sentences that warn about the pairs before training."""
     found = []
     a, longer = described["a_preferred"], described["longer_preferred"]
     if max(a, 1 - a) > SKEWED:
