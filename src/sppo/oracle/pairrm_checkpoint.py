@@ -79,7 +79,9 @@ def convert_bin(folder: str | os.PathLike[str], output: str | os.PathLike[str] |
         try:
             weights = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch each raise their own
-            raise OracleError(f"{source}: cannot be loaded with weights_only: {error}") from error
+            raise OracleError(
+                f"{source}: is damaged or holds something other than weights; nothing in it was run"
+            ) from error
         if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
             raise OracleError(
                 f"{source}: holds something other than named tensors, so it is not a state dict"
