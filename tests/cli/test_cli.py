@@ -15,6 +15,8 @@ import yaml
 from test_selfplay import SMALL
 
 from sppo.cli.main import main
+from sppo.cli.start import REAL_INPUTS
+from sppo.instructions import prompts
 from sppo.progress import printable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,8 +122,9 @@ def test_the_dry_run_knows_how_training_is_divided(capsys, monkeypatch, settings
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_is_valid_and_has_a_dry_run(capsys, monkeypatch, path):
-    monkeypatch.chdir(ROOT)
+def test_every_recipe_is_valid_and_has_a_dry_run(capsys, monkeypatch, tmp_path, path):
+    monkeypatch.chdir(tmp_path)
+    prompts.write(REAL_INPUTS, train=300, held_out=96)  # of recipes/real.yaml
     code, out, err = call(capsys, "run", "--dry-run", path)
     assert (code, err) == (0, "")
     assert "iteration" in out

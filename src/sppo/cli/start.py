@@ -1,4 +1,4 @@
-"""Commands to start with: `init` writes a recipe of one's own, `recipe` shows what can stand in one."""
+"""Commands to start with: `init` and `inputs` write what a run needs, `recipe` shows what can stand in a recipe."""
 
 import json
 from importlib.resources import files
@@ -13,6 +13,7 @@ from sppo.rundir.folder import RunError
 
 app = typer.Typer()
 OWN_FILES = ("own.yaml", "my_oracle.py")
+REAL_INPUTS = Path("runs/real-inputs")
 
 
 @app.command(rich_help_panel=options.RUN, epilog="Example: sppo init mine")
@@ -33,6 +34,30 @@ def init(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path()) -
         )
     enter = "" if folder == Path() else f"cd {folder}, then "
     Terminal().say(f"wrote {' and '.join(OWN_FILES)}; to run them: {enter}sppo run own.yaml")
+
+
+@app.command(rich_help_panel=options.RUN, epilog="Example: sppo inputs, then sppo run real")
+@options.described_by_docstring
+def inputs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = REAL_INPUTS,
+    train: Annotated[int, typer.Option(min=1)] = 800,
+    held_out: Annotated[int, typer.Option(min=1)] = 80,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write what the recipe `real` needs: SmolLM2-135M-Instruct, and prompts with verifiable constraints.
+
+    Args:
+        folder: The folder to write to; the recipe looks for it where it is by default.
+        train: The number of training prompts.
+        held_out: The number of held-out prompts.
+        seed: Random seed of the prompts.
+    """
+    from sppo.instructions import prompts, smollm2
+
+    terminal = Terminal()
+    terminal.say(smollm2.write(folder / "policy"))
+    prompts.write(folder, train=train, held_out=held_out, seed=seed)
+    terminal.say(f"{train} training and {held_out} held-out prompts with constraints are in {folder}")
 
 
 @app.command(rich_help_panel=options.RUN, epilog="Example: sppo recipe quickstart --set sampling.k=8")

@@ -1,0 +1,1 @@
+"""A real preference that a program can check: prompts with verifiable constraints, and the model that is trained on them."""
