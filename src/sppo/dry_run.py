@@ -1,6 +1,5 @@
 """The dry run: what a recipe will do, computed without a download and without torch."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from sppo.oracle.opponents import count_pairs, opponents
 from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal
+from sppo.reading import read_mapping
 from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
 from sppo.rundir.guard import few_steps
 from sppo.rundir.summary import settings_text
@@ -260,7 +260,7 @@ def _context(recipe: Recipe) -> int | None:
     """The longest sequence of the policy by its config.json; None if it is not on this disk or does not say."""
     try:
         folder = policies.base_folder(Path(model_path(recipe.policy.model)))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_mapping(folder / "config.json")
     except (OSError, ValueError, KeyError):
         return None
     config = {**config, **config.get("text_config", {})}

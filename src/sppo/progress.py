@@ -63,6 +63,16 @@ class Terminal:
         self.console.print(Text(printable(text), style=style), soft_wrap=True)
 
 
+_LONGEST_MESSAGE = 2000
+"""Characters; a text that comes from elsewhere may hold megabytes."""
+
+
+def shortened(text: str, length: int = _LONGEST_MESSAGE) -> str:
+    """A text without its middle if it is longer than `length`."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]} [...] {text[-half:]}"
+
+
 _KEPT = "\n\t\u200c\u200d"
 """Whitespace, and the joiners that Persian, Hindi and many emoji are spelt with."""
 

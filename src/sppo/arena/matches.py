@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sppo.reading import parse
+
 Candidate = tuple[str, str, str]
 """A prompt and two policies."""
 
@@ -116,7 +118,7 @@ class Matches:
         """
         try:
             vote_id, text, digest = seal.split(".")
-            content = json.loads(self._masked(vote_id, base64.urlsafe_b64decode(text)))
+            content = parse(self._masked(vote_id, base64.urlsafe_b64decode(text)))
             sealed_id, voter, prompt_id, left, k_left, right, k_right = content
             prompt, responses = self._responses[left][prompt_id]
             texts = (responses[k_left], self._responses[right][prompt_id][1][k_right])

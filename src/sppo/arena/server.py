@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from sppo.arena import votes as vote_files
 from sppo.arena.ballot import Ballot
 from sppo.arena.matches import Matches, RefusedVote, Shown
 from sppo.progress import printable
+from sppo.reading import parse
 
 LABELS = {"left": "a", "right": "b", "tie": "tie", "both_bad": "tie", "skip": "skip"}
 """The label in the file of votes for each choice on the page."""
@@ -241,8 +241,8 @@ async def _body(request: Request) -> dict[str, Any]:
         if len(content) > LARGEST_BODY:
             return {}
     try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
+        body = parse(content)
+    except ValueError:
         return {}
     return body if isinstance(body, dict) else {}
 

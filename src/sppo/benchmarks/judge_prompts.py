@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sppo.policy.chat_format import Message
+from sppo.reading import regular
 
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -64,6 +65,6 @@ def read_text(path: Path) -> str:
         JudgePromptError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return regular(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise JudgePromptError(f"{path}: the judge's prompt cannot be read: {error}") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sppo.reading import parse, regular
 from sppo.rundir.shards import replacing
 
 ENDINGS = (".json", ".jsonl", ".parquet")
@@ -96,11 +97,15 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         yield from _rows(path)
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise OutputsError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
-        if isinstance(error, OutputsError):
-            raise
+    except OutputsError:
+        raise
+    except (
+        ValueError,
+        OverflowError,
+        NotImplementedError,
+    ) as error:  # such as dates that Python does not know
         raise OutputsError(f"{path}: not a whole {path.suffix} file: {error}") from error
 
 
@@ -124,15 +129,20 @@ def excerpt(text: str, length: int = 80) -> str:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     rows: Any
+    regular(path)
     match path.suffix.lower():
         case ".json":
-            rows = _parsed(path.read_text(encoding="utf-8"))
+            rows = parse(path.read_bytes())
         case ".jsonl":
-            rows = [_parsed(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            rows = [parse(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         case ".parquet":
+            import pyarrow as pa
             import pyarrow.parquet as pq
 
-            rows = pq.read_table(path).to_pylist()
+            table = pq.read_table(path)
+            # No reader asks for times, and Python does not know those beyond the year 9999.
+            times = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
+            rows = table.drop_columns(times).to_pylist()
         case ".csv":
             import pyarrow.csv as csv
 
@@ -148,17 +158,6 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise OutputsError(f"{path}, row {number}: a mapping is expected, not {type(row).__name__}")
         yield row
-
-
-def _parsed(text: str) -> Any:
-    return json.loads(text, parse_int=_integer)
-
-
-def _integer(digits: str) -> int:
-    """An integer that a float can hold."""
-    if len(digits) > 300:
-        raise ValueError(f"{excerpt(digits, 24)} is too large a number")
-    return int(digits)
 
 
 def _text(row: Mapping[str, Any], key: str, path: Path, number: int) -> str:

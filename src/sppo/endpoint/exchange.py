@@ -4,7 +4,6 @@ Every answer is validated here, once, whoever asked: an :class:`Answer` has choi
 log-probability is a number of at most 0. Nothing behind this module looks at a server's JSON.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from pydantic import (
     ValidationError,
     WrapValidator,
 )
+
+from sppo.reading import parse
 
 Kind = Literal["chat/completions", "completions"]
 ROUNDING = 1e-3
@@ -174,8 +175,8 @@ def parse_answer(text: str, kind: Kind) -> Answer:
     """
     shown = repr(text if len(text) <= 200 else text[:197] + "...")
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse(text)
+    except ValueError as error:
         raise ValueError(f"not JSON: {shown}") from error
     try:
         answer = Answer.model_validate(content)

@@ -16,6 +16,7 @@ import httpx2
 import openai
 
 from sppo.endpoint.exchange import EndpointError, Kind, Usage
+from sppo.reading import parse
 from sppo.recipe import EndpointConfig
 
 MOST_BYTES = 64 * 2**20
@@ -61,8 +62,8 @@ class _GuardedClient(httpx2.AsyncClient):
     def _masked(self, content: bytes) -> bytes:
         if b"\\u" in content or (self._key and b"\\/" in content):
             # Escapes can hide the key, and can be halves of surrogate pairs, which no file holds.
-            with contextlib.suppress(ValueError, RecursionError):
-                content = json.dumps(json.loads(content), ensure_ascii=False).encode("utf-8", "replace")
+            with contextlib.suppress(ValueError):
+                content = json.dumps(parse(content), ensure_ascii=False).encode("utf-8", "replace")
         return content.replace(self._key.encode(), b"***") if self._key else content
 
 

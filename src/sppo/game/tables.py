@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sppo.game.preference_games import Array, GameError, preference_game
+from sppo.reading import regular
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def write_table(path: str | Path, payoff: Array, names: tuple[str, ...] | None =
 
 
 def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with regular(path).open(newline="", encoding="utf-8-sig") as file:
         lines = [[cell.strip() for cell in row] for row in csv.reader(file)]
     rows = [(number, row) for number, row in enumerate(lines, 1) if any(row)]
     if not rows:

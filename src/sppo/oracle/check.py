@@ -16,6 +16,7 @@ from sppo.policy import load as policies
 from sppo.policy.chat_format import as_messages, plain_text
 from sppo.policy.opening import load_chat
 from sppo.progress import Terminal, printable
+from sppo.reading import parse, regular
 from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in
 from sppo.rundir.folder import RunError
 from sppo.rundir.reader import RunReader
@@ -63,7 +64,7 @@ def of_file(path: Path, limit: int) -> Material:
     """
     found = Material([], [])
     try:
-        with path.open(encoding="utf-8") as file:
+        with regular(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip() and len(found.prompts) < limit:
                     prompt, responses = _row(line, f"{path}, line {number}")
@@ -81,14 +82,14 @@ _LINE = '{"prompt": "...", "responses": ["...", "..."]}'
 
 def _row(line: str, where: str) -> tuple[str, list[str]]:
     try:
-        row = json.loads(line)
+        row = parse(line)
         prompt, responses = row["prompt"], row["responses"]
         if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses):
             raise ValueError("responses must be a list of texts")
         if len(responses) < 2:
             raise ValueError(f"{len(responses)} responses; at least 2 are needed")
         return plain_text(as_messages(prompt)), responses
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         said = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{where}: not a prompt with responses: {said}; a line is {_LINE}") from error
 

@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
 from scipy.special import expit
 
 from sppo.oracle import OracleError, Preferences, Prompts, Responses
-from sppo.oracle.model_folder import ScoringOracle, oracle_folder, refuse_missing
+from sppo.oracle.model_folder import ScoringOracle, check_weights, oracle_folder, refuse_non_finite
 from sppo.oracle.transcript import (
     EncodesTexts,
     Transcript,
@@ -41,6 +40,7 @@ from sppo.oracle.transcript import (
     token_limit,
 )
 from sppo.policy import load as policy
+from sppo.policy.model_files import load_errors, stored_weights
 from sppo.winrates import Array
 
 if TYPE_CHECKING:
@@ -119,14 +119,16 @@ class GeneralPreference(EncodesTexts):
         name = os.fspath(model)
         folder = oracle_folder(name, revision)
         heads = _heads(folder)
-        try:
-            with policy.quiet():
-                backbone, report = AutoModel.from_pretrained(
-                    folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
-                )
-        except Exception as error:  # transformers raises what it meets
-            raise OracleError(f"{name}: does not load as a language model: {error}") from error
-        refuse_missing(name, [*report["missing_keys"], *report["mismatched_keys"]])
+        with load_errors(f"{name}: does not load as a language model", OracleError), policy.quiet():
+            backbone, report = AutoModel.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        check_weights(name, backbone, report)
+        refuse_non_finite(name, heads.items())
         value_head, prompt_head = _of_fitting_shapes(
             name, heads, backbone.config.get_text_config().hidden_size
         )
@@ -206,15 +208,9 @@ class GeneralPreference(EncodesTexts):
 
 def _heads(folder: Path) -> dict[str, Tensor]:
     """The heads among the weights of a folder, by name."""
-    heads = {}
-    try:
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, "pt") as weights:
-                for name in {VALUE_HEAD, PROMPT_HEAD}.intersection(weights.keys()):
-                    heads[name] = weights.get_tensor(name).float()
-    except (SafetensorError, OSError) as error:
-        raise OracleError(f"{folder}: cannot be read as safetensors: {error}") from error
-    return heads
+    with load_errors(f"{folder}: cannot be read as safetensors", OracleError):
+        heads = stored_weights(folder, {VALUE_HEAD, PROMPT_HEAD})
+        return {name: weight.float() for name, weight in heads}
 
 
 def _of_fitting_shapes(name: str, heads: dict[str, Tensor], hidden: int) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sppo.endpoint.exchange import Choice
 from sppo.oracle import OracleError
+from sppo.reading import regular
 
 SCORE: dict[str, float] = {"A": 1.0, "B": 0.0, "C": 0.5}
 """The score that a verdict gives to the first response."""
@@ -66,7 +67,7 @@ def source(template: str | None, verdict: str) -> str:
     if template is None:
         return resources.files("sppo.oracle").joinpath(f"judge_{verdict}.jinja").read_text(encoding="utf-8")
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        return regular(Path(template).expanduser()).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OracleError(f"oracle.template: {template}: cannot be read: {error}") from error
 

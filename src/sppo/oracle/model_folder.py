@@ -1,6 +1,6 @@
 """The settings that oracles with a model of their own share, and the lookup of its folder and weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -8,6 +8,8 @@ from pydantic import Field
 
 from sppo.oracle import OracleError, OracleSection
 from sppo.policy import load as policies
+from sppo.policy import model_files
+from sppo.policy.model_files import load_errors
 from sppo.recipe.oracle import Text
 
 
@@ -58,7 +60,7 @@ def oracle_folder(model: str, revision: str | None, trust_remote_code: bool = Fa
     """The folder of an oracle's model.
 
     Raises:
-        OracleError: there is none, or it has no safetensors.
+        OracleError: there is none, or it has no safetensors, or it has files that must not be loaded.
     """
     try:
         return policies.folder(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -66,15 +68,32 @@ def oracle_folder(model: str, revision: str | None, trust_remote_code: bool = Fa
         raise OracleError(str(error).replace("policy.model: ", "oracle.model: ", 1)) from error
 
 
-def refuse_missing(name: str, missing: Sequence[Any]) -> None:
-    """Refuse a model whose files lack some of its weights.
+def check_weights(name: str, model: Any, report: Mapping[str, Any]) -> None:
+    """Refuse a model whose files lack some of its weights, or hold weights that are not finite.
+
+    Args:
+        name: the model's name for messages.
+        model: the model with its weights.
+        report: the `output_loading_info` of transformers.
 
     Raises:
-        OracleError: weights are missing.
+        OracleError: weights are missing, of a wrong shape, NaN or infinite.
     """
+    missing = [*report["missing_keys"], *report["mismatched_keys"]]
     if missing:
         shown = ", ".join(sorted(map(str, missing))[:4])
         raise OracleError(
             f"{name}: {len(missing)} weights are missing or of a wrong shape: {shown}; they would be random."
             " Check that it is a model of this type"
         )
+    refuse_non_finite(name, model.named_parameters())
+
+
+def refuse_non_finite(name: str, weights: Iterable[tuple[str, Any]]) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        OracleError: a weight is not finite.
+    """
+    with load_errors(f"{name} cannot be used", OracleError):
+        model_files.refuse_non_finite(weights)

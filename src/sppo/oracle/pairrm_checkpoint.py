@@ -4,7 +4,6 @@ The original layout (`llm-blender/PairRM`) has the configuration of a ranker, wh
 (`llm-blender/PairRM-hf`) is a transformers folder whose architecture is a `...PairRM`. Weights are safetensors.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from sppo.oracle import OracleError
+from sppo.oracle.model_folder import refuse_non_finite
 from sppo.oracle.pairrm_encoder import deberta
 from sppo.oracle.pairrm_input import CANDIDATE, CANDIDATE_1, CANDIDATE_2, SOURCE, Limits
+from sppo.policy import model_files
+from sppo.policy.model_files import INDEX, WEIGHTS, load_errors, weight_map
+from sppo.reading import read_mapping
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED_WEIGHTS, PICKLED_SHARDS = "pytorch_model.bin", "pytorch_model*.bin"
 ARCHITECTURE = "PairRM"
 """The end of the architecture's name in a transformers folder, as in DebertaV2PairRM."""
@@ -124,6 +125,8 @@ def read(folder: Path) -> Checkpoint:
     Raises:
         OracleError: the folder is not a PairRM, or a file of it is missing or wrong.
     """
+    with load_errors(f"{folder} cannot be read", OracleError):
+        model_files.check(folder)
     config = _read_json(folder / "config.json")
     architectures = config.get("architectures")
     if "ranker_type" in config:
@@ -148,6 +151,8 @@ def _original_layout(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
         raise OracleError(f"{where}: model_name: {name!r}; the name of the backbone is needed")
     near = (folder / name, folder.resolve().parent / name)
     backbone = next((path for path in near if path.is_dir()), None) or find(name, None, ["*.json"])
+    with load_errors(f"{folder}: the backbone {name} cannot be read", OracleError):
+        model_files.check(backbone)
     described = _read_json(backbone / "config.json")
     if not _is_deberta(described):
         raise OracleError(
@@ -199,15 +204,8 @@ def markers(folder: Path) -> tuple[str, str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_existing(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        if isinstance(error, OracleError):
-            raise
-        raise OracleError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise OracleError(f"{path}: a configuration is a mapping, not {type(content).__name__}")
-    return content
+    with load_errors(f"{path}: cannot be read as a configuration", OracleError):
+        return read_mapping(_existing(path))
 
 
 def _existing(path: Path) -> Path:
@@ -263,6 +261,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, torch.nn.Seq
         torch.nn.ModuleDict({"pretrained_model": encoder, "head_layer": head}).eval().requires_grad_(False)
     )
     _check_weights(checkpoint.folder, whole.state_dict(), weights)
+    refuse_non_finite(str(checkpoint.folder), weights.items())
     kind = {name: torch.float32 if name.startswith("head_layer.") else dtype for name in weights}
     whole.load_state_dict({name: value.to(kind[name]) for name, value in weights.items()}, assign=True)
     if _is_deberta(fields):  # a buffer that is not among the weights
@@ -298,25 +297,18 @@ def _backbone(folder: Path, fields: Mapping[str, Any]) -> Any:
 
         if kind not in CONFIG_MAPPING_NAMES:
             raise OracleError(f"{folder}: the backbone is a {kind!r}, which transformers does not know")
-        try:
+        with load_errors(f"{folder}: not a configuration of {kind}", OracleError):
             # not on the meta device: buffers that are computed here are not among the weights
             return AutoModel.from_config(AutoConfig.for_model(kind, **own))
-        except Exception as error:
-            raise OracleError(f"{folder}: not a configuration of {kind}: {error}") from error
-    try:
-        with torch.device("meta"):
-            return deberta.DebertaV2Model(deberta.DebertaV2Config(**own))
-    except Exception as error:  # transformers raises its own for a field of a wrong type
-        raise OracleError(f"{folder}: not a configuration of DeBERTa-v2: {error}") from error
+    with load_errors(f"{folder}: not a configuration of DeBERTa-v2", OracleError), torch.device("meta"):
+        return deberta.DebertaV2Model(deberta.DebertaV2Config(**own))
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     files = _weight_files(folder)
     for path, names in files.items():
-        try:
+        with load_errors(f"{path}: cannot be read as safetensors", OracleError):
             weights = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise OracleError(f"{path}: cannot be read as safetensors: {error}") from error
         if names is not None and names != weights.keys():
             wrong = sorted(names ^ weights.keys())
             raise OracleError(f"{path}: does not hold what {INDEX} says: {', '.join(wrong[:4])}")
@@ -332,14 +324,10 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: None}
     if (folder / INDEX).is_file():
-        placed = _read_json(folder / INDEX).get("weight_map")
-        if not isinstance(placed, dict) or not placed:
-            raise OracleError(f"{folder / INDEX}: weight_map: missing; it says which file holds which weight")
         files: dict[Path, set[str]] = {}
-        for name, file in placed.items():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise OracleError(f"{folder / INDEX}: {name}: {file!r} is not the name of a file beside it")
-            files.setdefault(_existing(folder / file), set()).add(name)
+        with load_errors(f"{folder} cannot be read", OracleError):
+            for name, file in weight_map(folder / INDEX).items():
+                files.setdefault(_existing(folder / file), set()).add(name)
         return dict(files)
     if any(folder.glob(PICKLED_SHARDS)):
         raise OracleError(

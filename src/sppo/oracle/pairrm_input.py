@@ -18,6 +18,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from sppo.oracle import OracleError, excerpt
+from sppo.policy.model_files import load_errors
+from sppo.reading import read_mapping
 
 SOURCE, CANDIDATE_1, CANDIDATE_2, CANDIDATE = PREFIXES = (
     "<|source|>",
@@ -94,13 +96,11 @@ class PairInput:
         # Prefixes must be encoded together with their text, as the normaliser sees both, and yet not be found
         # in the text. So they go by names that no text holds; ids and flags stay.
         self._alias = {prefix: f"<|{secrets.token_hex(16)}|>" for prefix in PREFIXES}
-        try:
-            content = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+        with load_errors(f"{tokenizer_json}: not a tokenizer that can be read", OracleError):
+            content = read_mapping(tokenizer_json)
             for token in content["added_tokens"]:
                 token["content"] = self._alias.get(token["content"], token["content"])
             self._tokenizer = Tokenizer.from_str(json.dumps(content))
-        except Exception as error:  # tokenizers raises Exception itself
-            raise OracleError(f"{tokenizer_json}: not a tokenizer that can be read: {error}") from error
         lacking = [alias for alias in self._alias.values() if self._tokenizer.token_to_id(alias) is None]
         self._tokenizer.add_tokens([AddedToken(alias, normalized=True, special=False) for alias in lacking])
         self._tokenizer.no_truncation()

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy.special import expit
 
 from sppo.oracle import OracleError, Preferences, Prompts, Responses
-from sppo.oracle.model_folder import ScoringOracle, oracle_folder, refuse_missing
+from sppo.oracle.model_folder import ScoringOracle, check_weights, oracle_folder
 from sppo.oracle.transcript import (
     EncodesTexts,
     Transcript,
@@ -29,6 +29,7 @@ from sppo.oracle.transcript import (
     token_limit,
 )
 from sppo.policy import load as policy
+from sppo.policy.model_files import load_errors
 from sppo.winrates import Array
 
 
@@ -78,14 +79,14 @@ class RewardModel(EncodesTexts):
         """Load a folder or a model of the hub from safetensors.
 
         Raises:
-            OracleError: the model does not load, does not have exactly one label, or lacks weights.
+            OracleError: the model does not load, does not have exactly one label, lacks weights, or has weights that are not finite.
         """
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         name = os.fspath(model)
         folder = oracle_folder(name, revision, trust_remote_code)
-        try:
+        with load_errors(f"{name}: does not load as a reward model", OracleError):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             labels = config.num_labels
             if labels != 1:
@@ -102,11 +103,7 @@ class RewardModel(EncodesTexts):
                     use_safetensors=True,
                     output_loading_info=True,
                 )
-        except OracleError:
-            raise
-        except Exception as error:  # transformers raises what it meets
-            raise OracleError(f"{name}: does not load as a reward model: {error}") from error
-        refuse_missing(name, [*report["missing_keys"], *report["mismatched_keys"]])
+        check_weights(name, loaded, report)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         transcript = Transcript(tokenizer, token_limit(max_tokens, config, tokenizer))
         return cls(loaded.to(device or policy.default_device()).eval(), transcript, batch_tokens)

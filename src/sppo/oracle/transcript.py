@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sppo.oracle import OracleError, Prompts, Responses, excerpt
+from sppo.policy.model_files import load_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,10 +114,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with load_errors(f"{folder}: its tokenizer does not load", OracleError):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises what it meets
-        raise OracleError(f"{folder}: its tokenizer does not load: {error}") from error
 
 
 def token_limit(wanted: int | None, config: Any, tokenizer: Any) -> int:

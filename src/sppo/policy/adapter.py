@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sppo.policy.model_files import load_errors
+from sppo.reading import read_mapping
+
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base_policy.json"
 
 
@@ -52,12 +55,12 @@ def base_of(folder: Path) -> BasePolicy:
         AdapterError: the adapter's files cannot be read or do not name a base.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_mapping(folder / CONFIG)
         record = folder / BASE
-        recorded = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        recorded = read_mapping(record) if record.is_file() else {}
         values = {name: recorded.get(name) for name in ("relative", "sha256", "quantization")}
         model, revision, kind = (config[key] for key in ("base_model_name_or_path", "revision", "peft_type"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise AdapterError(f"{folder}: the adapter's {CONFIG} or {BASE} is damaged: {error!r}") from error
     if not isinstance(model, str) or not all(
         value is None or isinstance(value, str) for value in (revision, *values.values())
@@ -67,6 +70,10 @@ def base_of(folder: Path) -> BasePolicy:
         )
     if kind != "LORA":
         raise AdapterError(f"{folder} is an adapter of type {kind}; only LORA can be used")
+    if config.get("megatron_config") is not None:  # peft would import the module that megatron_core names
+        raise AdapterError(
+            f"{folder}: {CONFIG}: megatron_config: such adapters run code that they name; remove it"
+        )
     if not (folder / WEIGHTS).is_file():
         raise AdapterError(f"{folder} has {CONFIG}, but not the weights {WEIGHTS}")
     return BasePolicy(model, revision, **values)
@@ -98,11 +105,10 @@ def attach(model: Any, folder: Path) -> Any:
     """
     require_peft()
     from peft import LoraConfig, PeftConfig, set_peft_model_state_dict
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     name = model.name_or_path
-    try:
+    with load_errors(f"{folder} does not fit the base policy {name}", AdapterError):
         config = PeftConfig.from_pretrained(str(folder))
         assert isinstance(config, LoraConfig)
         config.base_model_name_or_path, config.inference_mode = None, True
@@ -117,12 +123,6 @@ def attach(model: Any, folder: Path) -> Any:
         _refuse_other_vocabulary(model, weights, folder)
         adapted = inject(model, config)
         result: Any = set_peft_model_state_dict(adapted, weights, low_cpu_mem_usage=True)
-    except AdapterError:
-        raise
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-        raise AdapterError(
-            f"{folder} does not fit the base policy {name}: {type(error).__name__}: {error}"
-        ) from error
     missing = [key for key, parameter in adapted.named_parameters() if parameter.is_meta]
     for fault, keys in (
         ("lacks", missing),

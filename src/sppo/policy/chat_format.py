@@ -1,5 +1,6 @@
 """Messages to token ids, once: the rendering of a chat template, its end of turn, and what can go wrong with them."""
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,14 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from sppo.policy import model_files
 from sppo.policy.messages import ROLES as ROLES
 from sppo.policy.messages import ChatError as ChatError
 from sppo.policy.messages import Message as Message
 from sppo.policy.messages import as_messages as as_messages
 from sppo.policy.messages import merge_system
 from sppo.policy.messages import plain_text as plain_text
+from sppo.policy.model_files import load_errors
 from sppo.policy.template import Template, mark
 from sppo.policy.thought import Thought
+from sppo.reading import regular
 from sppo.tinyworld import POLICY as TINYWORLD_POLICY
 
 _THINK = ("<think>", "</think>")
@@ -326,7 +330,7 @@ def load(
 
 def _read_template(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return regular(Path(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ChatError(f"policy.chat_template: {path!r} cannot be read: {error}") from error
 
@@ -338,18 +342,14 @@ def _load_files(
     from transformers import AutoConfig, AutoTokenizer
 
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    reason = "has" if Path(path).is_dir() else "is no folder here, and the hub gives"
+    with load_errors(f"policy.model: {model!r} {reason} no configuration and tokenizer that load", ChatError):
+        for folder in {Path(path), Path(config or path)}:
+            if folder.is_dir():
+                model_files.check(folder, trust_remote_code=trust_remote_code)
         return AutoConfig.from_pretrained(config or path, **options), AutoTokenizer.from_pretrained(
             path, **options
         )
-    except Exception as error:  # what the hub, the disk, the formats and a model's own Python raise
-        reason = "has" if Path(path).is_dir() else "is no folder here, and the hub gives"
-        code = "trust_remote_code" in str(error)
-        raise ChatError(
-            f"policy.model: {model!r} {reason} no configuration and tokenizer that load:"
-            f" {type(error).__name__}: {error}"
-            f"{'; if you trust it, set policy.trust_remote_code: true' if code else ''}"
-        ) from error
 
 
 def _declared_ends(model: str, path: str, revision: str | None, config: Any, tokenizer: Any) -> list[int]:
@@ -378,13 +378,9 @@ def _declared_ends(model: str, path: str, revision: str | None, config: Any, tok
     file = Path(path) / "generation_config.json"
     declared = config.get_text_config().eos_token_id
     if file.is_file() or not Path(path).is_dir():
-        try:
+        absent = () if file.is_file() else (ChatError,)  # a model of the hub may have no such file
+        with contextlib.suppress(*absent), load_errors(f"policy.model: {file} does not load", ChatError):
             declared = GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
-        except Exception as error:  # what the hub, the disk and the format raise
-            if file.is_file():
-                raise ChatError(
-                    f"policy.model: {file} does not load: {type(error).__name__}: {error}"
-                ) from error
     ends = list(declared) if isinstance(declared, list | tuple) else [declared]
     ends = [end for end in [*ends, tokenizer.eos_token_id] if end is not None]
     for end in ends:

@@ -1,6 +1,5 @@
 """`sppo export`: write a policy as one ordinary transformers folder, with an adapter merged into its base."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
+from sppo.policy.model_files import read_configuration
 from sppo.policy.opening import OpenPolicy
 from sppo.rundir.folder import RunError, publish_folder
 
@@ -58,7 +58,7 @@ def export(
 
 def stored_dtype(folder: Path) -> str:
     """The data type of the weights according to the policy's configuration; float32 if it has no entry."""
-    config = json.loads((policies.base_folder(folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_configuration(policies.base_folder(folder) / "config.json")
     dtype = config.get("dtype") or config.get("torch_dtype")
     return dtype if dtype in ("float32", "bfloat16", "float16") else "float32"
 

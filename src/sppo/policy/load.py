@@ -2,25 +2,20 @@
 
 import contextlib
 import hashlib
-import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sppo.policy import adapter as adapters
+from sppo.policy import model_files
 from sppo.policy.adapter import AdapterError
 from sppo.policy.chat_format import model_path
-from sppo.rundir.shards import file_digest
+from sppo.policy.model_files import load_errors, weights_digest
 
 _log = logging.getLogger(__name__)
-
-_WEIGHTS = ("*.safetensors",)
-_OTHERS = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 class PolicyError(ValueError):
@@ -31,14 +26,16 @@ def folder(model: str, *, revision: str | None = None, trust_remote_code: bool =
     """The folder of a model, which can be given as a folder, as `tinyworld`, or by its name on the hub.
 
     Raises:
-        PolicyError: there is no such model, or it has no safetensors weights.
+        PolicyError: there is no such model, it has no safetensors weights, or it has files that must not be loaded
+            (:func:`sppo.policy.model_files.check`).
     """
     path = Path(model_path(model))
     if not path.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        patterns = [*_WEIGHTS, *_OTHERS, *(["*.py"] if trust_remote_code else [])]
+        code = {"*.py"} if not trust_remote_code else set()
+        patterns = [pattern for pattern in ("*.safetensors", *model_files.READ) if pattern not in code]
         try:
             path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -52,7 +49,18 @@ def folder(model: str, *, revision: str | None = None, trust_remote_code: bool =
             f"policy.model: {path} has {content}; weights are loaded from safetensors only, which"
             " `model.save_pretrained(folder)` of transformers writes"
         )
+    check_files(path, trust_remote_code)
     return path
+
+
+def check_files(path: Path, trust_remote_code: bool) -> None:
+    """Like :func:`sppo.policy.model_files.check`, for a policy.
+
+    Raises:
+        PolicyError: the folder has files that must not be loaded.
+    """
+    with load_errors("policy.model", PolicyError):
+        model_files.check(path, trust_remote_code=trust_remote_code)
 
 
 def base_folder(path: Path, *, trust_remote_code: bool = False) -> Path:
@@ -90,39 +98,15 @@ def base_folder(path: Path, *, trust_remote_code: bool = False) -> Path:
 
 def digest(path: Path) -> str:
     """SHA-256 over the names and contents of a policy's files, including those of an adapter's base."""
-    files = sorted({file for pattern in (*_WEIGHTS, *_OTHERS) for file in path.glob(pattern)})
-    own = _digest_of(files)
+    own = model_files.digest(path)
     if not adapters.is_adapter(path):
         return own
     return hashlib.sha256(f"{own}\0{digest(base_folder(path))}".encode()).hexdigest()
 
 
-def weights_digest(path: Path) -> str:
-    """SHA-256 of the weights and configuration of a whole policy, on which its adapters depend."""
-    files = sorted([*path.glob("*.safetensors"), path / "config.json"])
-    states = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _weights_digest(states)
-
-
-@lru_cache(maxsize=8)
-def _weights_digest(states: tuple[tuple[Path, int, int], ...]) -> str:
-    # A policy is loaded several times in a stage; the cache avoids reading its gigabytes each time.
-    return _digest_of([file for file, _, _ in states])
-
-
-def _digest_of(files: Sequence[Path]) -> str:
-    total = hashlib.sha256()
-    for file in files:
-        # The hub's cache names a large file by its SHA-256, so the file need not be read.
-        blob = file.resolve().name
-        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_digest(file)
-        total.update(f"{file.name}\0{content}\0".encode())
-    return total.hexdigest()
-
-
 def count_parameters(path: Path) -> int:
     """The number of parameters in the safetensors files, read from their headers."""
-    return sum(math.prod(shape) for shape in tensor_shapes(path).values())
+    return sum(math.prod(shape) for shape in model_files.tensor_shapes(path).values())
 
 
 def count_adaptable(path: Path, target_modules: str | Sequence[str], r: int) -> tuple[int, int]:
@@ -134,7 +118,7 @@ def count_adaptable(path: Path, target_modules: str | Sequence[str], r: int) -> 
         r: the rank of the adapter.
     """
     adapted = adapter = 0
-    for name, shape in tensor_shapes(path).items():
+    for name, shape in model_files.tensor_shapes(path).items():
         layer = name.removesuffix(".weight")
         if target_modules == "all-linear":
             chosen = not layer.endswith(("embed_tokens", "lm_head", "wte", "wpe"))
@@ -144,16 +128,6 @@ def count_adaptable(path: Path, target_modules: str | Sequence[str], r: int) -> 
             adapted += math.prod(shape)
             adapter += r * sum(shape)
     return adapted, adapter
-
-
-def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """The shape of every tensor in a folder's safetensors files, by its name, read from their headers alone."""
-    shapes: dict[str, list[int]] = {}
-    for file in path.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
-    return shapes
 
 
 def load(
@@ -186,7 +160,7 @@ def load(
     recorded = adapters.quantization_of(path, quantization)
     whole = _load_whole(base, dtype, attn_implementation, trust_remote_code, device, recorded)
     model = adapters.attach(whole, path)
-    refuse_non_finite(model.named_parameters(), f"policy.model: {path} cannot be used:")
+    refuse_non_finite(model.named_parameters(), f"policy.model: {path} cannot be used")
     if adapters.adapts_embeddings(model):
         raise AdapterError(
             f"{path} adapts the token embeddings or the output head, which is not supported while training;"
@@ -214,33 +188,19 @@ def load_merged(path: Path, *, dtype: str, trust_remote_code: bool = False) -> A
 def quantization_method(path: Path) -> str | None:
     """The method by which a folder's weights are quantised, as its config.json says; None if they are not."""
     file = path / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = model_files.read_configuration(file) if file.is_file() else {}
     quantization = config.get("quantization_config")
     return str(quantization.get("quant_method", "unknown")) if isinstance(quantization, dict) else None
 
 
-def refuse_non_finite(weights: Iterable[tuple[str, Any]], context: str) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Args:
-        weights: names and tensors; tensors without floating-point data are skipped.
-        context: the beginning of the error message.
+def refuse_non_finite(weights: Iterable[tuple[str, Any]], beginning: str) -> None:
+    """Refuse the weights of a policy that are NaN or infinite; the message begins as given.
 
     Raises:
         PolicyError: a weight is not finite.
     """
-    import torch
-
-    plain = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    for name, weight in weights:
-        if weight.dtype not in plain or weight.numel() == 0 or weight.is_meta:
-            continue
-        # NaN propagates to both extrema, so two numbers reveal every value that is not finite.
-        if not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
-            raise PolicyError(
-                f"{context} its weight {name} has values that are NaN or infinite; use a policy whose weights are"
-                " whole, or lower training.learning_rate if training has produced them"
-            )
+    with load_errors(beginning, PolicyError):
+        model_files.refuse_non_finite(weights)
 
 
 def _load_whole(
@@ -264,28 +224,17 @@ def _load_whole(
     options: dict[str, Any] = {"device_map": {"": device}} if method else {}
     if quantization:
         options = _quantized(quantization, getattr(torch, dtype), device)
-    try:
-        with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attn_implementation,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, json.JSONDecodeError) as error:
-        trust = (
-            "; if you trust it, set policy.trust_remote_code: true" if "trust_remote" in str(error) else ""
+    check_files(path, trust_remote_code)
+    with load_errors(f"policy.model: {path} cannot be loaded", PolicyError), quiet():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-        raise PolicyError(
-            f"policy.model: {path} cannot be loaded: {type(error).__name__}: {error}{trust}"
-        ) from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise PolicyError(f"policy.model: {path}: the weights are damaged: {error}") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise PolicyError(
@@ -294,7 +243,9 @@ def _load_whole(
         )
     # The other processes of a machine read the same files, or none.
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        refuse_non_finite(model.named_parameters(), f"policy.model: {path} cannot be used:")
+        # Values that are not finite are lost in quantised weights, so those are looked at as they are stored.
+        weights = model_files.stored_weights(path) if options else model.named_parameters()
+        refuse_non_finite(weights, f"policy.model: {path} cannot be used")
         _name_unused_weights(path, model)
     if options:
         for module in model.modules():
@@ -310,7 +261,7 @@ def _name_unused_weights(path: Path, model: Any) -> None:
     # transformers drops them without a message, so every policy that is saved lacks them. Weights can be fused while they are
     # loaded, so a group of weights counts as dropped if most of its names have no counterpart in the model.
     groups: dict[str, list[str]] = {}
-    for name in tensor_shapes(path):
+    for name in model_files.tensor_shapes(path):
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
     own = tuple(name.removeprefix("model.") for name, _ in model.named_parameters())
     dropped = {
@@ -408,4 +359,5 @@ def _text_config(path: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     path = config_folder(path, trust_remote_code=trust_remote_code)
-    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    with load_errors(f"policy.model: the configuration of {path} cannot be loaded", PolicyError):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()

@@ -175,7 +175,7 @@ def _errors_of_a_command() -> Iterator[None]:
         yield
     except (PolicyError, AdapterError, ChatError) as error:
         text = str(error).removeprefix("policy.model: ")
-        named = [key for key in KEYS if key in text]
+        named = [key for key in KEYS if key in text or f"set {key.partition('.')[2]}:" in text]
         if not named or "--set" in text:
             raise type(error)(text) from error
         raise type(error)(f"{text} (on the command line: --set {named[0]}=VALUE)") from error

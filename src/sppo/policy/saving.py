@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.policy import load as policies
+from sppo.policy.model_files import read_configuration
 from sppo.policy.tokenizer_files import copy_tokenizer
 
 _GENERATION = "generation_config.json"
@@ -31,7 +32,7 @@ def save_model(
     from transformers import GenerationConfig
 
     policies.refuse_non_finite(
-        model.named_parameters() if state is None else state.items(), f"{folder} is not written:"
+        model.named_parameters() if state is None else state.items(), f"{folder} is not written"
     )
     settings, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -41,10 +42,10 @@ def save_model(
         model.generation_config = settings
     (folder / _GENERATION).unlink(missing_ok=True)
     file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_configuration(file)
     if state is not None:  # the model itself still has the data type that it was trained in
         config["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    base = json.loads((policies.base_folder(source) / "config.json").read_text(encoding="utf-8"))
+    base = read_configuration(policies.base_folder(source) / "config.json")
     file.write_text(
         json.dumps(with_earlier_keys(config, base), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )

@@ -1,11 +1,11 @@
 """Conversations and preferences in the notations that data sets use, read as messages with `role` and `content`."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sppo.policy.chat_format import ChatError, Message, as_messages
+from sppo.reading import parse
 
 _ROLE_KEYS = ("role", "from")
 _TEXT_KEYS = ("content", "value")
@@ -67,8 +67,8 @@ def read_conversation(value: Any) -> Any:
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse(text)
+    except ValueError as error:
         raise PromptError(
             f"malformed: the text begins like a conversation, {text[:40]!r}, but is not JSON ({error}); store it as"
             " JSON, or as a list of messages"

@@ -1,7 +1,6 @@
 """Sources of rows: files of several formats, data sets on the hub or on disk, and tinyworld's own prompts."""
 
 import csv
-import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sppo.prompts.conversations import PromptError
+from sppo.reading import parse
 from sppo.tinyworld import HELD_OUT_PROMPTS, TRAIN_PROMPTS
 
 TINYWORLD = {"tinyworld/train": TRAIN_PROMPTS, "tinyworld/held-out": HELD_OUT_PROMPTS}
@@ -91,15 +91,15 @@ def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
             yield Row(position, line)
         elif line.strip():
             try:
-                yield Row(position, json.loads(line))
-            except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
+                yield Row(position, parse(line))
+            except ValueError as error:
                 yield Row(position, PromptError(f"malformed: not a line of JSON: {error}"))
 
 
 def _json_rows(path: Path, columns: Columns) -> Iterator[Row]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        rows = parse(path.read_bytes())
+    except ValueError as error:
         raise PromptError(
             f"{path}: not a JSON file: {error}; name it .jsonl if each line is an object"
         ) from error
@@ -146,12 +146,15 @@ def _chosen(columns: Columns, known: Collection[str], where: str) -> list[str]:
 
 
 def _decoded(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | PromptError]:
-    """The rows of a batch; one that is not UTF-8 is found by itself, so that the others can be used."""
+    """The rows of a batch; one that Python cannot hold is found by itself, so that the others can be used."""
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError as error:
+    except (ValueError, OverflowError) as error:  # texts that are not UTF-8, dates beyond the year 9999
         if batch.num_rows == 1:
-            yield PromptError(f"not UTF-8: {error.reason} at byte {error.start}")
+            if isinstance(error, UnicodeDecodeError):
+                yield PromptError(f"not UTF-8: {error.reason} at byte {error.start}")
+            else:
+                yield PromptError(f"malformed: {error}")
             return
         for index in range(batch.num_rows):
             yield from _decoded(batch.slice(index, 1))
@@ -162,7 +165,10 @@ def _data_set_rows(
 ) -> Iterator[Row]:
     loaded = _load_data_set(source, split, config, revision)
     wanted = _chosen(columns, loaded.column_names, f"prompts: {source}")
-    for number, row in enumerate(loaded.select_columns(wanted), 1):
+    # As Arrow: the features of `datasets` would be decoded, and an image, say, opens the file that a row names.
+    tables = loaded.select_columns(wanted).with_format("arrow").iter(batch_size=_BATCH)
+    rows = (row for table in tables for batch in table.to_batches() for row in _decoded(batch))
+    for number, row in enumerate(rows, 1):
         yield Row(f"{source}, {split} row {number}", row)
 
 

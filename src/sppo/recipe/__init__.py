@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from sppo.reading import regular
 from sppo.recipe.algorithm import Algorithm, AlgorithmConfig
 from sppo.recipe.endpoint import ANSWERS, EndpointConfig, keep_answers_in
 from sppo.recipe.inputs import Policy, Prompts, PromptSource
@@ -209,7 +210,9 @@ def load_oracle_training(
 def _read_mapping(path: Path) -> dict[str, Any]:
     packaged = PACKAGED / f"{path}.yaml"
     try:
-        text = (packaged if packaged.is_file() and not path.exists() else path).read_text(encoding="utf-8")
+        text = regular(packaged if packaged.is_file() and not path.exists() else path).read_text(
+            encoding="utf-8"
+        )
     except FileNotFoundError:
         names = ", ".join(sorted(recipe.stem for recipe in PACKAGED.glob("*.yaml")))
         raise RecipeError(

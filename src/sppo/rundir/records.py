@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sppo.reading import parse
 from sppo.rundir import storage
 from sppo.rundir.shards import replacing
 
@@ -38,7 +39,7 @@ def load_record(path: Path) -> dict[str, Any] | None:
         return _verified(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedRecord(f"{path} is damaged: {error}") from error
 
 
@@ -84,13 +85,13 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             records.append(_verified(line))
-        except (ValueError, RecursionError):
+        except ValueError:
             damaged += 1
     return records, damaged
 
 
 def _verified(content: bytes) -> dict[str, Any]:
-    record = json.loads(content.decode("utf-8"))
+    record = parse(content)
     if not isinstance(record, dict):
         raise ValueError(f"it holds a {type(record).__name__} instead of a mapping")
     recorded = record.pop(_DIGEST, None)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sppo.reading import regular
 from sppo.rundir import storage
 
 _ROWS, _SCHEMA = "sppo.rows", "sppo.schema"
@@ -74,7 +75,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
         DamagedShard: the file is missing, truncated or altered.
     """
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             checks = parquet.schema_arrow.metadata or {}
             rows = parquet.read(columns=columns)
@@ -94,7 +95,7 @@ def shard_metadata(path: Path) -> dict[str, str]:
         DamagedShard: the file is missing, truncated or altered.
     """
     try:
-        raw: Mapping[bytes, bytes] = pq.read_schema(path).metadata or {}
+        raw: Mapping[bytes, bytes] = pq.read_schema(regular(path)).metadata or {}
         metadata = {key.decode(): value.decode() for key, value in raw.items()}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedShard(f"{path}: not a whole shard: {error}") from error
@@ -108,7 +109,7 @@ def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; a file that has not changed is read once per process."""
-    state = path.stat()
+    state = regular(path).stat()
     return _file_digest(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 

@@ -25,6 +25,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sppo.reading import parse
+
 _MARK, _VERSIONS, _LOCK = ".storage", ".versions", ".lock.json"
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}
 """Protocols whose put is atomic. On all others the file is put under a temporary name, since a rename is atomic there."""
@@ -267,7 +269,7 @@ class _Copy:
     def has(self, file: Path, version: str | None) -> bool:
         """Whether the file on this machine is unchanged since this version of it was published or fetched."""
         try:
-            noted = json.loads(self._note(file).read_text(encoding="utf-8"))
+            noted = parse(self._note(file).read_bytes())
             return bool(noted == [version, *_stamp(file)])
         except (OSError, ValueError):
             return False
@@ -378,7 +380,7 @@ class _Copy:
             except FileNotFoundError:
                 return None
         with contextlib.suppress(ValueError):
-            lock = json.loads(content)
+            lock = parse(content)
             if isinstance(lock, dict) and isinstance(lock.get("owner"), str):
                 return lock
         return {"owner": ""}  # a damaged lock belongs to nobody, unless it changes

@@ -1,11 +1,11 @@
 """Checks that a policy fits into the memory before its weights are loaded."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sppo.policy import load as policies
+from sppo.policy.model_files import read_configuration
 from sppo.sampling import SamplingError
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -80,8 +80,7 @@ def bytes_per_token(policy: Path, dtype: str) -> int:
 
 
 def _config(policy: Path) -> dict[str, Any]:
-    file = policies.config_folder(policy) / "config.json"
-    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return read_configuration(policies.config_folder(policy) / "config.json")
 
 
 def free_memory() -> tuple[int, str]:

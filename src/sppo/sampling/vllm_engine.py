@@ -187,11 +187,11 @@ def model_shape(model: Path, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoConfig
 
-    from sppo.policy import load as policies
+    from sppo.policy.model_files import tensor_shapes
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).to_dict()
     return (
         {key: value for key, value in config.items() if key not in _ABOUT_THE_FILE},
-        policies.tensor_shapes(model),
+        tensor_shapes(model),
         {name: file_digest(model / name) for name in _READ_AT_START if (model / name).is_file()},
     )

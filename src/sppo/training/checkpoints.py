@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from sppo.reading import read_mapping
 from sppo.rundir import storage
 from sppo.rundir.shards import file_digest, replacing
 from sppo.training import CHECKPOINTS_KEPT, TrainingJob, processes
@@ -137,10 +138,10 @@ def _reason_to_reject(folder: Path, training: str) -> str | None:
 
 def _read_seal(folder: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_mapping(folder / _SEAL)
+    except (OSError, ValueError):
         return None
-    whole = isinstance(content, dict) and isinstance(content.get("files"), dict) and "training" in content
+    whole = isinstance(content.get("files"), dict) and "training" in content
     return content if whole else None
 
 

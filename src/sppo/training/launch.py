@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+from sppo.reading import parse, read_mapping
 from sppo.rundir import storage
 from sppo.training import TrainingJob
 from sppo.training.interruption import NOTICE
@@ -119,7 +120,7 @@ def _report_steps(job: TrainingJob, finished: threading.Event, on_step: Callable
         if metrics.is_file():
             for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError, AttributeError):  # an incomplete line
-                    steps.append(int(json.loads(line).get("step", 0)))
+                    steps.append(int(parse(line).get("step", 0)))
         if max(steps) > reported:
             on_step(max(steps) - reported)
             reported = max(steps)
@@ -127,7 +128,7 @@ def _report_steps(job: TrainingJob, finished: threading.Event, on_step: Callable
 
 def _raise_failure(work: Path, count: int, code: int, log: Path) -> None:
     """Raise an error that gives the cause: a worker's exception, a worker that was killed, or the end of the log."""
-    failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("failure-*.json"))]
+    failures = [read_mapping(path) for path in sorted(work.glob("failure-*.json"))]
     for failure in failures:  # the other workers fail as a consequence
         if failure["kind"] == "TrainingError":
             from sppo.training.examples import TrainingError
@@ -135,7 +136,7 @@ def _raise_failure(work: Path, count: int, code: int, log: Path) -> None:
             raise TrainingError(failure["message"])
     exit_codes: Mapping[str, int] = {}
     with contextlib.suppress(FileNotFoundError):
-        exit_codes = json.loads((work / "failures.json").read_text(encoding="utf-8"))
+        exit_codes = read_mapping(work / "failures.json")
     for rank, exit_code in exit_codes.items():
         if exit_code == -signal.SIGKILL:
             raise RuntimeError(

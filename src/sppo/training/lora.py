@@ -15,6 +15,7 @@ from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
 from sppo.policy.adapter import BasePolicy
 from sppo.policy.chat_format import model_path
+from sppo.policy.model_files import load_errors, weights_digest
 from sppo.recipe import Lora, RecipeError, Sampling
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def _check_continued(
             f"policy.quantization: none, but the adapter in {policy} was trained on a quantised base; set it to"
             f" {recorded}, or merge the adapter first: sppo export"
         )
-    config = LoraConfig.from_pretrained(str(policy))
+    with load_errors(f"{policy} is no adapter that can be trained", adapters.AdapterError):
+        config = LoraConfig.from_pretrained(str(policy))
     for name in ("r", "lora_alpha", "use_rslora"):
         if getattr(config, name) != getattr(settings, name):
             raise RecipeError(
@@ -147,7 +149,7 @@ def save(
         sppo.policy.load.PolicyError: a weight of the adapter is not finite.
     """
     trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
-    policies.refuse_non_finite(trained, f"{folder} is not written:")
+    policies.refuse_non_finite(trained, f"{folder} is not written")
     base = policies.base_folder(policy)
     model_name = model_name or str(base)
     local = model_path(model_name) == model_name and Path(model_name).is_dir()
@@ -162,7 +164,7 @@ def save(
             model=str(base.absolute()) if local else model_name,
             revision=revision,
             relative=adapters.relative_path(base, folder) if local else None,
-            sha256=policies.weights_digest(base),
+            sha256=weights_digest(base),
             quantization=quantization,
         ),
     )

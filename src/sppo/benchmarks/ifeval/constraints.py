@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.benchmarks.ifeval.languages import may_be
+from sppo.reading import parse, regular
 
 
 class ConstraintError(ValueError):
@@ -62,15 +63,15 @@ def read_prompts(path: Path) -> list[ConstrainedPrompt]:
     """
     prompts: dict[str, ConstrainedPrompt] = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = regular(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConstraintError(f"{path}: the prompts with constraints cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            prompt = _prompt(json.loads(line), number)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            prompt = _prompt(parse(line), number)
+        except (ValueError, TypeError, KeyError) as error:
             raise ConstraintError(
                 f"{path}, line {number}: {error}; a line is a mapping with `prompt`, `instruction_id_list` and `kwargs`,"
                 " a mapping for each instruction"
@@ -90,7 +91,7 @@ def digest(path: Path) -> str:
         ConstraintError: the file cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(regular(path).read_bytes()).hexdigest()
     except OSError as error:
         raise ConstraintError(f"{path}: the prompts with constraints cannot be read: {error}") from error
 

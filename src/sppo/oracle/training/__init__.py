@@ -12,6 +12,7 @@ import numpy as np
 
 from sppo.oracle import Oracle, OracleError
 from sppo.progress import Terminal
+from sppo.reading import read_mapping
 from sppo.recipe.oracle_training import OracleTraining
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str
 
 def _finished(output: Path, fingerprint: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((output / RESULT).read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_mapping(output / RESULT)
     except (OSError, ValueError):
         raise OracleError(f"{output}: exists and is no PairRM of this command; choose another") from None
     if found.get("fingerprint") != fingerprint:

@@ -19,6 +19,8 @@ from sppo.oracle.pairrm_encoder import deberta, row_encoder
 from sppo.oracle.pairrm_input import CANDIDATE, CANDIDATE_1, CANDIDATE_2, PREFIXES, SOURCE, Limits, PairInput
 from sppo.oracle.training.pairs import JudgedPair
 from sppo.policy import load as policy
+from sppo.policy import model_files
+from sppo.policy.model_files import WEIGHTS, load_errors
 from sppo.recipe.oracle_training import Encoder, OracleTraining
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
@@ -104,12 +106,14 @@ def create(
 
 def save(network: PairRMNetwork, folder: Folder, target: Path) -> None:
     """Write the folder in the layout of `llm-blender/PairRM-hf`."""
-    target.mkdir(parents=True, exist_ok=True)
     weights = {
         name: value.detach().float().cpu().contiguous() for name, value in network.state_dict().items()
     }
-    save_file(weights, target / pairrm_checkpoint.WEIGHTS, {"format": "pt"})
-    (target / pairrm_checkpoint.WEIGHTS).chmod(0o644)  # the library writes it for its owner alone
+    with load_errors(f"{target} is not written", OracleError):
+        model_files.refuse_non_finite(weights.items())
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / WEIGHTS, {"format": "pt"})
+    (target / WEIGHTS).chmod(0o644)  # the library writes it for its owner alone
     folder.tokenizer.save(str(target / "tokenizer.json"))
     names = {"cls_token": folder.markers[0], "sep_token": folder.markers[1]}
     for key, token in {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}.items():
@@ -152,15 +156,13 @@ def _tokenizer(
         )
         return train_tokenizer(texts, of.vocabulary), ("[CLS]", "[SEP]")
     file = place if place.is_file() else place / "tokenizer.json"
-    try:
+    with load_errors(f"encoder.tokenizer: {place}: no tokenizer that can be read", OracleError):
         if file.is_file():
             tokenizer = Tokenizer.from_file(str(file))
         else:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(place).backend_tokenizer
-    except Exception as error:  # tokenizers raises Exception itself
-        raise OracleError(f"encoder.tokenizer: {place}: no tokenizer that can be read: {error}") from error
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False).backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer, pairrm_checkpoint.markers(file.parent)
@@ -192,11 +194,13 @@ def _from_scratch(of: Encoder, vocabulary: int, limits: Limits, pad: int) -> Any
 def _pretrained(folder: Path, vocabulary: int) -> Any:
     from transformers import AutoModel
 
-    try:
+    with load_errors(f"encoder.model: {folder}: no encoder that transformers loads", OracleError):
+        model_files.check(folder)
         with policy.quiet():
-            encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    except Exception as error:  # transformers', safetensors' and the system's, of no common class
-        raise OracleError(f"encoder.model: {folder}: no encoder that transformers loads: {error}") from error
+            encoder = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+            )
+        model_files.refuse_non_finite(encoder.named_parameters())
     if encoder.get_input_embeddings().weight.shape[0] < vocabulary:
         encoder.resize_token_embeddings(vocabulary)
     return encoder
