@@ -13,13 +13,13 @@ from sppo.stages.models import Models
 from sppo.progress import Terminal
 from sppo.recipe import parse
 from sppo.rundir.folder import RunFolder
-from sppo.sampling import Response
+from sppo.sampling import Response, Sampler
 from sppo.executors.local import Local
 from sppo.stages.prompts import Prompts
 from sppo.stages.run import Run
 from sppo.stages.sample import Sample
 
-class Instant:
+class Instant(Sampler):
     def close(self):
         pass
 

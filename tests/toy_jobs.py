@@ -12,7 +12,7 @@ from sppo.recipe import parse
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import table
 from sppo.rundir.tables import PREFERENCES
-from sppo.stages.jobs import ShardJob
+from sppo.stages.jobs import ShardJob, Work
 
 SHARDS = 6
 RECIPE = {
@@ -28,7 +28,7 @@ def recipe(**changes):
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Work):
     """Rows that say which process made them; its shards can be told to kill that process, or to fail."""
 
     folder: Path
@@ -65,5 +65,6 @@ def toy_job(folder, **options):
 
 def make(job, workers, missing=range(SHARDS)):
     units = []
-    make_shards(job, list(missing), recipe(), [None] * workers, units.append)
+    for _ in make_shards(job, list(missing), recipe(), [None] * workers, units.append):
+        pass
     return sum(units)

@@ -3,7 +3,8 @@
 import contextlib
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,6 +40,12 @@ class Terminal:
     @contextlib.contextmanager
     def bar(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
         """Show a bar of `total` units and yield the function that advances it."""
+        with self.bars([(title, total, unit)]) as (advance,):
+            yield advance
+
+    @contextlib.contextmanager
+    def bars(self, bars: Sequence[tuple[str, int | None, str]]) -> Iterator[list[Advance]]:
+        """Show bars, each with a title, a total and a unit, and yield the functions that advance them."""
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -52,11 +59,12 @@ class Terminal:
         )
         begin = time.perf_counter()
         with progress:
-            task = progress.add_task(escape(title), total=total, unit=unit)
-            yield lambda count: progress.advance(task, count)
+            tasks = [progress.add_task(escape(title), total=total, unit=unit) for title, total, unit in bars]
+            yield [partial(progress.advance, task) for task in tasks]
         if not self.console.is_terminal:
             seconds = time.perf_counter() - begin
-            self.say(f"{title}: {progress.tasks[0].completed:,.0f} {unit} in {seconds:.1f} s", "bright_black")
+            for (title, _, unit), task in zip(bars, progress.tasks, strict=True):
+                self.say(f"{title}: {task.completed:,.0f} {unit} in {seconds:.1f} s", "bright_black")
 
     def say(self, text: str, style: str = "") -> None:
         """Print plain text; nothing in it is read as markup."""

@@ -70,7 +70,7 @@ def test_a_mixture_with_all_weight_on_one_policy_is_that_policy(folder):
 
 def test_the_policy_of_each_response_is_drawn_by_the_weights(folder, monkeypatch):
     class Instant:
-        """SampleRequest nothing: which policy is asked for how many responses is what matters here."""
+        """Draws nothing: the test counts the responses that each policy is asked for."""
 
         def sample(self, prompts, keys, k):
             return [[Response([7, 5], "stop", [-1.0, -1.0])] * k for _ in prompts]

@@ -5,7 +5,7 @@ import torch
 from sppo import sampling
 from sppo.policy import load as policies
 from sppo.recipe import parse_sampling
-from sppo.sampling import memory
+from sppo.sampling import PromptBatch, memory
 from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.drawing import choose, warped
 from sppo.sampling.key_values import Cohorts, OneBatch
@@ -47,6 +47,49 @@ def test_responses_end_with_the_end_of_turn_or_are_cut_at_the_limit(tinyworld):
         else:
             assert len(response.token_ids) == 20
         assert tokenizer.eos_token_id not in response.token_ids[:-1]
+
+
+def batches(ids, sizes):
+    """Batches of different prompts and keys, with the number of each size."""
+    numbers = iter(range(sum(sizes)))
+    for size in sizes:
+        mine = [next(numbers) for _ in range(size)]
+        yield PromptBatch(
+            [ids(f"Describe {'a very ' * (n % 3)}old drum number {n}.") for n in mine],
+            [(3, n) for n in mine],
+        )
+
+
+@pytest.mark.parametrize("crosses", [False, True])
+@pytest.mark.parametrize("kind", [Cohorts, OneBatch])
+def test_batches_give_the_same_responses_as_one_by_one(tinyworld, monkeypatch, crosses, kind):
+    """Only a sampler that crosses batches begins one while another is running, and one batch of a cache has no room."""
+    model, tokenizer, ids = tinyworld
+    engine = sampler(model, tokenizer, batch_tokens=1000)
+    monkeypatch.setattr(engine, "_key_values", kind)
+    engine.crosses_batches = crosses
+    sizes = [3, 0, 1, 4, 2]
+    expected = [engine.sample(batch.prompts, batch.keys, 3) for batch in batches(ids, sizes)]
+    taken, finished, responses = 0, {}, []
+
+    def counted():
+        nonlocal taken
+        for batch in batches(ids, sizes):
+            taken += 1
+            yield batch
+
+    begun_early = False
+    for number, drawn in engine.stream(counted(), 3, responses.append):
+        begun_early |= taken > len(finished) + 1
+        finished[number] = drawn
+    assert begun_early == (crosses and kind is Cohorts)
+    assert sum(responses) == 3 * sum(sizes)
+    assert sorted(finished) == list(range(len(sizes)))
+    for number, batch in enumerate(expected):
+        for one, other in zip(batch, finished[number], strict=True):
+            assert [r.token_ids for r in one] == [r.token_ids for r in other]
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_allclose(a.token_log_probs, b.token_log_probs, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"batch_tokens": 1}, {"batch_tokens": 700}])

@@ -25,7 +25,7 @@ from sppo import sampling
 from sppo.policy import load as policies
 from sppo.recipe import parse_sampling
 from sppo.rundir.shards import read_shard
-from sppo.sampling import SamplingError
+from sppo.sampling import PromptBatch, SamplingError
 from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.drawing import warped
 from sppo.sampling.transformers import TransformersSampling
@@ -199,6 +199,41 @@ def test_an_engine_that_cannot_start_says_why(tokenizer):
         started(POLICY, tokenizer, no_such=1)
     with pytest.raises(SamplingError, match=r"enable_chunked_prefill: true; on a CPU .* Remove the setting"):
         started(POLICY, tokenizer, enable_chunked_prefill=True)
+
+
+def test_the_next_batch_begins_while_the_one_before_is_running(tokenizer, prompts):
+    """The engine decodes 6 responses side by side here. It is killed in the middle, which changes no response."""
+    sampler = started(POLICY, tokenizer, max_num_seqs=6)
+    batches = [PromptBatch(prompts, [(key, number) for number in range(3)]) for key in "abcd"]
+    expected = [ids(sampler.sample(batch.prompts, batch.keys, 2)) for batch in batches]
+    taken, finished, reported, begun_early = 0, {}, [], False
+
+    def counted():
+        nonlocal taken
+        for batch in batches:
+            taken += 1
+            yield batch
+
+    for number, drawn in sampler.stream(counted(), 2, reported.append):
+        begun_early |= taken > len(finished) + 1
+        finished[number] = ids(drawn)
+        if number == 1:
+            os.kill(sampler.engine.process.pid, signal.SIGKILL)
+    assert begun_early
+    assert [finished[number] for number in range(4)] == expected
+    assert sum(reported) == 4 * 3 * 2
+    sampler.close()
+
+
+def test_an_engine_that_is_left_in_the_middle_is_not_kept(tokenizer, prompts):
+    end_kept_engine()
+    sampler = started(POLICY, tokenizer)
+    process = sampler.engine.process
+    drawing = sampler.stream([PromptBatch(prompts, keys()), PromptBatch(prompts, keys())], 2)
+    next(drawing)
+    drawing.close()
+    sampler.close()
+    assert process.poll() is not None
 
 
 def test_an_engine_that_is_killed_is_replaced_and_three_are_an_error(tokenizer, prompts):

@@ -1,18 +1,22 @@
 """This machine as the place where shards are computed: in this process, or in worker processes."""
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import get_args
 
 from sppo.executors import Executor, missing_shards
 from sppo.progress import Terminal
 from sppo.recipe import Recipe, RecipeError
-from sppo.stages.jobs import Kind, ShardJob
+from sppo.stages.jobs import Advance, Kind, ShardJob
 from sppo.stages.models import Models
 
 
 class Local(Executor):
     """This machine: this process alone, or as many worker processes as the recipe's `workers` say."""
+
+    _models_of_thread: Models | None = None
 
     def check(self) -> None:
         """Refuse an address, and more workers than the GPUs of this machine allow."""
@@ -28,22 +32,97 @@ class Local(Executor):
         terminal: Terminal,
         on_made: Callable[[ShardJob], None],
     ) -> None:
-        """Make the missing shards of the jobs, one job after another."""
-        for job in jobs:
-            with terminal.bar(job.title, sum(job.units), job.unit) as advance:
-                missing = missing_shards(job)
-                advance(sum(job.units) - sum(job.units[number] for number in missing))
-                count = count_workers(self.recipe, job.kind, count_gpus())
-                if missing and count > 1:
-                    from sppo.executors.processes import make_shards
-
-                    devices = visible_devices(count, devices_of_an_engine(self.recipe, job.kind))
-                    make_shards(job, missing, models.recipe, devices, advance)
+        """Make the missing shards. A job that computes without a model follows the job before shard by shard."""
+        for group in [jobs] if self._run_side_by_side(jobs) else [[job] for job in jobs]:
+            bars = [(job.title, sum(job.units), job.unit) for job in group]
+            with terminal.bars(bars) as advances:
+                missing = [missing_shards(job) for job in group]
+                for job, numbers, advance in zip(group, missing, advances, strict=True):
+                    advance(sum(job.units) - sum(job.units[number] for number in numbers))
+                if len(group) == 1:
+                    for _ in self._made(group[0], missing[0], models, advances[0]):
+                        pass
+                    models.release()
+                    on_made(group[0])
                 else:
-                    for number in missing:
-                        job.make(number, models, advance)
+                    self._pipeline(group, missing, models, advances, on_made)
+
+    def _made(self, job: ShardJob, missing: Iterable[int], models: Models, advance: Advance) -> Iterator[int]:
+        """Make shards in this process or in workers, and yield the number of each that is published."""
+        count = count_workers(self.recipe, job.kind, count_gpus())
+        if count == 1:
+            return job.make_each(missing, models, advance)
+        from sppo.executors.processes import make_shards
+
+        devices = visible_devices(count, devices_of_an_engine(self.recipe, job.kind))
+        return make_shards(job, list(missing), models.recipe, devices, advance)
+
+    def _run_side_by_side(self, jobs: Sequence[ShardJob]) -> bool:
+        """Whether the second of two jobs only waits for a server or a function, so that it takes nothing from the first."""
+        return (
+            len(jobs) == 2
+            and not computes_with_a_model(self.recipe, jobs[1].kind)
+            and count_workers(self.recipe, jobs[1].kind, count_gpus()) == 1
+        )
+
+    def _pipeline(
+        self,
+        jobs: Sequence[ShardJob],
+        missing: Sequence[Sequence[int]],
+        models: Models,
+        advances: Sequence[Advance],
+        on_made: Callable[[ShardJob], None],
+    ) -> None:
+        """Make the shards of two jobs, those of the second in a thread, each as soon as the first has made its sources."""
+        made: SimpleQueue[int | None] = SimpleQueue()
+        for number in set(missing[1]) - set(missing[0]):
+            made.put(number)
+        if self._models_of_thread is None:  # tokenizers and clients of servers are not shared between threads
+            self._models_of_thread = Models(models.recipe)
+        follower = _Follower(self._made(jobs[1], iter(made.get, None), self._models_of_thread, advances[1]))
+        try:
+            for number in self._made(jobs[0], missing[0], models, advances[0]):
+                follower.raise_its_error()
+                if number in missing[1]:
+                    made.put(number)
             models.release()
-            on_made(job)
+            on_made(jobs[0])
+        except BaseException as error:
+            follower.is_stopped = True
+            made.put(None)
+            if isinstance(
+                error, Exception
+            ):  # after a Ctrl-C, the answers that are on their way are not waited for
+                follower.join()
+            raise
+        made.put(None)
+        follower.join()
+        follower.raise_its_error()
+        on_made(jobs[1])
+
+
+class _Follower(threading.Thread):
+    """A thread that makes shards until it is stopped, and keeps the error that ends it."""
+
+    def __init__(self, made: Iterator[int]) -> None:
+        super().__init__(daemon=True)
+        self.made, self.is_stopped = made, False
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Make the shards."""
+        try:
+            for _ in self.made:
+                if self.is_stopped:
+                    break
+        except BaseException as error:  # whatever it is, the main thread raises it
+            self.error = error
+
+    def raise_its_error(self) -> None:
+        """Raise the error that has ended the thread, if there is one."""
+        if self.error is not None:
+            raise self.error
 
 
 def count_workers(recipe: Recipe, kind: Kind, gpus: int, machines: int = 1) -> int:

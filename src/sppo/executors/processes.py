@@ -1,7 +1,8 @@
 """Worker processes on one machine: each loads its models once and makes shards until none is left.
 
-The next shard goes to whichever worker is free, so no worker waits for the slowest. A worker that crashes (for instance
-because the kernel killed it for taking too much memory) is replaced, and its shard is retried once.
+The next shard goes to whichever worker asks for one, so no worker waits for the slowest. A worker may ask before it has
+finished the shard before. A worker that crashes (for instance because the kernel killed it for taking too much memory) is
+replaced, and its shards are retried once.
 `ProcessPoolExecutor` would give up the whole pool, with every shard in progress.
 """
 
@@ -25,14 +26,14 @@ from sppo.stages.jobs import Advance, ShardJob
 from sppo.stages.models import Models
 
 ATTEMPTS = 2
-"""How often a shard is attempted before crashes of its workers become an error."""
+"""The number of attempts at a shard before crashes of its workers become an error."""
 _SECONDS_TO_END = 10
 
 
 def make_shards(
     job: ShardJob, missing: Sequence[int], recipe: Recipe, devices: Sequence[str | None], advance: Advance
-) -> None:
-    """Make shards of a job in worker processes.
+) -> Iterator[int]:
+    """Make shards of a job in worker processes, and yield the number of each as soon as it is published.
 
     Args:
         job: the job.
@@ -45,15 +46,16 @@ def make_shards(
         RunError: the workers that made a shard have crashed :data:`ATTEMPTS` times.
         Exception: the error of a shard that fails; every finished shard is kept.
     """
-    _Pool(job, missing, recipe, advance).run(devices[: len(missing)])
+    return _Pool(job, missing, recipe, advance).run(devices[: len(missing)])
 
 
 class _Worker:
-    """One worker process, and the shard that it is making."""
+    """One worker process, the shards that it is making, and the units of them that it has reported."""
 
     def __init__(self, job: ShardJob, recipe: Recipe, devices: str | None) -> None:
         self.devices = devices
-        self.shard = -1
+        self.shards: list[int] = []
+        self.reported = 0
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
@@ -65,8 +67,10 @@ class _Worker:
             self.process.start()
         theirs.close()
 
-    def begin(self, shard: int) -> None:
-        self.shard = shard
+    def begin(self, shard: int | None) -> None:
+        """Send the number of the next shard; None: there is no other."""
+        if shard is not None:
+            self.shards.append(shard)
         with contextlib.suppress(OSError):  # it has crashed, which `messages` reports
             self.connection.send(shard)
 
@@ -89,10 +93,9 @@ class _Pool:
         self.waiting = deque(missing)
         self.left = len(missing)
         self.crashes: Counter[int] = Counter()
-        self.reported: Counter[int] = Counter()
         self.workers: list[_Worker] = []
 
-    def run(self, devices: Sequence[str | None]) -> None:
+    def run(self, devices: Sequence[str | None]) -> Iterator[int]:
         try:
             for visible in devices:
                 self._start(visible)
@@ -101,44 +104,47 @@ class _Pool:
                 for worker in list(self.workers):
                     for kind, content in worker.messages():
                         self._handle(worker, kind, content)
+                        if kind == "made":
+                            yield content
         finally:
             _end([worker.process for worker in self.workers])
 
     def _start(self, devices: str | None) -> None:
-        worker = _Worker(self.job, self.recipe, devices)
-        self.workers.append(worker)
-        worker.begin(self.waiting.popleft())
+        self.workers.append(_Worker(self.job, self.recipe, devices))
 
     def _handle(self, worker: _Worker, kind: str, content: Any) -> None:
         match kind:
             case "units":
-                self.reported[worker.shard] += content
+                worker.reported += content
                 self.advance(content)
+            case "next":
+                worker.begin(self.waiting.popleft() if self.waiting else None)
             case "made":
                 self.left -= 1
-                worker.shard = -1
-                if self.waiting:
-                    worker.begin(self.waiting.popleft())
+                worker.shards.remove(content)
+                worker.reported -= self.job.units[content]
             case "failed":
                 raise _as_exception(content)
             case "crashed":
                 self.workers.remove(worker)
-                if worker.shard >= 0:
-                    self._retry(worker.shard, content)
+                if worker.shards:
+                    self._retry(worker, content)
                 if self.waiting:
                     self._start(worker.devices)
 
-    def _retry(self, shard: int, exit_code: int | None) -> None:
-        self.crashes[shard] += 1
-        if self.crashes[shard] >= ATTEMPTS:
+    def _retry(self, worker: _Worker, exit_code: int | None) -> None:
+        self.crashes.update(worker.shards)
+        failed = [shard for shard in worker.shards if self.crashes[shard] >= ATTEMPTS]
+        if failed:
+            names = ", ".join(self.job.shards[shard].path.name for shard in failed)
             raise RunError(
-                f"{self.job.title}: {self.crashes[shard]} workers have ended while making"
-                f" {self.job.shards[shard].path.name}, the last {exit_in_words(exit_code)}; every finished shard is kept."
+                f"{self.job.title}: {ATTEMPTS} workers have ended while making {names}, the last"
+                f" {exit_in_words(exit_code)}; every finished shard is kept."
                 f" Lower workers.{self.job.kind} or the memory of one engine (sampling.batch_tokens,"
                 " training.pack_tokens, an oracle's batch), then run the same command again to continue"
             )
-        self.advance(-self.reported.pop(shard, 0))
-        self.waiting.appendleft(shard)
+        self.advance(-worker.reported)
+        self.waiting.extendleft(reversed(worker.shards))
 
 
 def exit_in_words(code: int | None) -> str:
@@ -167,14 +173,24 @@ def _serve(
 
 def _answer(connection: Connection, job: ShardJob, models: Models) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            number = connection.recv()
-            try:
-                job.make(number, models, lambda count: connection.send(("units", count)))
-            except Exception as error:
-                connection.send(("failed", _portable(error)))
-                return
-            connection.send(("made", number))
+        try:
+            for number in job.make_each(
+                _numbers(connection), models, lambda count: connection.send(("units", count))
+            ):
+                connection.send(("made", number))
+        except Exception as error:
+            connection.send(("failed", _portable(error)))
+        connection.recv()  # the other side ends this process when all shards are made
+
+
+def _numbers(connection: Connection) -> Iterator[int]:
+    """The numbers of the shards that this worker is to make, each of which it asks for when it has room for it."""
+    while True:
+        connection.send(("next", None))
+        number = connection.recv()
+        if number is None:
+            return
+        yield number
 
 
 def _threads() -> int | None:

@@ -1,7 +1,7 @@
 """The interface of every sampler: the recipe's `sampling:` section, and the object that draws responses from a policy."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -36,8 +36,21 @@ class Response:
         return math.fsum(self.token_log_probs)
 
 
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts whose responses are wanted together, such as those of one shard.
+
+    Attributes:
+        prompts: token ids, with the generation prompt.
+        keys: one key for each prompt. Response number i draws its random numbers from (\\*key, i) alone.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    keys: Sequence[Key]
+
+
 class Sampler(Protocol):
-    """Draws responses from a policy."""
+    """Draws responses from a policy. A subclass has `sample` or `stream`, or both."""
 
     def sample(
         self,
@@ -46,18 +59,42 @@ class Sampler(Protocol):
         k: int,
         on_response: Callable[[int], None] = lambda count: None,
     ) -> list[list[Response]]:
-        """Draw K responses to each prompt.
+        """Draw K responses to each prompt of one batch.
 
         Args:
-            prompts: token ids, with the generation prompt.
-            keys: one key for each prompt. Response number i draws its random numbers from (\\*key, i) alone.
+            prompts: the prompts of a :class:`PromptBatch`.
+            keys: its keys.
             k: the number of responses per prompt.
             on_response: called with the number of responses that have just been finished.
 
         Returns:
             For each prompt, in the given order, its K responses.
         """
-        ...
+        ((_, responses),) = self.stream([PromptBatch(prompts, keys)], k, on_response)
+        return responses
+
+    def stream(
+        self,
+        batches: Iterable[PromptBatch],
+        k: int,
+        on_response: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[tuple[int, list[list[Response]]]]:
+        """Draw K responses to each prompt of many batches.
+
+        Sampling one batch after another, as this method does, leaves an engine nearly idle while the last responses of
+        each batch are finished. Engines that can do better take the next batch as soon as they have room for it.
+
+        Args:
+            batches: the batches; the next one is taken when there is room for it.
+            k: the number of responses per prompt.
+            on_response: called with the number of responses that have just been finished.
+
+        Yields:
+            The number of a batch, counted from 0, and its responses as :meth:`sample` returns them, as soon as all of
+            them are finished; not always in the order of the batches.
+        """
+        for number, batch in enumerate(batches):
+            yield number, self.sample(batch.prompts, batch.keys, k, on_response)
 
     def close(self) -> None:
         """Free the weights and all memory; the sampler cannot be used afterwards."""

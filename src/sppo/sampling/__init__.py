@@ -7,9 +7,9 @@ work. Names of engines are found through :mod:`sppo.recipe.registry`.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sppo.recipe.sampling import Key, Response, SampledPolicy, Sampler, Sampling
+from sppo.recipe.sampling import Key, PromptBatch, Response, SampledPolicy, Sampler, Sampling
 
-__all__ = ["Key", "Response", "SampledPolicy", "Sampler", "Sampling", "SamplingError", "load"]
+__all__ = ["Key", "PromptBatch", "Response", "SampledPolicy", "Sampler", "Sampling", "SamplingError", "load"]
 
 
 class SamplingError(RuntimeError):

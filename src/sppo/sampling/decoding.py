@@ -6,8 +6,8 @@ drawn depends on other responses only through rounding in the matrix products.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sppo import randomness
-from sppo.sampling import Key, Response, SamplingError
+from sppo.sampling import Key, PromptBatch, Response, Sampler, SamplingError
 from sppo.sampling.drawing import choose
 from sppo.sampling.key_values import KeyValues
 from sppo.sampling.probe import fastest_right_way, rope_limit
@@ -29,14 +29,17 @@ _ADMIT_AT = 1 / 8
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Responses of a prompt that have not begun yet: the numbers from `first` up to, but not including, `stop`."""
+    """Responses to a prompt that have not begun yet: the numbers from `first` up to, but not including, `stop`."""
 
+    batch: int
     prompt: int
+    token_ids: Sequence[int]
+    key: Key
     first: int
     stop: int
 
 
-class TransformersSampler:
+class TransformersSampler(Sampler):
     """Samples responses from a causal language model of transformers.
 
     Args:
@@ -44,6 +47,11 @@ class TransformersSampler:
         settings: temperature, truncation and lengths.
         stop_ids: tokens that end a response; they belong to it.
         decode: token ids to text, for `settings.stop`.
+
+    Attributes:
+        crosses_batches: whether the next batch of prompts begins while responses to the batch before are running. On a
+            CPU it does not: what runs side by side moves the last bits of a product, and which batches do would depend
+            on where a run was interrupted, but on a CPU an interrupted run ends with the same bytes.
     """
 
     def __init__(
@@ -60,56 +68,70 @@ class TransformersSampler:
         self.stop_strings = StopStrings(tuple(settings.stop), decode or (lambda ids: ""))
         self._key_values = fastest_right_way(model)
         self._rope_limit = rope_limit(model.config)
+        self.crosses_batches = model.device.type != "cpu"
 
     def close(self) -> None:
         """Let go of the model."""
         del self.model
 
-    def sample(
+    def stream(
         self,
-        prompts: Sequence[Sequence[int]],
-        keys: Sequence[Key],
+        batches: Iterable[PromptBatch],
         k: int,
         on_response: Callable[[int], None] = lambda count: None,
-    ) -> list[list[Response]]:
-        """See :meth:`sppo.sampling.Sampler.sample`."""
-        self._check_lengths(prompts)
-        results: list[list[Response | None]] = [[None] * k for _ in prompts]
-        # Longest prompts first, so that those that are padded to a common width are of like length.
-        order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-        waiting = deque(_Waiting(index, 0, k) for index in order)
+    ) -> Iterator[tuple[int, list[list[Response]]]]:
+        """See :meth:`sppo.sampling.Sampler.stream`."""
+        coming = enumerate(batches)
+        unfinished: dict[int, _Batch] = {}
+        waiting: deque[_Waiting] = deque()
         rows, running = (
             self._key_values(self.model),
             _Running(self.settings.max_new_tokens, self.model.device),
         )
         logits: Tensor | None = None
-        while waiting or rows.rows:
-            begun = self._next(waiting, prompts, rows)
+        while True:
+            while not waiting and (not rows.rows or self._takes_another_batch(rows)):
+                number, batch = next(coming, (-1, None))
+                if batch is None:
+                    break
+                self._check_lengths(batch.prompts)
+                unfinished[number] = _Batch(len(batch.prompts), k)
+                waiting += _longest_first(number, batch, k)
+                if not batch.prompts:
+                    yield number, []
+            if not waiting and not rows.rows:
+                return
+            begun = self._next(waiting, rows)
             if begun:
                 # The prompts' pass gives the logits of their responses' first tokens; these join the running rows'.
                 new = rows.admit(
-                    [prompts[part.prompt] for part in begun],
+                    [part.token_ids for part in begun],
                     [part.stop - part.first for part in begun],
-                    max(len(prompts[part.prompt]) for part in begun) + self.settings.max_new_tokens,
+                    max(len(part.token_ids) for part in begun) + self.settings.max_new_tokens,
                 )
                 logits = new if logits is None else torch.cat([logits, new])
-                running.begin(
-                    [(part.prompt, n) for part in begun for n in range(part.first, part.stop)], keys
-                )
+                running.begin(begun)
             assert logits is not None
             chosen, log_prob = choose(logits, running.uniform(), self.settings)
             ended = running.write(chosen, log_prob, self.stop_ids, self.stop_strings)
             if bool(ended.any()):
-                for prompt, number, response in running.responses(ended):
-                    results[prompt][number] = response
                 on_response(int(ended.sum()))
+                for part, number, response in running.responses(ended):
+                    batch_drawn = unfinished[part.batch]
+                    batch_drawn.add(part.prompt, number, response)
+                    if not batch_drawn.missing:
+                        yield part.batch, unfinished.pop(part.batch).responses
                 # The last token of a response is never put through the model: nothing is predicted from it. The
                 # remaining rows may be in another order, which everything that is kept by row follows.
                 order_kept = rows.keep(~ended)
                 running.keep(order_kept)
                 chosen = chosen[order_kept]
             logits = rows.step(chosen) if rows.rows else None
-        return [[response for response in of_prompt if response is not None] for of_prompt in results]
+
+    def _takes_another_batch(self, rows: KeyValues) -> bool:
+        """Whether prompts of the next batch may begin beside the responses that are running, and have room."""
+        room = rows.room(self.settings.max_new_tokens, self.settings.batch_tokens)
+        return self.crosses_batches and room >= _ADMIT_AT * (rows.rows + room)
 
     def _check_lengths(self, prompts: Sequence[Sequence[int]]) -> None:
         longest, limit = max(map(len, prompts), default=0), self._rope_limit
@@ -121,13 +143,11 @@ class TransformersSampler:
                 f" sampling.max_new_tokens, or set prompts.max_tokens so that both together are at most {limit}"
             )
 
-    def _next(
-        self, waiting: deque[_Waiting], prompts: Sequence[Sequence[int]], rows: KeyValues
-    ) -> list[_Waiting]:
+    def _next(self, waiting: deque[_Waiting], rows: KeyValues) -> list[_Waiting]:
         """The responses that begin now: all of a prompt's, or a part of them if not even an empty batch holds all."""
         if not waiting:
             return []
-        columns = len(prompts[waiting[0].prompt]) + self.settings.max_new_tokens
+        columns = len(waiting[0].token_ids) + self.settings.max_new_tokens
         room = rows.room(columns, self.settings.batch_tokens)
         if rows.rows and room < _ADMIT_AT * (rows.rows + room):
             return []
@@ -141,11 +161,34 @@ class TransformersSampler:
                 break
             waiting.popleft()
             taken = min(count, room)
-            begun.append(_Waiting(part.prompt, part.first, part.first + taken))
+            begun.append(replace(part, stop=part.first + taken))
             if taken < count:
-                waiting.appendleft(_Waiting(part.prompt, part.first + taken, part.stop))
+                waiting.appendleft(replace(part, first=part.first + taken))
             room -= taken
         return begun
+
+
+def _longest_first(number: int, batch: PromptBatch, k: int) -> list[_Waiting]:
+    """The responses to a batch; prompts that are padded to a common width are then of like length."""
+    order = sorted(range(len(batch.prompts)), key=lambda index: (-len(batch.prompts[index]), index))
+    return [_Waiting(number, index, batch.prompts[index], batch.keys[index], 0, k) for index in order]
+
+
+class _Batch:
+    """The responses to a batch that are finished, and the number of those that are missing."""
+
+    def __init__(self, prompts: int, k: int) -> None:
+        self.missing = prompts * k
+        self._finished: list[list[Response | None]] = [[None] * k for _ in range(prompts)]
+
+    def add(self, prompt: int, number: int, response: Response) -> None:
+        self._finished[prompt][number] = response
+        self.missing -= 1
+
+    @property
+    def responses(self) -> list[list[Response]]:
+        """For each prompt its responses, once none is missing."""
+        return [[response for response in of_prompt if response is not None] for of_prompt in self._finished]
 
 
 class _Running:
@@ -154,17 +197,18 @@ class _Running:
     def __init__(self, steps: int, device: Any) -> None:
         self.steps = steps
         self.device = device
-        self.owners: list[tuple[int, int]] = []
+        self.owners: list[tuple[_Waiting, int]] = []
         self.uniforms = torch.zeros((0, steps), dtype=torch.float64, device=device)
         self.tokens = torch.zeros((0, steps), dtype=torch.long, device=device)
         self.log_probs = torch.zeros((0, steps), dtype=torch.float32, device=device)
         self.written = torch.zeros(0, dtype=torch.long, device=device)
 
-    def begin(self, owners: list[tuple[int, int]], keys: Sequence[Key]) -> None:
-        """Add a row for each new response; `owners` are (prompt, number) pairs."""
+    def begin(self, begun: Sequence[_Waiting]) -> None:
+        """Add a row for each new response."""
+        owners = [(part, number) for part in begun for number in range(part.first, part.stop)]
         # All random numbers of a response are drawn here, from its own key: they do not depend on when it begins, on its
         # row, or on what runs beside it.
-        drawn = [randomness.generator(*keys[prompt], number).random(self.steps) for prompt, number in owners]
+        drawn = [randomness.generator(*part.key, number).random(self.steps) for part, number in owners]
         self.owners += owners
         count = len(owners)
         self.uniforms = torch.cat([self.uniforms, torch.from_numpy(np.stack(drawn)).to(self.device)])
@@ -189,8 +233,8 @@ class _Running:
             self.stopped |= torch.tensor(ends, device=self.device)
         return self.stopped | (self.written == self.steps)
 
-    def responses(self, ended: Tensor) -> list[tuple[int, int, Response]]:
-        """The responses of the rows that have ended, as (prompt, number, response)."""
+    def responses(self, ended: Tensor) -> list[tuple[_Waiting, int, Response]]:
+        """The responses of the rows that have ended, each with its prompt and its number."""
         responses = []
         for row in ended.nonzero().squeeze(1).tolist():
             count = int(self.written[row])

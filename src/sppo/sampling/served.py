@@ -51,7 +51,7 @@ class ServedSampling(Sampling):
         return ServedSampler(self, policy)
 
 
-class ServedSampler:
+class ServedSampler(Sampler):
     """Draws responses from a server.
 
     Args:

@@ -7,7 +7,7 @@ is the engine's (:mod:`sppo.sampling.vllm_engine`), which may outlive the sample
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,12 @@ from pydantic import Field, field_validator
 from sppo import randomness
 from sppo.policy import adapter as adapters
 from sppo.policy.saving import save_merged
-from sppo.sampling import Key, Response, SampledPolicy, Sampler, Sampling, SamplingError
+from sppo.sampling import PromptBatch, Response, SampledPolicy, Sampler, Sampling, SamplingError
 from sppo.sampling.memory import check_weights
 from sppo.sampling.stop_strings import StopStrings
 from sppo.sampling.vllm_engine import VllmEngine, keep_engine, start_engine
 
-# The number of engines that may fail at the same prompts.
+# The number of engines that may fail before another batch is finished.
 _ATTEMPTS = 3
 # The engine's arguments that sppo sets itself, and the recipe's key to use in their place.
 _SET_BY_SPPO = {
@@ -83,11 +83,12 @@ class VllmSampling(Sampling):
         return VllmSampler(self, policy)
 
 
-class VllmSampler:
+class VllmSampler(Sampler):
     """Draws responses with vLLM, which decides by itself how many it decodes side by side.
 
-    An engine that dies while it draws, because it was killed or ran out of memory, is replaced by a new one, and the
-    prompts are sampled again; the responses do not depend on that.
+    The next batch begins as soon as fewer responses are unfinished than the engine decodes side by side. An engine that
+    dies while it draws, because it was killed or ran out of memory, is replaced by a new one, and the prompts whose
+    responses are missing are sampled again; the responses do not depend on that.
 
     Args:
         settings: the section of the recipe.
@@ -112,62 +113,96 @@ class VllmSampler:
             # All samplers report log pi at temperature 1 and without truncation.
             "logprobs_mode": "raw_logprobs",
         }
+        self._attempts = 0  # the number of engines that have died since a batch was finished
         self.engine = start_engine(self._arguments, self._model)
 
-    def sample(
+    def stream(
         self,
-        prompts: Sequence[Sequence[int]],
-        keys: Sequence[Key],
+        batches: Iterable[PromptBatch],
         k: int,
         on_response: Callable[[int], None] = lambda count: None,
-    ) -> list[list[Response]]:
-        """See :meth:`sppo.sampling.Sampler.sample`.
+    ) -> Iterator[tuple[int, list[list[Response]]]]:
+        """See :meth:`sppo.sampling.Sampler.stream`.
 
         Raises:
             SamplingError: the engine has died at every one of its attempts.
         """
-        reported: list[int] = []
+        coming = enumerate(batches)
+        begun: dict[int, _Begun] = {}
+        while True:
+            while not begun or k * sum(len(batch.missing) for batch in begun.values()) < self.engine.rows:
+                number, batch = next(coming, (-1, None))
+                if batch is None:
+                    break
+                begun[number] = _Begun(batch)
+                self._begin(number, begun[number], k)
+                if not batch.prompts:
+                    yield number, begun.pop(number).responses
+            if not begun:
+                return
+            number, prompt, responses = self._next_responses(begun, k)
+            begun[number].add(prompt, responses)
+            on_response(k)
+            if not begun[number].missing:
+                self._attempts = 0
+                yield number, begun.pop(number).responses
 
-        def report(count: int) -> None:
-            reported.append(count)
-            on_response(count)
+    def _begin(self, number: int, begun: "_Begun", k: int) -> None:
+        """Hand the engine the prompts of a batch that have no responses yet."""
+        request = request_parameters(self.settings, self.stop_ids) | {"detokenize": bool(self.settings.stop)}
+        prompts = [
+            (
+                f"{number}:{n}",
+                list(map(int, begun.batch.prompts[n])),
+                randomness.wide_seed(*begun.batch.keys[n]),
+            )
+            for n in sorted(begun.missing)
+        ]
+        self.engine.is_idle = False
+        self.engine.send(("sample", (request, prompts, k)))
 
-        for attempt in range(1, _ATTEMPTS + 1):
+    def _next_responses(self, begun: Mapping[int, "_Begun"], k: int) -> tuple[int, int, list[Response]]:
+        """The numbers of the batch and of the prompt that is finished next, and its responses."""
+        while True:
             try:
-                return self._sample(prompts, keys, k, report)
+                name, drawn = self.engine.receive()
+                break
             except SamplingError as error:
-                if attempt == _ATTEMPTS:
-                    message = f"{error}\nThis was engine number {attempt} that failed at these prompts"
+                self._attempts += 1
+                if self._attempts == _ATTEMPTS:
+                    message = f"{error}\nThis was engine number {_ATTEMPTS} that failed at these prompts"
                     raise SamplingError(message) from error
-                on_response(-sum(reported))
-                reported.clear()
                 self.engine.end()
                 self.engine = VllmEngine(self._arguments, self._model)
-        raise AssertionError("unreachable")
-
-    def _sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        keys: Sequence[Key],
-        k: int,
-        on_response: Callable[[int], None],
-    ) -> list[list[Response]]:
-        seeds = [randomness.wide_seed(*key) for key in keys]
-        ids = [list(map(int, prompt)) for prompt in prompts]
-        request = request_parameters(self.settings, self.stop_ids) | {"detokenize": bool(self.settings.stop)}
-        self.engine.send(("sample", (request, ids, seeds, k)))
-        responses: list[list[Response]] = [[] for _ in prompts]
-        for _ in prompts:
-            index, drawn = self.engine.receive()
-            responses[index] = [self.stop_strings.shortened(Response(*fields)) for fields in drawn]
-            on_response(k)
-        return responses
+                for number, batch in begun.items():
+                    self._begin(number, batch, k)
+        number, _, prompt = name.partition(":")
+        self.engine.is_idle = sum(len(batch.missing) for batch in begun.values()) == 1
+        return int(number), int(prompt), [self.stop_strings.shortened(Response(*fields)) for fields in drawn]
 
     def close(self) -> None:
         """Hand the engine back: it ends, and its memory is free, or it is kept for this process's next policy."""
         keep_engine(self.engine)
         if self._merged:
             self._merged.cleanup()
+
+
+class _Begun:
+    """A batch that the engine is working on.
+
+    Attributes:
+        batch: the prompts.
+        missing: the numbers of the prompts that have no responses yet.
+    """
+
+    def __init__(self, batch: PromptBatch) -> None:
+        self.batch = batch
+        self.missing = set(range(len(batch.prompts)))
+        self.responses: list[list[Response]] = [[] for _ in batch.prompts]
+
+    def add(self, prompt: int, responses: list[Response]) -> None:
+        self.responses[prompt] = responses
+        self.missing.remove(prompt)
 
 
 def request_parameters(settings: Sampling, stop_ids: Sequence[int]) -> dict[str, Any]:

@@ -46,11 +46,17 @@ class VllmEngine:
         arguments: arguments of `vllm.EngineArgs`, without `model`.
         model: the folder of the model.
 
+    Attributes:
+        on_cpu: whether it computes on a CPU.
+        rows: the number of responses that it decodes side by side.
+        is_idle: whether it has no requests in progress.
+
     Raises:
         SamplingError: vLLM does not start; the message ends with its last output.
     """
 
     def __init__(self, arguments: Mapping[str, Any], model: Path) -> None:
+        self.is_idle = True
         self.arguments = dict(arguments)
         self.shape = model_shape(model, bool(arguments.get("trust_remote_code")))
         self._log = tempfile.NamedTemporaryFile(prefix="sppo-vllm-", suffix=".log")  # noqa: SIM115
@@ -74,7 +80,7 @@ class VllmEngine:
         self._connection = Connection(ours.detach())
         try:
             self.send({**self.arguments, "model": str(model)})
-            self.on_cpu = bool(self.receive())
+            self.on_cpu, self.rows = self.receive()
         except BaseException:
             self.end()
             raise
@@ -162,7 +168,7 @@ def keep_engine(engine: VllmEngine) -> None:
 
     global _kept
     memory = psutil.virtual_memory()
-    if _kept is None and engine.on_cpu and memory.available >= _FREE_SHARE * memory.total:
+    if _kept is None and engine.is_idle and engine.on_cpu and memory.available >= _FREE_SHARE * memory.total:
         _kept = engine
     else:
         engine.end()

@@ -2,9 +2,10 @@
 
     python -m sppo.sampling.vllm_worker DESCRIPTOR
 
-It receives the engine's arguments and answers when the engine has started. Then it receives requests: `sample`, a batch of
-prompts with its settings, which it answers prompt by prompt as they are finished, and `load_weights`, the folder of another
-policy, which it answers when its weights are loaded. It ends when the other side has gone.
+It receives the engine's arguments and answers when the engine has started, with whether it computes on a CPU and how many
+responses it decodes side by side. Then it receives requests, also while it computes: `sample`, prompts with their settings,
+which it answers prompt by prompt as they are finished, and `load_weights`, the folder of another policy, which it answers when
+its weights are loaded. It ends when the other side has gone.
 """
 
 import os
@@ -24,14 +25,12 @@ def main() -> None:
         from vllm.platforms import current_platform
 
         engine = _engine(received.get())
-        connection.send(("ready", current_platform.is_cpu()))
+        rows = engine.vllm_config.scheduler_config.max_num_seqs
+        connection.send(("ready", (current_platform.is_cpu(), rows)))
         while True:
-            command, content = received.get()
-            if command == "load_weights":
-                _load_weights(engine, content)
-                connection.send(("loaded", None))
-            else:
-                _sample(connection, engine, *content)
+            _receive(connection, engine, received)
+            for output in engine.step():
+                connection.send(("drawn", (output.request_id, _responses(output))))
     except (BrokenPipeError, ConnectionResetError):
         pass
     except Exception as error:
@@ -80,35 +79,40 @@ def _pack_kept_weights(worker: Any) -> None:
             layer.quant_method.process_weights_after_loading(layer)
 
 
-def _sample(
-    connection: Connection,
-    engine: Any,
-    settings: dict[str, Any],
-    prompts: list[list[int]],
-    seeds: list[int],
-    k: int,
-) -> None:
+def _receive(connection: Connection, engine: Any, received: "queue.SimpleQueue[Any]") -> None:
+    """Take what has arrived, and wait for a request if there is nothing to compute."""
+    while not received.empty() or not engine.has_unfinished_requests():
+        command, content = received.get()
+        if command == "load_weights":
+            _load_weights(engine, content)
+            connection.send(("loaded", None))
+        else:
+            _begin(engine, *content)
+
+
+def _begin(engine: Any, settings: dict[str, Any], prompts: list[tuple[str, list[int], int]], k: int) -> None:
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
     from vllm.sampling_params import RequestOutputKind
 
-    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+    for name, prompt, seed in prompts:
         params = SamplingParams(n=k, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
-        engine.add_request(str(index), TokensPrompt(prompt_token_ids=prompt), params)
-    while engine.has_unfinished_requests():
-        for output in engine.step():
-            assert output.finished
-            drawn = []
-            for response in sorted(output.outputs, key=lambda response: int(response.index)):
-                ids = [int(token) for token in response.token_ids]
-                log_probs = [
-                    float(candidates[token].logprob)
-                    for candidates, token in zip(response.logprobs, ids, strict=True)
-                ]
-                if response.finish_reason not in ("stop", "length"):
-                    raise RuntimeError(f"a response was ended by {response.finish_reason!r}")
-                drawn.append((ids, response.finish_reason, log_probs))
-            connection.send(("drawn", (int(output.request_id), drawn)))
+        engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params)
+
+
+def _responses(output: Any) -> list[tuple[list[int], str, list[float]]]:
+    """The token ids, the reason of the end and the log-probabilities of each response to a prompt."""
+    assert output.finished
+    drawn = []
+    for response in sorted(output.outputs, key=lambda response: int(response.index)):
+        ids = [int(token) for token in response.token_ids]
+        log_probs = [
+            float(candidates[token].logprob) for candidates, token in zip(response.logprobs, ids, strict=True)
+        ]
+        if response.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"a response was ended by {response.finish_reason!r}")
+        drawn.append((ids, response.finish_reason, log_probs))
+    return drawn
 
 
 if __name__ == "__main__":

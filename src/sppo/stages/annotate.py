@@ -15,7 +15,7 @@ from sppo.oracle.opponents import opponents
 from sppo.rundir.records import append_line
 from sppo.rundir.shards import read_shard
 from sppo.rundir.tables import PreferencesRow, ResponsesRow, read_rows, to_table
-from sppo.stages.jobs import Advance
+from sppo.stages.jobs import Advance, Work
 from sppo.stages.models import Models
 from sppo.stages.run import Run
 from sppo.stages.sample import Sample
@@ -26,7 +26,7 @@ ORACLE_PROMPTS = 64
 
 
 @dataclass(frozen=True)
-class CompareResponses:
+class CompareResponses(Work):
     """Asks the oracle about the responses of a shard.
 
     Attributes:

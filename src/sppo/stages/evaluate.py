@@ -18,7 +18,7 @@ from sppo.recipe import Recipe
 from sppo.rundir.folder import StageFolder
 from sppo.rundir.tables import EvaluationRow, ResponsesRow, WinRate, read_rows, to_table
 from sppo.stages.annotate import ORACLE_PROMPTS
-from sppo.stages.jobs import Advance
+from sppo.stages.jobs import Advance, Work
 from sppo.stages.models import Models
 from sppo.stages.prompts import Prompts
 from sppo.stages.run import HELD_OUT, PolicyState, Run
@@ -57,7 +57,7 @@ class Respond(Sample):
 
 
 @dataclass(frozen=True)
-class CompareWithOpponents:
+class CompareWithOpponents(Work):
     """Compares a policy's responses with those of its opponents, and computes their log-probabilities under the base.
 
     Attributes:

@@ -4,7 +4,7 @@ A process that makes shards has models of its own (:class:`sppo.stages.models.Mo
 which order shards are made (:mod:`sppo.executors`); the rows do not depend on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -31,6 +31,22 @@ class Work(Protocol):
         """
         ...
 
+    def stream(
+        self, models: Models, shards: Iterable[Sequence[Path]], advance: Advance
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Compute the rows of several shards.
+
+        Args:
+            models: the models of the process that does the work.
+            shards: the sources of each shard; the next ones are taken when there is room for their work.
+            advance: called with the number of units that have just been finished.
+
+        Yields:
+            The number of a shard, counted from 0 in the given order, and its rows, as soon as they are there.
+        """
+        for number, sources in enumerate(shards):
+            yield number, self(models, sources, advance)
+
 
 @dataclass(frozen=True)
 class ShardJob:
@@ -54,5 +70,26 @@ class ShardJob:
 
     def make(self, number: int, models: Models, advance: Advance = lambda count: None) -> None:
         """Compute shard `number` and publish it."""
-        shard = self.shards[number]
-        shard.write(self.work(models, shard.sources, advance))
+        for _ in self.make_each([number], models, advance):
+            pass
+
+    def make_each(
+        self, numbers: Iterable[int], models: Models, advance: Advance = lambda count: None
+    ) -> Iterator[int]:
+        """Compute several shards, and yield the number of each as soon as it is published.
+
+        Args:
+            numbers: the numbers of the shards; the next one is taken when there is room for its work.
+            models: the models of this process.
+            advance: called with the number of units that have just been finished.
+        """
+        taken: list[int] = []
+
+        def sources() -> Iterator[Sequence[Path]]:
+            for number in numbers:
+                taken.append(number)
+                yield self.shards[number].sources
+
+        for place, rows in self.work.stream(models, sources(), advance):
+            self.shards[taken[place]].write(rows)
+            yield taken[place]

@@ -1,6 +1,6 @@
 """The sample stage: y_1..K ~ pi_t(. | x) for the prompts of the iteration."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from sppo.benchmarks.head_to_head.score import repetition
 from sppo.rundir.tables import PromptRow, ResponseRecord, ResponsesRow, read_rows, to_table
+from sppo.sampling import PromptBatch, Response
 from sppo.sampling.stop_strings import StopStrings
-from sppo.stages.jobs import Advance
+from sppo.stages.jobs import Advance, Work
 from sppo.stages.models import Models
 from sppo.stages.prompts import Prompts
 from sppo.stages.run import PolicyState, Run
@@ -18,7 +19,7 @@ from sppo.stages.stage import ShardedStage
 
 
 @dataclass(frozen=True)
-class DrawResponses:
+class DrawResponses(Work):
     """Draws K responses to every prompt of a shard.
 
     Attributes:
@@ -33,13 +34,29 @@ class DrawResponses:
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """The prompts of the shard with their responses."""
-        rows = read_rows(sources[0], PromptRow)
-        drawn = models.sampler(self.policy).sample(
-            [row.prompt_token_ids for row in rows],
-            [(*self.key, models.recipe.seed, row.prompt_id) for row in rows],
-            self.k,
-            advance,
-        )
+        ((_, table),) = self.stream(models, [sources], advance)
+        return table
+
+    def stream(
+        self, models: Models, shards: Iterable[Sequence[Path]], advance: Advance
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """The prompts of each shard with their responses."""
+        taken: list[list[PromptRow]] = []
+
+        def batches() -> Iterator[PromptBatch]:
+            for sources in shards:
+                rows = read_rows(sources[0], PromptRow)
+                taken.append(rows)
+                keys = [(*self.key, models.recipe.seed, row.prompt_id) for row in rows]
+                yield PromptBatch([row.prompt_token_ids for row in rows], keys)
+
+        for number, drawn in models.sampler(self.policy).stream(batches(), self.k, advance):
+            yield number, self._table(models, taken[number], drawn)
+            taken[number] = []
+
+    def _table(
+        self, models: Models, rows: Sequence[PromptRow], drawn: Sequence[Sequence[Response]]
+    ) -> pa.Table:
         stop_strings = StopStrings(tuple(models.recipe.sampling.stop), models.chat.decode)
         answered = [
             ResponsesRow(

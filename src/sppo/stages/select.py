@@ -24,7 +24,7 @@ from sppo.rundir.tables import (
 )
 from sppo.selection import select
 from sppo.stages.annotate import Annotate
-from sppo.stages.jobs import Advance
+from sppo.stages.jobs import Advance, Work
 from sppo.stages.models import Models, Scorer
 from sppo.stages.prompts import Prompts
 from sppo.stages.run import PolicyState, Run
@@ -69,7 +69,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class SelectResponses:
+class SelectResponses(Work):
     """Selects the responses of a shard to train on, and computes their log-probabilities.
 
     The log-probabilities are those under pi_t and under the reference policies.
