@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from sppo.progress import Terminal
 from sppo.recipe import parse
 from sppo.rundir.folder import RunFolder, StaleRun
 from sppo.stages.run import Run
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 # The guard
 
@@ -93,6 +97,9 @@ def test_truncated_responses_are_scored_but_not_trained_on(tmp_path):
 
 
 ORACLES = """
+import re
+from pathlib import Path
+
 import numpy as np
 
 def half(prompts, responses):
@@ -211,10 +218,12 @@ def test_every_family_plays_an_iteration_on_conversations(tiny_model, tmp_path, 
 def test_a_tracker_of_transformers_sees_the_training(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    play(small(report_to=["tensorboard"]), tmp_path / "run")
+    play(small(report_to="tensorboard"), tmp_path / "run")
     for number in (1, 2):
         events = EventAccumulator(str(tmp_path / "run" / f"iter-{number}" / "trackers")).Reload()
         assert len(events.Scalars("train/log_ratio_winners")) == 3
+        described = set(re.findall(r"`(train/\w+)`", (DOCS / "trl.md").read_text()))
+        assert set(events.Tags()["scalars"]) == described - {"train/mfu"}
 
 
 def test_a_chat_template_of_the_recipe_goes_with_the_policy(tmp_path):

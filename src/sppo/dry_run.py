@@ -171,14 +171,14 @@ def _response_tokens(recipe: Recipe, rates: Rates) -> float:
 
 
 def _show_seconds(recipe: Recipe, estimated: Estimate, rates: Rates, terminal: Terminal) -> None:
-    terminal.say(
+    terminal.show(
         f"\nseconds     estimated (docs/scaling.md) from the rates of {rates.source}, for {rates.prompt_tokens:.0f} tokens"
         f" in a prompt and {_response_tokens(recipe, rates):.0f} in a response; `auto` counts as one device"
     )
-    terminal.say(_row(("iteration", *cost.STAGES)), "bold")
+    terminal.show(_row(("iteration", *cost.STAGES)), "bold")
     for number, stages in enumerate(seconds(recipe, estimated, rates), 1):
         cells = ["?"] if stages is None else [f"{stages[name]:,.0f}" for name in cost.STAGES]
-        terminal.say(_row((str(number), *cells)))
+        terminal.show(_row((str(number), *cells)))
 
 
 def _sampled(recipe: Recipe) -> int:
@@ -215,9 +215,9 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     _show_iterations(recipe, estimated, terminal)
     steps = estimated.steps[0]
     if steps is not None:
-        terminal.say(f"\nlearning rate in iteration 1: {_curve_text(recipe, steps)}")
+        terminal.show(f"\nlearning rate in iteration 1: {_curve_text(recipe, steps)}")
     held_out = "?" if estimated.held_out is None else f"{estimated.held_out:,}"
-    terminal.say(
+    terminal.show(
         f"evaluation  {held_out} held-out prompts x {recipe.evaluation.responses} responses, after each iteration\n"
         f"memory      {_size(estimated.training_bytes)} for weights, gradients and optimiser state"
         f" {_where(recipe.training)}; activations{_on_top(recipe)} come on top\n"
@@ -229,11 +229,11 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     for number, planned in enumerate(estimated.steps, 1):
         warning = None if planned is None else few_steps(planned.kept)
         if warning is not None:
-            terminal.say(f"WARNING: iteration {number}: {warning}", "bold yellow")
+            terminal.show(f"WARNING: iteration {number}: {warning}", "bold yellow")
     if steps is not None and not any(_curve(recipe, steps)):
-        terminal.say("note        every step has a learning rate of 0: nothing would be learnt", "yellow")
+        terminal.show("note        every step has a learning rate of 0: nothing would be learnt", "yellow")
     elif steps is not None and steps.kept < steps.warmup:
-        terminal.say(
+        terminal.show(
             f"note        the schedule is left during its warm-up ({steps.warmup:,} steps): the peak"
             f" {recipe.training.learning_rate:g} is never reached, the highest rate used is"
             f" {max(_curve(recipe, steps)):.3g}",
@@ -272,7 +272,7 @@ def _show_settings(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> N
     oracle = "none: no win rates are measured" if recipe.oracle is None else settings_text(recipe.oracle)
     only = "" if recipe.oracle is None or recipe.algorithm.preferences else "; for win rates only"
     kept = "" if training.keep_epochs is None else f", the first {training.keep_epochs:g} of them kept"
-    terminal.say(
+    terminal.show(
         f"policy      {policy.model}, {_count(estimated.parameters)} parameters, {policy.dtype}\n"
         f"oracle      {oracle}{only}\n"
         f"algorithm   {settings_text(recipe.algorithm)}; {_learnt_from(recipe)}; seed {recipe.seed}\n"
@@ -282,13 +282,13 @@ def _show_settings(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> N
         f" over {training.epochs:g} epochs{kept}; peak {training.learning_rate:g}"
     )
     for note in estimated.prompt_notes:
-        terminal.say(f"prompts     {note}")
-    terminal.say("")
+        terminal.show(f"prompts     {note}")
+    terminal.show("")
 
 
 def _show_iterations(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> None:
     header = ("iteration", "prompts", "responses", "pairs compared", "trained on", "optimiser steps")
-    terminal.say(_row(header), "bold")
+    terminal.show(_row(header), "bold")
     k, pairs, trained = _sampled(recipe), pairs_per_prompt(recipe), _trained(recipe)
     for number, (prompts, steps) in enumerate(zip(estimated.prompts, estimated.steps, strict=True), 1):
         if prompts is None or steps is None:
@@ -297,7 +297,7 @@ def _show_iterations(recipe: Recipe, estimated: Estimate, terminal: Terminal) ->
             of_all = f" of {steps.scheduled:,}" if steps.kept < steps.scheduled else ""
             counts = [f"{prompts:,}", f"{prompts * k:,}", f"{prompts * pairs:,}"]
             cells = [*counts, f"at most {prompts * trained:,}", f"{steps.kept:,}{of_all}"]
-        terminal.say(_row((str(number), *cells)))
+        terminal.show(_row((str(number), *cells)))
 
 
 def _learnt_from(recipe: Recipe) -> str:

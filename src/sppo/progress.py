@@ -1,10 +1,13 @@
-"""Output while stages run: progress bars with rate and remaining time, and lines that stay."""
+"""What commands say: progress and warnings on the standard error, results on the standard output."""
 
 import contextlib
+import importlib.util
+import json
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,13 +17,23 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Advances a progress bar by a number of units; a note, such as the loss, replaces the one behind the bar."""
+
+    def __call__(self, count: int, note: str = "") -> None:
+        """Advance the bar."""
+
+
+def unseen(count: int, note: str = "") -> None:
+    """Take the progress of work that shows no bar."""
 
 
 class _Rate(ProgressColumn):
@@ -32,10 +45,26 @@ class _Rate(ProgressColumn):
 
 
 class Terminal:
-    """Prints progress bars and lines to a console; outside of a terminal, a line replaces each finished bar."""
+    """Prints progress and warnings to one console, and results to another.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+    Args:
+        console: the console for everything; None: the standard error for progress, the standard output for results.
+        quiet: print only warnings and results.
+        as_json: print results as JSON.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, as_json: bool = False) -> None:
+        self.console = console or Console(stderr=True)
+        self.results = console or Console()
+        self.quiet = quiet
+        self.as_json = as_json
+        self.is_part = False
+
+    def for_part(self) -> "Terminal":
+        """A terminal for one of several runs: it prints warnings, and bars that vanish when they end."""
+        part = Terminal(self.console, quiet=True)
+        part.is_part = not self.quiet
+        return part
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
@@ -45,30 +74,75 @@ class Terminal:
 
     @contextlib.contextmanager
     def bars(self, bars: Sequence[tuple[str, int | None, str]]) -> Iterator[list[Advance]]:
-        """Show bars, each with a title, a total and a unit, and yield the functions that advance them."""
+        """Show bars, each with a title, a total and a unit, and yield the functions that advance them.
+
+        Where bars cannot be shown, a line for each is printed when the work has ended.
+        """
+        is_shown = (self.is_part or not self.quiet) and _shows_bars(self.console)
         progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
             _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not is_shown,
+            transient=self.is_part,
         )
         begin = time.perf_counter()
         with progress:
-            tasks = [progress.add_task(escape(title), total=total, unit=unit) for title, total, unit in bars]
-            yield [partial(progress.advance, task) for task in tasks]
-        if not self.console.is_terminal:
+            tasks = [
+                progress.add_task(escape(title), total=total, unit=unit, note="")
+                for title, total, unit in bars
+            ]
+            yield [partial(_advance, progress, task) for task in tasks]
+        if not is_shown:
             seconds = time.perf_counter() - begin
             for (title, _, unit), task in zip(bars, progress.tasks, strict=True):
-                self.say(f"{title}: {task.completed:,.0f} {unit} in {seconds:.1f} s", "bright_black")
+                note = f", {task.fields['note']}" if task.fields["note"] else ""
+                self.say(f"{title}: {task.completed:,.0f} {unit} in {seconds:.1f} s{note}", "bright_black")
 
     def say(self, text: str, style: str = "") -> None:
-        """Print plain text; nothing in it is read as markup."""
-        self.console.print(Text(printable(text), style=style), soft_wrap=True)
+        """Print a line about the progress, unless the terminal is quiet; nothing in it is read as markup."""
+        if not self.quiet:
+            _print(self.console, text, style)
+
+    def warn(self, text: str, style: str = "bold yellow") -> None:
+        """Print a warning, also if the terminal is quiet."""
+        _print(self.console, text, style)
+
+    def show(self, text: str, style: str = "") -> None:
+        """Print a result for people, unless results are printed as JSON."""
+        if not (self.as_json or self.is_part):
+            _print(self.results, text, style)
+
+    def show_json(self, value: Any) -> None:
+        """Print a result, which may hold arrays, as JSON if results are printed so."""
+        if self.as_json and not self.is_part:
+            text = json.dumps(value, indent=2, default=lambda array: array.tolist())
+            self.results.file.write(f"{text}\n")
+
+
+def counted_text(count: int, noun: str) -> str:
+    """A number with its noun in the singular or the plural."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _advance(progress: Progress, task: TaskID, count: int, note: str = "") -> None:
+    progress.advance(task, count)
+    if note:
+        progress.update(task, note=note)
+
+
+def _print(console: Console, text: str, style: str) -> None:
+    console.print(Text(printable(text), style=style), soft_wrap=True)
+
+
+def _shows_bars(console: Console) -> bool:
+    """Whether bars can move: on a terminal, and in a notebook that has widgets."""
+    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 
 
 _LONGEST_MESSAGE = 2000

@@ -59,7 +59,7 @@ def run(
             prompts.make()
         evaluate_base(opened).make()
         summary = Summary(opened)
-        summary.show_header()
+        summary.show_head()
         for iteration in iterations(opened):
             sample_and_annotate(iteration)
             iteration.select.make()

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pexpect
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -161,8 +163,9 @@ def test_each_stage_is_a_command_that_works_from_the_run_folder(capsys, recipe, 
         ("evaluate", "evaluation.json"),
     ):
         assert not (run / "iter-1" / left).exists()
-        code, out, err = call(capsys, command, run)
-        assert (code, err) == (0, "")
+        code, out, err = call(capsys, command, run, "--quiet")
+        assert code == 0
+        assert all(line.startswith("WARNING: ") for line in err.splitlines())
         assert f"iteration 1: {command}: done" in out
         assert (run / "iter-1" / left).exists()
     alone = {path.name: path.read_bytes() for path in (run / "iter-1").rglob("*.safetensors")}
@@ -225,9 +228,9 @@ def test_values_given_on_the_command_line(capsys, recipe, tmp_path, monkeypatch)
 def test_the_guards_stop_has_an_exit_code_of_its_own(capsys, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = recipe(guard={"on_failure": "stop", "min_length_ratio": 0.001, "max_length_ratio": 0.01})
-    code, out, err = call(capsys, "run", path)
+    code, _, err = call(capsys, "run", path)
     assert code == 3
-    assert "WARNING: iteration 1 has failed" in out
+    assert "WARNING: iteration 1 has failed" in err
     assert "stopped after iteration 1" in err
 
 
@@ -293,7 +296,53 @@ def test_chat_talks_to_the_policy_of_a_run(tmp_path):
     answers = [line for line in lines if "fox" in line.lower() and not line.startswith("(")]
     assert len(answers) == 2
     assert answers[0] == answers[1]  # the most probable answer, in a conversation begun anew
-    assert "contains the special token '<|end|>'" in found.stdout
+    assert "contains the special token '<|end|>'" in found.stderr
+
+
+def test_chat_has_commands_and_places(recipe, tmp_path):
+    sppo("run", recipe(), "--quiet", "--no-report", cwd=tmp_path)
+    lines = "/help\n/nothing\nDescribe a fox.\n/new\nDescribe a fox.\n/quit\nDescribe a drum.\n"
+    said = {}
+    for place in (
+        ["runs/tiny"],
+        ["runs/tiny", "--iteration", "1"],
+        ["runs/tiny/iter-1"],
+        ["runs/tiny", "-t", "0"],
+    ):
+        found = sppo("chat", *place, "--temperature", "0", cwd=tmp_path, input=lines)
+        assert len(found.stdout.splitlines()) == 2, "two responses, and nothing after /quit"
+        assert "/quit, or Ctrl-D: end" in found.stderr
+        assert "/nothing is unknown; /help lists what can be written" in found.stderr
+        said[" ".join(place)] = found.stdout
+    assert said["runs/tiny --iteration 1"] == said["runs/tiny/iter-1"] == said["runs/tiny"]
+    found = sppo("chat", "runs/tiny", "-t", "9", cwd=tmp_path, check=False, input="")
+    assert "iteration 9 has no policy; there are base, iteration 1" in found.stderr
+
+
+def test_ctrl_c_in_the_chat_gives_up_a_line_and_lines_can_be_edited():
+    """A person types a wrong line, gives it up, writes another with a letter to mend, and recalls it."""
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "sppo", "chat", "tinyworld", "--temperature", "0"],
+        encoding="utf-8",
+        timeout=120,
+    )
+    child.expect("/help lists")
+    child.expect("> ")
+    child.send("Describe a fo")
+    child.sendintr()
+    child.expect("given up; Ctrl-D or /quit ends the chat")
+    child.expect("> ")
+    child.send("escribe a fox.\x01D\r")  # Ctrl-A goes to the beginning of the line
+    child.expect("32m.*[Ff]ox.*> ")
+    child.send("\x1b[A")  # the arrow up
+    child.expect("Describe a fox.")
+    child.sendline("")
+    child.expect("[Ff]ox.*> ")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
 
 
 def test_chat_refuses_a_folder_that_is_neither(capsys, tmp_path):
@@ -362,6 +411,37 @@ def test_what_cannot_work_is_said_before_anything_is_computed(
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+def test_results_are_on_the_standard_output_and_progress_on_the_standard_error(
+    capsys, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = recipe(iterations=2, report_to="none")
+    code, out, err = call(capsys, "run", path)
+    assert code == 0
+    rows = [line for line in out.splitlines() if re.match(r"(iter|base|1|2)  ", line)]
+    assert [row.split()[0] for row in rows] == ["iter", "base", "1", "2"]
+    shown = re.split(r"^(?:note|WARNING|prompt)", out, maxsplit=1, flags=re.M)[0]
+    assert max(map(len, shown.splitlines())) <= 80
+    for row in rows:
+        assert row in err, "the table is also shown as it grows"
+    assert "iteration 2: train" in err and "loss " in err
+    assert "iteration 2: train" not in out
+    # a finished run says what it checks, and shows the table once
+    code, again, err = call(capsys, "run", path)
+    assert (code, again) == (0, out)
+    assert "checking runs/tiny" in err
+    assert rows[2] not in err
+    code, again, err = call(capsys, "run", path, "--quiet")
+    assert (code, again, err) == (0, out, "")
+    code, out, _ = call(capsys, "run", path, "--json", "--quiet")
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert json.loads(out)["iterations"] == summary["iterations"]
+    # one more iteration is one flag
+    code, out, _ = call(capsys, "run", "runs/tiny", "--iterations", 3, "--quiet")
+    assert code == 0
+    assert "\n3     " in out
+
+
 def test_stages_run_one_by_one_end_in_the_same_row_and_summary(capsys, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in ("sample", "annotate", "select", "train"):
@@ -409,5 +489,6 @@ def test_a_conversation_longer_than_the_context_is_said(tmp_path):
     found = sppo(
         "chat", "tinyworld", "--max-new-tokens", "60", input="Describe a fox. " * 200 + "\nDescribe a fox.\n"
     )
-    assert "only 452 leave room for a response of 60" in found.stdout
-    assert "fox" in found.stdout.partition("lower --max-new-tokens")[2].lower()
+    assert "only 452 leave room for a response of 60" in found.stderr
+    assert "lower --max-new-tokens" in found.stderr
+    assert "fox" in found.stdout.lower()

@@ -157,7 +157,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
             SMALLEST + "training: {devices: all}\n",
             "training.devices: must be a whole number or 'auto' (got 'all')",
         ),
-        (SMALLEST + "report_to: wandb\n", "report_to: must be a list (got 'wandb')"),
+        (SMALLEST + "report_to: 1\n", "report_to: must be a list (got 1)"),
         (SMALLEST + "seed: 2024-01-01\n", "seed: must be a whole number (got datetime.date(2024, 1, 1))"),
         (
             SMALLEST + "preset: papr\n",

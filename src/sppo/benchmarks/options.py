@@ -13,11 +13,13 @@ import typer
 from sppo import recipe
 from sppo.recipe import EndpointConfig, OracleConfig, RecipeError, Sampling
 from sppo.rundir.folder import RunError, RunFolder
+from sppo.rundir.reader import RunReader
 
 if TYPE_CHECKING:
     from sppo.benchmarks.evaluation import Evaluation
     from sppo.benchmarks.judge_server import Judge
     from sppo.benchmarks.participants import Participant
+    from sppo.progress import Terminal
 
 Oracle = Annotated[
     str | None,
@@ -35,6 +37,11 @@ Data = Annotated[
 JudgmentFiles = Annotated[
     list[Path] | None,
     typer.Option("--judgments", help="Score a file of judgments made elsewhere; may be repeated."),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress, only results, warnings and errors.")
 ]
 
 
@@ -80,6 +87,23 @@ class PolicyOptions:
         ),
     ] = None
 
+    as_json: AsJson = False
+    quiet: Quiet = False
+
+    @property
+    def terminal(self) -> "Terminal":
+        """The terminal for progress and results."""
+        from sppo.progress import Terminal
+
+        return Terminal(quiet=self.quiet, as_json=self.as_json)
+
+    def show(self, table: tuple[list[str], list[list[Any]]], results: Sequence[Mapping[str, Any]]) -> None:
+        """Print a benchmark's table, or its results as JSON."""
+        from sppo.benchmarks.results import show_table
+
+        show_table(self.terminal, *table)
+        self.terminal.show_json(results)
+
     def participants(self) -> list["Participant"]:
         """The policies and output files that the command line names."""
         from sppo.benchmarks import participants
@@ -109,18 +133,25 @@ class ResponseOptions(PolicyOptions):
     system: Annotated[str | None, typer.Option("--system", help="A system message for the policies.")] = None
 
     @contextlib.contextmanager
-    def evaluation(self, benchmark: str, best_of: "BestOfOptions | None" = None) -> Iterator["Evaluation"]:
-        """The state that the parts of the evaluation share. Its folder is locked against other processes meanwhile."""
+    def evaluation(
+        self, benchmark: str, best_of: "BestOfOptions | None" = None, run: Path | None = None
+    ) -> Iterator["Evaluation"]:
+        """The state that the parts of the evaluation share. Its folder is locked against other processes meanwhile.
+
+        Args:
+            benchmark: the benchmark's name.
+            best_of: how many responses each policy gives, and which oracle chooses among them.
+            run: the run whose sampling settings hold where the command line names none.
+        """
         from sppo.benchmarks.evaluation import Evaluation
         from sppo.benchmarks.responses import Decoding
-        from sppo.progress import Terminal
 
         best_of = best_of or BestOfOptions()
         chooser = best_of.oracle()
-        decoding = Decoding(read_sampling(self.sampling), self.seed, self.dtype, self.system)
+        decoding = Decoding(read_sampling(self.sampling, run), self.seed, self.dtype, self.system)
         home = self.home(benchmark)
         with RunFolder(home).locked():
-            yield Evaluation(benchmark, home, decoding, Terminal(), best_of.best_of, chooser)
+            yield Evaluation(benchmark, home, decoding, self.terminal, best_of.best_of, chooser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,14 +300,18 @@ def read_judge(text: str) -> EndpointConfig:
     return recipe.parse_endpoint(_mapping(_value(text, "--judge"), "--judge"))
 
 
-def read_sampling(text: str | None) -> Sampling:
-    """Sampling settings: a mapping as in a recipe's `sampling:`, a file with one, or a recipe; None: the defaults.
+def read_sampling(text: str | None, run: Path | None = None) -> Sampling:
+    """Sampling settings: a mapping as in a recipe's `sampling:`, a file with one, or a recipe.
+
+    Args:
+        text: the value of `--sampling`; None takes the settings of the run, or else the defaults.
+        run: a run folder.
 
     Raises:
         RecipeError: it is none of these, or a field is wrong.
     """
     if text is None:
-        return recipe.parse_sampling({})
+        return recipe.parse_sampling({}) if run is None else RunReader(run).recipe.sampling
     mapping = _mapping(_value(text, "--sampling"), "--sampling")
     return recipe.parse_sampling(mapping.get("sampling", mapping))
 

@@ -136,5 +136,5 @@ def _name_and_path(argument: str) -> tuple[str | None, Path]:
 def _policy_name(path: Path) -> str:
     place = run_and_iteration(path.resolve() if path.is_dir() else path)
     if place is not None:
-        return f"{place[0].name}-{path.resolve().parent.name}"
+        return f"{place[0].name}-iter-{place[1]}"
     return (path.resolve() if path.is_dir() else path).name or str(path)

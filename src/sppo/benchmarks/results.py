@@ -45,13 +45,13 @@ def show_table(
     cells = [[cell_text(value) for value in row] for row in rows]
     widths = [max(len(row[column]) for row in [list(heads), *cells]) for column in range(len(heads))]
     if title is not None:
-        terminal.say(title, "bold")
+        terminal.show(title, "bold")
     for row in [list(heads), *cells]:
         line = "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        terminal.say(line.rstrip())
+        terminal.show(line.rstrip())
 
 
 def cell_text(value: Any) -> str:
@@ -59,5 +59,5 @@ def cell_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.2f}"
+        return f"{value:z.2f}"
     return printable(str(value)).replace("\n", " ")

@@ -18,6 +18,7 @@ from sppo.cli.tables import (
     show_standings,
     show_table,
 )
+from sppo.progress import Terminal
 
 if TYPE_CHECKING:
     from sppo.game.preference_games import Array
@@ -185,6 +186,7 @@ def converge(
     simplex: Path | None = None,
     data: Path | None = None,
     tolerance: Tolerance = 1e-6,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check the rate of Theorem 4.1 on a game, and show which dynamics converge in their last iterate.
 
@@ -213,28 +215,44 @@ def converge(
     curves = convergence.last_iterates(table.payoff, iterations, initial=first)
     average = rates.average.reshape(len(times), -1).max(-1)
     last = np.median(rates.last.reshape(len(times), -1), -1)
-    show_table(
-        "Multiplicative weights, eta = sqrt(8 ln n / T): exploitability (average: worst game, last: median)",
-        ["T", "eta", "bound", "average policy", "last policy"],
-        zip(times, rates.eta, rates.bound, average, last, strict=True),
-    )
-    show_table(
-        f"Exploitability after {iterations} steps (median)",
-        ["dynamic", "last policy", "average policy"],
-        [(curve.name, np.median(curve.last[-1]), np.median(curve.average[-1])) for curve in curves],
-    )
+    bounds = [
+        dict(zip(("T", "eta", "bound", "average policy", "last policy"), row, strict=True))
+        for row in zip(times, rates.eta, rates.bound, average, last, strict=True)
+    ]
+    dynamics = [
+        {
+            "dynamic": curve.name,
+            "last policy": np.median(curve.last[-1]),
+            "average policy": np.median(curve.average[-1]),
+        }
+        for curve in curves
+    ]
+    if as_json:
+        show_json({"rates": bounds, "dynamics": dynamics})
+    else:
+        show_table(
+            "Multiplicative weights, eta = sqrt(8 ln n / T): exploitability (average: worst game, last: median)",
+            list(bounds[0]),
+            [row.values() for row in bounds],
+        )
+        show_table(
+            f"Exploitability after {iterations} steps (median)",
+            list(dynamics[0]),
+            [row.values() for row in dynamics],
+        )
+    terminal = Terminal(as_json=as_json)
     if data is not None:
         _write_curves(data, rates, curves)
-        typer.echo(f"wrote the curves to {data}")
+        terminal.show(f"wrote the curves to {data}")
     if figure is not None:
         convergence.save(convergence.draw(rates, curves), figure)
-        typer.echo(f"wrote the figure to {figure}")
+        terminal.show(f"wrote the figure to {figure}")
     if simplex is not None:
         steps = min(iterations, 2000)
         paths = convergence.last_iterates(table.payoff, steps, initial=first, record=range(1, steps + 1, 4))
         winner = games.nash(table.payoff)
         convergence.save(convergence.draw_simplex(paths, names=table.names, winner=winner), simplex)
-        typer.echo(f"wrote the figure to {simplex}")
+        terminal.show(f"wrote the figure to {simplex}")
 
 
 def _write_curves(path: Path, rates: Any, curves: Any) -> None:
@@ -277,12 +295,14 @@ def strategies(
 
 
 @app.command(epilog="Example: sppo game policies runs/quickstart")
-def policies(runs: options.Runs, as_json: options.AsJson = False) -> None:
+def policies(runs: options.Runs, as_json: options.AsJson = False, quiet: options.Quiet = False) -> None:
     """Play the policies of one or more runs against each other: their Nash mixture, and how the others fare."""
     from sppo import game as games
     from sppo.compare import game as run_games
 
-    names, payoff, rivals, challenges = run_games.policies(runs, run_games.oracle_of(runs[0]).compare)
+    names, payoff, rivals, challenges = run_games.policies(
+        runs, run_games.oracle_of(runs[0]).compare, Terminal(quiet=quiet)
+    )
     game = games.empirical_game(payoff, names=names, challengers=challenges, challenger_names=rivals)
     if not as_json:
         show_matrix("Win rate of the row policy against the column policy", game.names, game.payoff)

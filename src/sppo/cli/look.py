@@ -24,6 +24,8 @@ def compare(
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     redo_stale: options.RedoStale = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run several algorithms on the same prompts, oracle and budget, and compare them over seeds.
 
@@ -40,7 +42,8 @@ def compare(
 
     folder = output or Path("compare") / recipe.stem
     overrides = read_overrides(set_)
-    comparison.compare(recipe, algorithms, seeds, overrides, folder, Terminal(), redo_stale=redo_stale)
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    comparison.compare(recipe, algorithms, seeds, overrides, folder, terminal, redo_stale=redo_stale)
 
 
 @app.command(rich_help_panel=options.LOOK, epilog="Example: sppo report runs/quickstart --watch 30")
@@ -51,6 +54,7 @@ def report(
     evaluations: list[Path] | None = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs")] = False,
     watch: Annotated[float | None, typer.Option(min=1, metavar="SECONDS")] = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write an HTML page about one run or several, finished or not; it works without a server or network.
 
@@ -68,8 +72,8 @@ def report(
     if watch is None:
         page.write(runs, target, evaluations=folders, all_pairs=all_pairs)
     else:
-        follow(runs, target, Terminal(), seconds=watch, evaluations=folders, all_pairs=all_pairs)
-    Terminal().say(f"the page is {target}")
+        follow(runs, target, Terminal(quiet=quiet), seconds=watch, evaluations=folders, all_pairs=all_pairs)
+    Terminal().show(f"the page is {target}")
 
 
 @app.command(rich_help_panel=options.LOOK, epilog="Example: sppo arena runs/quickstart --policies 1,3")

@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from sppo.api import read_recipe, run_folder
+from sppo.benchmarks.options import AsJson as AsJson
+from sppo.benchmarks.options import Quiet as Quiet
 from sppo.recipe import Recipe, read_overrides
 from sppo.rundir import storage
 from sppo.rundir.folder import RunFolder
@@ -60,7 +62,7 @@ PolicyArgument = Annotated[
     Path,
     typer.Argument(
         metavar="POLICY",
-        help="A run folder, whose last accepted policy is taken, or the folder of a policy or adapter.",
+        help="A run folder, whose last accepted policy is taken; the folder of one of its iterations (RUN/iter-2), of a policy or of an adapter; or a hub name.",
         callback=_local,
     ),
 ]
@@ -94,7 +96,6 @@ Iteration = Annotated[
         "--iteration", "-t", min=1, help="The iteration. [default: the first that lacks this stage]"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Clip = Annotated[
     float,
     typer.Option(help="Keep probabilities at least this far from 0 and 1 when log-odds are computed."),

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sppo.cli import options
 from sppo.cli.tables import show_intransitivity
@@ -29,6 +28,8 @@ def train_oracle(
     settings: Annotated[Path, typer.Argument(metavar="SETTINGS")],
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     set_: options.Overrides = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a PairRM on judged pairs; the same command again continues an interrupted training.
 
@@ -40,11 +41,12 @@ def train_oracle(
     from sppo.recipe import load_oracle_training, read_overrides
 
     folder = output or Path("oracles") / settings.stem
-    terminal = Terminal()
+    terminal = Terminal(quiet=quiet, as_json=as_json)
     result = training.train(load_oracle_training(settings, read_overrides(set_)), folder, terminal)
     if result:
         training.show(result, terminal)
-        terminal.say(
+        terminal.show_json(result)
+        terminal.show(
             f"\nThe PairRM is in {folder}; use it in a recipe as oracle: {{type: pairrm, model: {folder}}}"
         )
 
@@ -56,7 +58,7 @@ def convert_oracle(
     """Convert a PairRM's pytorch_model.bin to model.safetensors; only weights are loaded, no code is run."""
     from sppo.oracle.pairrm_checkpoint import convert_bin
 
-    Terminal().say(f"wrote {convert_bin(folder)}")
+    Terminal().show(f"wrote {convert_bin(folder)}")
 
 
 @oracle_app.command("inspect", epilog="Example: sppo oracle inspect runs/quickstart --per-prompt all.csv")
@@ -101,7 +103,7 @@ def inspect_oracle(
     show_intransitivity(measures.means(), as_json=as_json)
     if run_games.is_transitive(run):
         note = "note: this oracle gives each response one score, so its preferences are transitive by construction"
-        Terminal(Console(stderr=True)).say(note, "yellow")
+        Terminal().say(note, "yellow")
 
 
 @oracle_app.command("check", epilog="Example: sppo oracle check runs/quickstart")
@@ -114,6 +116,7 @@ def check_oracle(
     limit: Annotated[int, typer.Option(min=1)] = 200,
     tie: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Check an oracle's consistency under order, its length bias, near ties, cycles, truncated texts and speed.
 
@@ -130,6 +133,6 @@ def check_oracle(
     config = read_oracle(oracle)
     source = run or (Path(oracle) if (Path(oracle) / "recipe.yaml").is_file() else None)
     material = oracle_check.responses_for(source, responses, iteration, limit)
-    terminal = Terminal(Console(stderr=as_json))
+    terminal = Terminal(quiet=quiet, as_json=as_json)
     findings = oracle_check.check_oracle(config, material, terminal, run=source, tie=tie)
-    oracle_check.show(findings, Terminal(), as_json=as_json)
+    oracle_check.show(findings, terminal)

@@ -21,21 +21,30 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     system: str | None = None,
+    iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=0)] = None,
     set_: OpeningOverrides = None,
 ) -> None:
-    """Talk to a policy in the terminal; an empty line starts a new conversation, Ctrl-D ends.
+    """Talk to a policy in the terminal; /help lists what can be written there.
 
     Args:
         max_new_tokens: The longest response, in tokens.
         temperature: The sampling temperature; 0 always takes the most probable token.
         system: A system message to start each conversation with.
+        iteration: With a run: the policy that this iteration has trained; 0: the base policy. [default: the last accepted
+            policy]
         set_: How the policy is opened, by the recipe's keys: policy.trust_remote_code=true, policy.chat_template=FILE
             or prompts.system=merge. [default: as the recipe of the policy's run says]
     """
     from sppo.cli.conversation import converse
     from sppo.policy.opening import open_policy
+    from sppo.rundir.reader import RunReader
 
-    opened = open_policy(policy, read_overrides(set_))
+    overrides = read_overrides(set_)
+    if iteration is None:
+        opened = open_policy(policy, overrides)
+    else:
+        folder = RunReader(policy).named_policy(iteration).folder
+        opened = open_policy(folder, overrides, run=policy)
     converse(opened, Terminal(), max_new_tokens=max_new_tokens, temperature=temperature, system=system)
 
 
@@ -74,6 +83,6 @@ def export(
         raise RunError("--public works only with --push-to-hub")
     opened = open_policy(policy, read_overrides(set_))
     exported = exports.export(opened, out, model_card.card, dtype=dtype, max_shard_size=max_shard_size)
-    Terminal().say(f"{out}: {exports.describe(exported)}")
+    Terminal().show(f"{out}: {exports.describe(exported)}")
     if push_to_hub is not None:
-        Terminal().say(hub.push(out, push_to_hub, public=public))
+        Terminal().show(hub.push(out, push_to_hub, public=public))

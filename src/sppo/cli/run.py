@@ -30,6 +30,9 @@ def run(
     on: Annotated[str | None, typer.Option(metavar="PLACE")] = None,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None,
     report: bool = True,
+    iterations: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run all iterations of a recipe; the same command again continues an interrupted run.
 
@@ -40,17 +43,20 @@ def run(
         on: Where to compute: local, ray:ADDRESS, or NAME[:ADDRESS] of an installed plug-in. [default: local]
         ray: Compute on this Ray cluster, like --on ray:ADDRESS: HOST:PORT of its head node, or auto.
         report: Write RUN/report.html when the run ends.
+        iterations: The number of iterations, T; more than before continue a finished run. [default: as the recipe says]
     """
-    values, folder = options.open_run(recipe, run_dir, set_)
+    further = [] if iterations is None else [f"iterations={iterations}"]
+    values, folder = options.open_run(recipe, run_dir, [*(set_ or []), *further])
+    terminal = Terminal(quiet=quiet, as_json=as_json)
     if dry_run:
         from sppo.dry_run import read_rates, show
 
-        show(values, Terminal(), None if rates is None else read_rates(rates, tokens))
+        show(values, terminal, None if rates is None else read_rates(rates, tokens))
         return
     if on is not None and ray is not None:
         raise RunError(f"--ray {ray}: it stands for --on ray:{ray}; leave out --on {on}")
     place = on or ("local" if ray is None else f"ray:{ray}")
-    play(values, folder.path, Terminal(), on=place, redo_stale=redo_stale, report=report)
+    play(values, folder.path, terminal, on=place, redo_stale=redo_stale, report=report)
 
 
 @app.command(rich_help_panel=options.STAGES, epilog="Example: sppo sample runs/quickstart --best-of 16")
@@ -66,6 +72,7 @@ def sample(
     weights: Annotated[str | None, typer.Option(metavar="W,W,...")] = None,
     prompts: str | None = None,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Sample K responses to each prompt of an iteration; or the best of n, or from the averaged policy.
 
@@ -83,7 +90,7 @@ def sample(
                 raise RunError(f"{option} works only with --best-of or --mixture")
         if iteration == 0:
             raise RunError("--iteration 0: iterations are counted from 1; 0 is the base with --best-of only")
-        run_stage("sample", run, iteration, run_dir, set_, redo_stale)
+        run_stage("sample", run, iteration, run_dir, set_, redo_stale, quiet)
         return
     from sppo.benchmarks.run_samples import SampleRequest, sample_responses
 
@@ -100,8 +107,8 @@ def sample(
         iteration=iteration,
         prompts=prompts,
     )
-    terminal = Terminal()
-    terminal.say(str(sample_responses(values, folder.path, request, terminal, output)))
+    terminal = Terminal(quiet=quiet)
+    terminal.show(str(sample_responses(values, folder.path, request, terminal, output)))
 
 
 def run_stage(
@@ -111,6 +118,7 @@ def run_stage(
     run_dir: Path | None,
     overrides: list[str] | None,
     redo_stale: bool,
+    quiet: bool,
 ) -> None:
     """Run one stage of an iteration, the first unfinished iteration unless one is named."""
     values, folder = options.open_run(run, run_dir, overrides)
@@ -118,7 +126,7 @@ def run_stage(
         raise RunError(f"--iteration {iteration}: the recipe has {values.iterations} iterations")
     from sppo.stages import single
 
-    single.run_stage(values, folder, Terminal(), stage, iteration, redo_stale=redo_stale)
+    single.run_stage(values, folder, Terminal(quiet=quiet), stage, iteration, redo_stale=redo_stale)
 
 
 def stage_command(stage: str) -> Callable[..., None]:
@@ -130,8 +138,9 @@ def stage_command(stage: str) -> Callable[..., None]:
         run_dir: options.RunDir = None,
         set_: options.Overrides = None,
         redo_stale: options.RedoStale = False,
+        quiet: options.Quiet = False,
     ) -> None:
-        run_stage(stage, run, iteration, run_dir, set_, redo_stale)
+        run_stage(stage, run, iteration, run_dir, set_, redo_stale, quiet)
 
     return command
 

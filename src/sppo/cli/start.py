@@ -33,7 +33,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path()) -
             (files("sppo.cli.own") / name).read_text(encoding="utf-8"), encoding="utf-8"
         )
     enter = "" if folder == Path() else f"cd {folder}, then "
-    Terminal().say(f"wrote {' and '.join(OWN_FILES)}; to run them: {enter}sppo run own.yaml")
+    Terminal().show(f"wrote {' and '.join(OWN_FILES)}; to run them: {enter}sppo run own.yaml")
 
 
 @app.command(rich_help_panel=options.RUN, epilog="Example: sppo inputs, then sppo run real")

@@ -95,7 +95,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, float):
-        return f"{value:.4g}" if value == 0 or abs(value) >= 1e-4 else f"{value:.1e}"
+        return f"{value:z.4g}" if value == 0 or abs(value) >= 1e-4 else f"{value:.1e}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)

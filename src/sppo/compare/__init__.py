@@ -49,9 +49,11 @@ def compare(
         reason = play(run, [*reversed(runs[:number]), *runs[number + 1 :]], terminal, redo_stale=redo_stale)
         if reason is not None:
             stopped[run.folder.path.name] = reason
+        terminal.say(f"  {results.last_win_rate(run)}")
     comparison, played = results.gather(home, runs, stopped, terminal)
     write_json(home / "comparison.json", comparison)
     draw(comparison, played, home / "comparison.svg")
     results.show(terminal, comparison)
-    terminal.say(f"\nThe figure is in {home / 'comparison.svg'}, all values in {home / 'comparison.json'}.")
+    terminal.show_json(comparison)
+    terminal.show(f"\nThe figure is in {home / 'comparison.svg'}, all values in {home / 'comparison.json'}.")
     return comparison

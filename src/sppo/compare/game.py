@@ -10,6 +10,7 @@ from jaxtyping import Float
 from sppo import winrates
 from sppo.benchmarks.head_to_head.score import Compare, games
 from sppo.policy.chat_format import plain_text
+from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, keep_answers_in
 from sppo.rundir.folder import RunError
 from sppo.rundir.reader import RunReader, label
@@ -18,7 +19,7 @@ Array = winrates.Array
 
 
 def policies(
-    runs: Sequence[Path], compare: Compare
+    runs: Sequence[Path], compare: Compare, terminal: Terminal | None = None
 ) -> tuple[list[str], Float[Array, "prompts m m"], list[str], Float[Array, "prompts c m"]]:
     """The game between all evaluated policies of some runs, on the held-out prompts that the runs share.
 
@@ -28,6 +29,7 @@ def policies(
     Args:
         runs: the run folders; the last policy of the last run is the last strategy of the game.
         compare: the method of the oracle that compares the responses.
+        terminal: shows progress; None shows none.
 
     Returns:
         The names of the m policies, their win rates on each prompt, the names of the challengers, and the win rates
@@ -42,20 +44,24 @@ def policies(
         raise RunError(f"{', '.join(map(str, runs))}: these runs have no held-out prompt in common")
     counts = [min(len(responses[prompt][1]) for prompt in shared) for responses in by_policy]
     batches = []
-    for start in range(0, len(shared), _BATCH):
-        batch = shared[start : start + _BATCH]
-        texts = [
-            [responses[prompt][1][:n] for prompt in batch]
-            for responses, n in zip(by_policy, counts, strict=True)
-        ]
-        batches.append(games(compare, [by_policy[0][prompt][0] for prompt in batch], texts))
+    with (terminal or Terminal(quiet=True)).bar(
+        "game between the policies", len(shared), "prompts"
+    ) as advance:
+        for start in range(0, len(shared), _BATCH):
+            batch = shared[start : start + _BATCH]
+            texts = [
+                [responses[prompt][1][:n] for prompt in batch]
+                for responses, n in zip(by_policy, counts, strict=True)
+            ]
+            batches.append(games(compare, [by_policy[0][prompt][0] for prompt in batch], texts))
+            advance(len(batch))
     challengers = [f"{name}, best of {n}" for name, n in zip(names, counts, strict=True) if n > 1]
     keep = [index for index, n in enumerate(counts) if n > 1]
     payoff, best = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return names, payoff, challengers, best[:, keep]
 
 
-_BATCH = 64
+_BATCH = 16
 """The number of prompts that the oracle is asked about at a time."""
 
 

@@ -21,7 +21,7 @@ from sppo.benchmarks.head_to_head import score as head_to_head
 from sppo.benchmarks.results import show_table
 from sppo.compare.runs import Run
 from sppo.game import solve
-from sppo.progress import Advance, Terminal
+from sppo.progress import Advance, Terminal, counted_text
 from sppo.rundir.folder import RunError
 from sppo.rundir.reader import RunReader
 from sppo.rundir.tables import PromptRow
@@ -228,7 +228,7 @@ def show(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
     indices = range(len(names))
     winner = game["von_neumann_winner"]
     matrix = [[names[i], *(cell(i, j) for j in indices), f"{winner[i]:.3f}"] for i in indices]
-    terminal.say("")
+    terminal.show("")
     title = f"The last policies, with intervals over {over}; winner: the von Neumann winner, the mixture that none beats"
     show_table(terminal, ["P(row > column)", *names, "winner"], matrix, title)
 
@@ -244,9 +244,9 @@ def _row(name: str, row: Mapping[str, Any], is_by_oracle: bool) -> list[Any]:
         _ends(rates["seeds"]) if row["seeds"] > 1 else "",
         *([_mean(row.get("win_rate_vs_base_by_oracle"), ".3f")] if is_by_oracle else []),
         _mean(row["response_tokens"], ".1f"),
-        _mean(row["kl_to_base"], ".2f"),
-        _mean(row["log_ratio_winners"], "+.2f"),
-        _mean(row["log_ratio_losers"], "+.2f"),
+        _mean(row["kl_to_base"], "z.2f"),
+        _mean(row["log_ratio_winners"], "+z.2f"),
+        _mean(row["log_ratio_losers"], "+z.2f"),
         row["failed"] or "",
     ]
 
@@ -257,6 +257,13 @@ def _ends(interval: Mapping[str, float]) -> str:
 
 def _mean(measure: Mapping[str, float] | None, how: str) -> str:
     return "" if measure is None else format(measure["mean"], how)
+
+
+def last_win_rate(run: Run) -> str:
+    """The win rate of a run's last policy against the base, in words."""
+    rows = read(run).rows
+    rate = rows[-1]["win_rate_vs_base"]
+    return f"win rate against the base {rate['mean']:.3f} {_ends(rate)} after {counted_text(len(rows), 'iteration')}"
 
 
 def gather(

@@ -149,9 +149,9 @@ def play(run: Run, donors: Iterable[Run], terminal: Terminal, *, redo_stale: boo
     """
     share(run, donors, terminal)
     try:
-        selfplay.run(run.recipe, run.folder, terminal, redo_stale=redo_stale)
+        selfplay.run(run.recipe, run.folder, terminal.for_part(), redo_stale=redo_stale)
     except GuardStop as stopped:
-        terminal.say(f"{run.entry}, seed {run.seed}: {stopped}", "red")
+        terminal.warn(f"{run.entry}, seed {run.seed}: {stopped}", "red")
         return str(stopped)
     return None
 

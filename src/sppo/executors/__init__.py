@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Self
 
 from sppo import training
-from sppo.progress import Terminal
+from sppo.progress import Advance, Terminal
 from sppo.recipe import Recipe, RecipeError, registry
-from sppo.stages.jobs import Advance, ShardJob
+from sppo.stages.jobs import ShardJob
 from sppo.stages.models import Models
 from sppo.training import TrainingJob
 

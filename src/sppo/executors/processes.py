@@ -20,9 +20,10 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from sppo.progress import Advance
 from sppo.recipe import Recipe
 from sppo.rundir.folder import RunError
-from sppo.stages.jobs import Advance, ShardJob
+from sppo.stages.jobs import ShardJob
 from sppo.stages.models import Models
 
 ATTEMPTS = 2
@@ -175,7 +176,9 @@ def _answer(connection: Connection, job: ShardJob, models: Models) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             for number in job.make_each(
-                _numbers(connection), models, lambda count: connection.send(("units", count))
+                _numbers(connection),
+                models,
+                lambda count, note="": connection.send(("units", count)),
             ):
                 connection.send(("made", number))
         except Exception as error:

@@ -18,11 +18,11 @@ from typing import Any, Self, get_args
 
 from sppo.executors import Executor, missing_shards
 from sppo.executors.local import computes_with_a_model, count_workers, devices_of_an_engine
-from sppo.progress import Terminal
+from sppo.progress import Advance, Terminal
 from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in
 from sppo.rundir import storage
 from sppo.rundir.folder import RunError, write_text
-from sppo.stages.jobs import Advance, Kind, ShardJob
+from sppo.stages.jobs import Kind, ShardJob
 from sppo.stages.models import Models
 from sppo.training import TrainingJob
 

@@ -1,21 +1,17 @@
 """`sppo oracle check`: measures an oracle on the responses of a run or of a file."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.table import Table
-from rich.text import Text
-
 from sppo import oracle as oracles
 from sppo.oracle.behaviour import Check, check
 from sppo.policy import load as policies
 from sppo.policy.chat_format import as_messages, plain_text
 from sppo.policy.opening import load_chat
-from sppo.progress import Terminal, printable
+from sppo.progress import Terminal
 from sppo.reading import parse, regular
 from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in
 from sppo.rundir.folder import RunError
@@ -108,11 +104,9 @@ def check_oracle(
         )
 
 
-def show(found: Check, terminal: Terminal, *, as_json: bool) -> None:
-    """Print the measures as a table or as JSON."""
-    if as_json:
-        terminal.console.print_json(json.dumps(asdict(found)))
-        return
+def show(found: Check, terminal: Terminal) -> None:
+    """Print the measures."""
+    terminal.show_json(asdict(found))
     _print(terminal, "Answers", _answers(found))
     for name, of in found.orders.items():
         rows = {
@@ -134,19 +128,17 @@ def _answers(found: Check) -> dict[str, str]:
         f"near ties (|P - 1/2| < {found.tie:g})": f"{found.near_ties:.1%}",
         "triples of responses that go round": f"{found.cyclic_triples:.2%}",
         "mean P of the longer response": f"{found.longer_wins:.4f}",
-        "rank correlation of P with length": f"{found.length_correlation:+.3f}",
-        f"fitted length penalty (nats, scale {found.length_scale:g})": f"{found.length_penalty:+.4f}",
+        "rank correlation of P with length": f"{found.length_correlation:+z.3f}",
+        f"fitted length penalty (nats, scale {found.length_scale:g})": f"{found.length_penalty:+z.4f}",
         "pairs per second": f"{found.pairs_per_second:,.1f}",
     }
 
 
 def _print(terminal: Terminal, title: str, rows: dict[str, str]) -> None:
-    table = Table(title=Text(printable(title)), title_justify="left", show_header=False, box=None)
-    table.add_column()
-    table.add_column(justify="right")
+    widths = [max(map(len, column)) for column in (rows, rows.values())]
+    terminal.show(title, "italic")
     for name, value in rows.items():
-        table.add_row(Text(name), Text(value))
-    terminal.console.print(table)
+        terminal.show(f" {name.ljust(widths[0])}  {value.rjust(widths[1])}")
 
 
 def responses_for(run: Path | None, file: Path | None, iteration: int | None, limit: int) -> Material:

@@ -116,7 +116,8 @@ def open_policy(
     """Open a policy with the settings of its run.
 
     Args:
-        policy: a run folder (its last accepted policy), the folder of a policy or an adapter, or a hub name.
+        policy: a run folder (its last accepted policy), the folder of one of its iterations, of a policy or of an
+            adapter, or a hub name.
         overrides: values of :data:`KEYS`, which replace those of the run's recipe.
         run: the run that the policy belongs to; None: the run folder that it lies in, if it lies in one.
 

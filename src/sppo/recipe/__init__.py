@@ -29,7 +29,7 @@ from sppo.recipe.oracle_training import OracleTraining
 from sppo.recipe.presets import PRESETS
 from sppo.recipe.renamed import current_key, with_current_keys
 from sppo.recipe.sampling import Sampling, SamplingConfig
-from sppo.recipe.section import RecipeError, Section
+from sppo.recipe.section import RecipeError, Section, Trackers
 from sppo.recipe.training import Lora, Training
 from sppo.recipe.workers import Workers
 from sppo.recipe.yaml_values import read_overrides, read_value, write_value
@@ -99,8 +99,8 @@ class Recipe(Section):
     """Prompts in one shard, the most that an interruption can lose."""
     cpu_threads: int | None = Field(None, ge=1, le=1024)
     """Threads that torch uses on a CPU; None leaves the choice to torch. Small models are fastest with 1."""
-    report_to: list[str] = Field(default_factory=list)
-    """Transformers' experiment trackers, e.g. [wandb]."""
+    report_to: Trackers = Field(default_factory=list)
+    """Transformers' experiment trackers, e.g. wandb, or [wandb, tensorboard]."""
 
     @field_validator("oracle")
     @classmethod
@@ -315,6 +315,9 @@ def dump(recipe: Recipe) -> str:
 
 def _overridden(mapping: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     merged = with_current_keys(mapping)
+    if isinstance(merged.get("algorithm"), Mapping):
+        # the type that is meant, so that an override by another type replaces the whole section
+        merged["algorithm"] = {**_DEFAULT_ALGORITHM, **merged["algorithm"]}
     for dotted, value in (overrides or {}).items():
         for key in reversed(current_key(dotted).split(".")):
             value = {key: value}

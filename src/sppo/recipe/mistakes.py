@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from sppo.recipe.registered import Registered
 from sppo.recipe.registry import nearest, unknown
+from sppo.recipe.trl_names import answer
 
 _MAPPING = "a mapping of keys to values"
 _EXPECTED = {
@@ -177,7 +178,22 @@ def _right_key(place: _Place, root: Any, value: Any) -> str:
     if place.holder is root and elsewhere:
         return f"did you mean `{elsewhere[0]}`?"
     near = nearest(key, known)
+    foreign = answer(key, lambda dotted: _has_key(root, value, dotted))
+    if foreign is not None:
+        return foreign
     return f"did you mean `{near}`?" if near else f"known here: {', '.join(sorted(known))}"
+
+
+def _has_key(root: Any, value: Any, dotted: str) -> bool:
+    """Whether a recipe can hold a dotted key; the keys of a registered section depend on its type."""
+    annotation = _resolved(root, value)
+    for key in dotted.split("."):
+        annotation = _fields(annotation).get(key)
+        if annotation is None:
+            return False
+        value = _inside(value, key)
+        annotation = _resolved(annotation, value or {})
+    return True
 
 
 def _shorten(value: Any) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sppo.recipe.section import Section
+from sppo.recipe.section import Section, Trackers
 
 
 class Pairs(Section):
@@ -95,5 +95,5 @@ class OracleTraining(Section):
     """The largest number of tokens of a response, which may also use half of the tokens that its prompt leaves."""
     training: PairTraining = PairTraining.model_validate({})
     cpu_threads: int | None = Field(None, ge=1, le=1024)
-    report_to: list[str] = Field(default_factory=list)
+    report_to: Trackers = Field(default_factory=list)
     """Transformers' trackers that metrics are reported to."""

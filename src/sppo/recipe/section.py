@@ -1,6 +1,8 @@
 """The base class of all recipe sections, with strict fields, and the error that recipes raise."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class RecipeError(ValueError):
@@ -18,3 +20,13 @@ class Section(BaseModel):
         protected_namespaces=(),
         validate_default=True,
     )
+
+
+def _as_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [] if value == "none" else [value]
+    return value
+
+
+Trackers = Annotated[list[str], BeforeValidator(_as_list)]
+"""Names of transformers' trackers; one name may stand by itself, and `none` stands for none."""

@@ -23,7 +23,7 @@ def reported(run: Path, terminal: Terminal, stopped: type[Exception]) -> Iterato
         _write(run, terminal)
         raise
     if _is_current(run):
-        terminal.say(f"The report is {run / 'report.html'}")
+        terminal.show(f"The report is {run / 'report.html'}")
     else:
         _write(run, terminal)
 
@@ -44,4 +44,4 @@ def _write(run: Path, terminal: Terminal) -> None:
     except (ValueError, OSError) as error:
         terminal.say(f"note: no report could be written: {error}", "yellow")
     else:
-        terminal.say(f"The report is {run / 'report.html'}")
+        terminal.show(f"The report is {run / 'report.html'}")

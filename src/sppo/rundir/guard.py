@@ -185,9 +185,9 @@ def enforce(guard: Guard, alarms: Sequence[str], iteration: int, run: Path, term
     """
     if not alarms:
         return
-    terminal.say(f"\nWARNING: iteration {iteration} has failed:", "bold red")
+    terminal.warn(f"\nWARNING: iteration {iteration} has failed:", "bold red")
     for reason in alarms:
-        terminal.say(f"  - {reason}", "red")
+        terminal.warn(f"  - {reason}", "red")
     if guard.on_failure == "stop":
         raise GuardStop(
             f"stopped after iteration {iteration}: {'; '.join(alarms)}. Everything is kept in {storage.shown(run)}."
@@ -195,7 +195,7 @@ def enforce(guard: Guard, alarms: Sequence[str], iteration: int, run: Path, term
             " from here with --set guard.on_failure=keep or fall_back"
         )
     kept = "it is kept" if guard.on_failure == "keep" else "the run falls back to the previous policy"
-    terminal.say(f"  guard.on_failure is {guard.on_failure}: {kept}\n", "red")
+    terminal.warn(f"  guard.on_failure is {guard.on_failure}: {kept}\n", "red")
 
 
 GROWTH = 1.5

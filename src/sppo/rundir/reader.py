@@ -353,9 +353,10 @@ def last_policy(path: Path) -> Path | None:
 
 
 def run_and_iteration(policy: Path) -> tuple[Path, int] | None:
-    """The run folder and the iteration that a policy's folder belongs to by its path; None for any other folder."""
-    number = _number(policy.parent.name)
-    return None if policy.name != "policy" or number is None else (policy.parent.parent, number)
+    """The run folder and the iteration that a policy's folder, or an iteration's, belongs to by its path; None for others."""
+    home = policy.parent if policy.name == "policy" else policy
+    number = _number(home.name)
+    return None if number is None else (home.parent, number)
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

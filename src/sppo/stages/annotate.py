@@ -12,10 +12,11 @@ from jaxtyping import Bool
 from sppo import randomness
 from sppo.oracle import Comparison
 from sppo.oracle.opponents import opponents
+from sppo.progress import Advance
 from sppo.rundir.records import append_line
 from sppo.rundir.shards import read_shard
 from sppo.rundir.tables import PreferencesRow, ResponsesRow, read_rows, to_table
-from sppo.stages.jobs import Advance, Work
+from sppo.stages.jobs import Work
 from sppo.stages.models import Models
 from sppo.stages.run import Run
 from sppo.stages.sample import Sample

@@ -14,11 +14,12 @@ import pyarrow as pa
 
 from sppo import randomness
 from sppo.benchmarks.head_to_head.score import across, interval, win_rates_against
+from sppo.progress import Advance
 from sppo.recipe import Recipe
 from sppo.rundir.folder import StageFolder
 from sppo.rundir.tables import EvaluationRow, ResponsesRow, WinRate, read_rows, to_table
 from sppo.stages.annotate import ORACLE_PROMPTS
-from sppo.stages.jobs import Advance, Work
+from sppo.stages.jobs import Work
 from sppo.stages.models import Models
 from sppo.stages.prompts import Prompts
 from sppo.stages.run import HELD_OUT, PolicyState, Run

@@ -4,17 +4,17 @@ A process that makes shards has models of its own (:class:`sppo.stages.models.Mo
 which order shards are made (:mod:`sppo.executors`); the rows do not depend on it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import pyarrow as pa
 
+from sppo.progress import Advance, unseen
 from sppo.rundir.folder import Shard
 from sppo.stages.models import Models
 
-Advance = Callable[[int], None]
 Kind = Literal["sample", "annotate", "select", "evaluate"]
 
 
@@ -68,14 +68,12 @@ class ShardJob:
     shards: Sequence[Shard]
     units: Sequence[int]
 
-    def make(self, number: int, models: Models, advance: Advance = lambda count: None) -> None:
+    def make(self, number: int, models: Models, advance: Advance = unseen) -> None:
         """Compute shard `number` and publish it."""
         for _ in self.make_each([number], models, advance):
             pass
 
-    def make_each(
-        self, numbers: Iterable[int], models: Models, advance: Advance = lambda count: None
-    ) -> Iterator[int]:
+    def make_each(self, numbers: Iterable[int], models: Models, advance: Advance = unseen) -> Iterator[int]:
         """Compute several shards, and yield the number of each as soon as it is published.
 
         Args:

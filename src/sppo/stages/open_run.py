@@ -40,11 +40,12 @@ def open_run(
     recipe = _keep_parts(recipe, folder, terminal)
     run = Run(recipe, folder, terminal, executor or Local(recipe))
     planned = planned_files(run)
+    done = _done(run, planned)
     stale = [stage for stage in planned if stage.is_stale()]
     if stale and not redo_stale:
         raise StaleRun(_why_stale(run, stale))
     _say_what_is_damaged(run, planned)
-    unfinished = bool(stale) or not all(stage.is_done() for stage in planned)
+    unfinished = bool(stale) or not all(done)
     if unfinished:
         check(run)
         if not all(stage.is_done() for prompts in all_prompts(run) for stage in prompts.all_files()):
@@ -82,6 +83,18 @@ def _keep_parts(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> Recipe
         "yellow",
     )
     return recipe.model_copy(update={"prompts": prompts.model_copy(update={"parts": parts})})
+
+
+def _done(run: Run, planned: Sequence[StageFolder]) -> list[bool]:
+    """Whether each stage is done. Large files take long to check, so a run that was begun before shows a bar."""
+    if not (run.folder.path / "recipe.yaml").is_file():
+        return [stage.is_done() for stage in planned]
+    done = []
+    with run.terminal.bar(f"checking {storage.shown(run.folder.path)}", len(planned), "stages") as advance:
+        for stage in planned:
+            done.append(stage.is_done())
+            advance(1)
+    return done
 
 
 def _say_what_is_damaged(run: Run, planned: Sequence[StageFolder]) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from sppo.benchmarks.head_to_head.score import repetition
+from sppo.progress import Advance
 from sppo.rundir.tables import PromptRow, ResponseRecord, ResponsesRow, read_rows, to_table
 from sppo.sampling import PromptBatch, Response
 from sppo.sampling.stop_strings import StopStrings
-from sppo.stages.jobs import Advance, Work
+from sppo.stages.jobs import Work
 from sppo.stages.models import Models
 from sppo.stages.prompts import Prompts
 from sppo.stages.run import PolicyState, Run

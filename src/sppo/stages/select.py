@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sppo import randomness, winrates
+from sppo.progress import Advance
 from sppo.recipe import Algorithm
 from sppo.rundir.folder import RunError
 from sppo.rundir.guard import LOUD_SHARE, untrained
@@ -24,7 +25,7 @@ from sppo.rundir.tables import (
 )
 from sppo.selection import select
 from sppo.stages.annotate import Annotate
-from sppo.stages.jobs import Advance, Work
+from sppo.stages.jobs import Work
 from sppo.stages.models import Models, Scorer
 from sppo.stages.prompts import Prompts
 from sppo.stages.run import PolicyState, Run
@@ -344,7 +345,7 @@ class Select(ShardedStage):
             )
         missing = untrained({"prompts": len(counts), "trained_prompts": prompts}, LOUD_SHARE)
         if missing is not None:
-            self.run.terminal.say(f"WARNING: iteration {self.iteration}: {missing}", "bold yellow")
+            self.run.terminal.warn(f"WARNING: iteration {self.iteration}: {missing}")
         return {
             "trained_prompts": prompts,
             "trained_responses": sum(counts),

@@ -45,8 +45,9 @@ def run_stage(
             first = iteration is None and (lacks_it or planned.number == recipe.iterations)
             if planned.number == iteration or first:
                 stage = _make(run, planned, name)
-                terminal.say(f"{stage.files.title}: done, in {stage.files.folder}")
+                terminal.show(f"{stage.files.title}: done, in {stage.files.folder}")
                 if name == "evaluate" and summary.count == planned.number - 1:
+                    summary.show_row(planned)
                     summary.add(planned)
                     enforce(recipe.guard, planned.alarms, planned.number, folder.path, terminal)
                 return

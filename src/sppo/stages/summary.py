@@ -1,31 +1,22 @@
 """The figures of a run: the row that is shown after each iteration, summary.json, and three examples at the end."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from sppo import randomness
-from sppo.progress import printable
+from sppo.progress import counted_text, printable
 from sppo.rundir import storage
 from sppo.rundir.reader import read_summary
 from sppo.rundir.records import read_record, write_record
-from sppo.rundir.summary import STAGES, oracle_counts, seconds, settings_text
+from sppo.rundir.summary import oracle_counts, seconds, settings_text
 from sppo.rundir.tables import ResponsesRow, read_rows
 from sppo.stages.evaluate import Evaluate, evaluate_base, evaluating_oracles
 from sppo.stages.iterations import Iteration
+from sppo.stages.iterations_table import IterationsTable
 from sppo.stages.prompts import all_prompts
 from sppo.stages.run import HELD_OUT, Run
 
-_COLUMNS = (
-    ("iteration", 9),
-    ("vs base", 20),
-    ("vs previous", 20),
-    ("tokens", 6),
-    ("KL", 5),
-    ("truncated", 9),
-    ("trained on", 12),
-    (f"seconds ({'+'.join(STAGES)})", 0),
-)
-_BY_ORACLE = ("vs base by oracle", 20)
 _MEASURES = (
     "win_rate_vs_base",
     "win_rate_vs_previous",
@@ -47,89 +38,91 @@ class Summary:
         self.run = run
         self.played: list[Iteration] = []
         self.base = evaluate_base(run)
+        self._table = IterationsTable(by_oracle=len(evaluating_oracles(run.recipe)) > 1)
+        # A finished run shows the whole table once; a run in progress shows each row as soon as it is known.
+        self._shows_progress = len(self._known()) < run.recipe.iterations
 
     @property
     def count(self) -> int:
         """The number of iterations that have been added."""
         return len(self.played)
 
-    def show_header(self) -> None:
-        """Explain the table, and show its head and the base policy's row."""
-        recipe, terminal = self.run.recipe, self.run.terminal
-        held_out, *trained = [prompts.record()["prompts"] for prompts in all_prompts(self.run)]
-        k = f"K = {recipe.sampling.k}; " if recipe.algorithm.samples else ""
-        terminal.say(
-            f"{recipe.policy.model}: {recipe.iterations} iterations over {' + '.join(map(str, trained))} prompts,"
-            f" {k}{settings_text(recipe.algorithm)}.\n{self._measured(held_out)};\ntokens per response, KL to the"
-            " base in nats per response, share of responses truncated at the limit,\nprompts that were trained on.\n"
-        )
-        if (
-            recipe.evaluation.oracle is not None
-            and recipe.oracle is not None
-            and recipe.algorithm.preferences
-        ):
-            terminal.say(
-                f"Self-play learns from the {recipe.oracle.type} oracle, whose own win rates stand beside those of the"
-                " held-out oracle.\n"
-            )
-        columns = self._columns()
-        terminal.say(_line([title for title, _ in columns], columns), "bold")
-        empty = [""] * (len(columns) - 6)
-        record = self.base.record()
-        terminal.say(
-            _line(["base", *empty, *_response_cells(record, kl=None), "", self._seconds(HELD_OUT)], columns)
-        )
-
-    def _measured(self, held_out: int) -> str:
-        recipe = self.run.recipe
-        if not evaluating_oracles(recipe):
-            return f"There is no oracle, hence no win rates. Measured on the responses to {held_out} held-out prompts"
-        oracle = recipe.needed_held_out_oracle("win rates")
-        held_out_oracle = "held-out " if recipe.evaluation.oracle is not None else ""
-        return (
-            f"Win rates by the {held_out_oracle}{oracle.type} oracle on {held_out} held-out prompts, with {recipe.evaluation.confidence:.0%} intervals by"
-            " bootstrap over prompts"
-        )
+    def show_head(self) -> None:
+        """Show the head of the table, and the base policy's row."""
+        if self._shows_progress:
+            self.run.terminal.say(self._table.head(), "bold")
+            self.run.terminal.say(self._base_row())
 
     def add(self, iteration: Iteration, *, show: bool = True) -> None:
         """Show the row of an iteration, and write summary.json unless it holds later iterations already."""
         self.played.append(iteration)
         if not show:
             return
-        run, record = self.run, iteration.measures
-        trained = record["trained"]
-        by_oracle = [_interval_cell(record["by_oracle"]["win_rate_vs_base"])] if "by_oracle" in record else []
-        cells = [
-            str(iteration.number),
-            _interval_cell(record.get("win_rate_vs_base")),
-            _interval_cell(record.get("win_rate_vs_previous")),
-            *by_oracle,
-            *_response_cells(record, kl=record["kl_to_base"]),
-            f"{trained['trained_prompts']} of {trained['prompts']}",
-            self._seconds(iteration.number),
-        ]
-        run.terminal.say(_line(cells, self._columns()))
-        self._note_truncated_texts(iteration.number)
-        if record["missing_end_of_turn"]:
-            run.terminal.say(
-                f"note: {record['missing_end_of_turn']} held-out responses ended without the template's end of turn",
-                "yellow",
-            )
-        for warning in iteration.warnings:
-            run.terminal.say(f"WARNING: iteration {iteration.number}: {warning}", "bold yellow")
-        known = (read_summary(run.folder.path) or {}).get("iterations", [])
-        if len(self.played) > len(known):
+        if self._shows_progress:
+            self.run.terminal.say(self._row(iteration))
+            for note in self._notes(iteration):
+                self.run.terminal.say(f"note: {note}", "yellow")
+            for warning in iteration.warnings:
+                self.run.terminal.warn(f"WARNING: iteration {iteration.number}: {warning}")
+        if len(self.played) > len(self._known()):
             self.write()
 
-    def _note_truncated_texts(self, number: int) -> None:
-        counted = oracle_counts(self.run.folder, number)
-        for kind in ("prompts", "responses", "texts"):
-            if counted.get(f"{kind}_truncated"):
-                self.run.terminal.say(
-                    f"note: {counted[f'{kind}_truncated']} of {counted[kind]} {kind} were longer than the oracle's limit"
-                    " and truncated there",
-                    "yellow",
+    def show_row(self, iteration: Iteration) -> None:
+        """Show the row of an iteration by itself, as the result of its evaluation."""
+        self.run.terminal.show(self._table.head(), "bold")
+        self.run.terminal.show(self._row(iteration))
+
+    def _notes(self, iteration: Iteration) -> Iterator[str]:
+        counted = oracle_counts(self.run.folder, iteration.number)
+        for kind in ("prompt", "response", "text"):
+            if truncated := counted.get(f"{kind}s_truncated"):
+                yield (
+                    f"{truncated:,} of {counted_text(counted[f'{kind}s'], kind)} exceeded the oracle's limit and were"
+                    " truncated there"
                 )
+        if missing := iteration.measures["missing_end_of_turn"]:
+            yield f"{counted_text(missing, 'held-out response')} ended without the template's end of turn"
+
+    def _known(self) -> list[Any]:
+        return list((read_summary(self.run.folder.path) or {}).get("iterations", []))
+
+    def _row(self, iteration: Iteration) -> str:
+        spent = sum(seconds(self.run.folder, iteration.number).values())
+        return self._table.row(iteration.number, iteration.measures, spent)
+
+    def _base_row(self) -> str:
+        return self._table.base(self.base.record(), sum(seconds(self.run.folder, HELD_OUT).values()))
+
+    def _introduction(self) -> str:
+        """What was run, and what the columns of the table mean."""
+        recipe = self.run.recipe
+        held_out, *trained = [prompts.record()["prompts"] for prompts in all_prompts(self.run)]
+        k = f"K = {recipe.sampling.k}; " if recipe.algorithm.samples else ""
+        counts = " + ".join(map(str, trained))
+        noun = "prompt" if trained == [1] else "prompts"
+        said = [
+            f"{recipe.policy.model}: {counted_text(recipe.iterations, 'iteration')} over {counts} {noun},"
+            f" {k}{settings_text(recipe.algorithm)}."
+        ]
+        held_out_prompts = counted_text(held_out, "held-out prompt")
+        if not evaluating_oracles(recipe):
+            said.append(f"There is no oracle, hence no win rates. Measured on {held_out_prompts}:")
+        else:
+            oracle = recipe.needed_held_out_oracle("win rates")
+            kind = "held-out " if recipe.evaluation.oracle is not None else ""
+            said.append(
+                f"Win rates by the {kind}{oracle.type} oracle on {held_out_prompts}, with"
+                f" {recipe.evaluation.confidence:.0%} intervals by bootstrap over prompts below them;"
+            )
+        if self._table.by_oracle and recipe.oracle is not None:
+            said.append(
+                f"by oracle: the win rate against the base by the {recipe.oracle.type} oracle that self-play learns from;"
+            )
+        said.append(
+            "tokens per response, KL to the base in nats per response, share of responses truncated at the limit, and"
+            " the seconds that the iteration took."
+        )
+        return textwrap.fill(" ".join(said), 80, break_on_hyphens=False)
 
     def write(self) -> dict[str, Any]:
         """Write summary.json for the iterations so far, and each row into the metrics.jsonl of its iteration."""
@@ -186,22 +179,26 @@ class Summary:
         }
 
     def finish(self) -> dict[str, Any]:
-        """Show three examples of before and after, and where the policy lies."""
+        """Show the whole table with its warnings, three examples of before and after, and where the policy lies."""
         terminal, content = self.run.terminal, self.write()
+        terminal.show(f"{self._introduction()}\n")
+        terminal.show(self._table.head(), "bold")
+        terminal.show(self._base_row())
+        for iteration in self.played:
+            terminal.show(self._row(iteration))
+        for iteration in self.played:
+            for note in self._notes(iteration):
+                terminal.show(f"note: iteration {iteration.number}: {note}", "yellow")
+            for warning in (*iteration.alarms, *iteration.warnings):
+                terminal.show(f"WARNING: iteration {iteration.number}: {warning}", "bold yellow")
         for example in content["examples"]:
-            terminal.say(f"\nprompt  {_shown(example['prompt'])}", "bold")
-            terminal.say(f"before  {_shown(example['before'])}")
-            terminal.say(f"after   {_shown(example['after'])}", "green")
+            terminal.show(f"\nprompt  {_shown(example['prompt'])}", "bold")
+            terminal.show(f"before  {_shown(example['before'])}")
+            terminal.show(f"after   {_shown(example['after'])}", "green")
         shown = storage.shown(self.run.folder.path)
-        terminal.say(f"\nThe policy is in {content['policy']}; talk to it with: sppo chat {shown}")
+        terminal.show(f"\nThe policy is in {content['policy']}; talk to it with: sppo chat {shown}")
+        terminal.show_json(content)
         return content
-
-    def _columns(self) -> tuple[tuple[str, int], ...]:
-        beside = (_BY_ORACLE,) if len(evaluating_oracles(self.run.recipe)) > 1 else ()
-        return (*_COLUMNS[:3], *beside, *_COLUMNS[3:])
-
-    def _seconds(self, iteration: int) -> str:
-        return " + ".join(f"{value:.0f}" for value in seconds(self.run.folder, iteration).values())
 
 
 def _examples(base: Evaluate, after: Evaluate, *, seed: int) -> list[dict[str, str]]:
@@ -219,24 +216,6 @@ def _examples(base: Evaluate, after: Evaluate, *, seed: int) -> list[dict[str, s
             "after": later.texts[0],
         }
         for before, later in zip(*chosen, strict=True)
-    ]
-
-
-def _line(cells: list[str], columns: Sequence[tuple[str, int]]) -> str:
-    return "  ".join(cell.ljust(width) for cell, (_, width) in zip(cells, columns, strict=True)).rstrip()
-
-
-def _interval_cell(interval: Mapping[str, float] | None) -> str:
-    if interval is None:
-        return ""
-    return f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
-
-
-def _response_cells(record: Mapping[str, Any], kl: float | None) -> list[str]:
-    return [
-        f"{record['response_tokens']:.1f}",
-        "" if kl is None else f"{kl:.2f}",
-        f"{record['truncated_share']:.1%}",
     ]
 
 

@@ -4,11 +4,13 @@ import dataclasses
 import importlib.util
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sppo import recipe
 from sppo.policy import adapter as adapters
+from sppo.progress import Advance, unseen
 from sppo.training.schedule import Steps, plan
 
 # On CPUs with bfloat16 products, bitsandbytes warns that a kernel for 4-bit inference could be downloaded; it is not used here.
@@ -138,16 +140,21 @@ def check(settings: recipe.Training, report_to: list[str], quantization: str | N
             raise recipe.RecipeError(f"report_to: {tracker!r} is not installed; pip install {tracker}")
 
 
+def loss_text(figures: Mapping[str, Any]) -> str:
+    """The loss among the figures of a step, as the progress bar shows it; empty if there is none."""
+    return f"loss {figures['loss']:.4g}" if isinstance(figures.get("loss"), float) else ""
+
+
 def train(
     job: TrainingJob,
-    on_step: Callable[[int], None] = lambda count: None,
+    on_step: Advance = unseen,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Run a training job, in this process or in one process for each device.
 
     Args:
         job: the training to run.
-        on_step: called with the number of optimiser steps that were just taken.
+        on_step: called with the number of optimiser steps that were just taken, and with the loss in words.
         say: called with messages for the user.
 
     Raises:

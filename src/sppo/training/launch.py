@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+from sppo.progress import Advance
 from sppo.reading import parse, read_mapping
 from sppo.rundir import storage
-from sppo.training import TrainingJob
+from sppo.training import TrainingJob, loss_text
 from sppo.training.interruption import NOTICE
 
 _END = signal.SIGUSR1
@@ -26,9 +27,7 @@ SHUTDOWN_SECONDS = 600
 """The time that an interrupted worker has to finish its step and write a checkpoint."""
 
 
-def train_in_processes(
-    job: TrainingJob, count: int, on_step: Callable[[int], None], say: Callable[[str], None]
-) -> None:
+def train_in_processes(job: TrainingJob, count: int, on_step: Advance, say: Callable[[str], None]) -> None:
     """Run a job in `count` processes, which end when this process ends.
 
     Raises:
@@ -94,7 +93,7 @@ def _wait(process: subprocess.Popen[bytes], say: Callable[[str], None]) -> int:
 
 
 @contextlib.contextmanager
-def steps_reported(job: TrainingJob, on_step: Callable[[int], None]) -> Iterator[None]:
+def steps_reported(job: TrainingJob, on_step: Advance) -> Iterator[None]:
     """Within the block, call `on_step` for the steps that appear in the metrics file."""
     finished = threading.Event()
     thread = threading.Thread(target=_report_steps, args=(job, finished, on_step), daemon=True)
@@ -106,13 +105,13 @@ def steps_reported(job: TrainingJob, on_step: Callable[[int], None]) -> Iterator
         thread.join()
 
 
-def _report_steps(job: TrainingJob, finished: threading.Event, on_step: Callable[[int], None]) -> None:
+def _report_steps(job: TrainingJob, finished: threading.Event, on_step: Advance) -> None:
     metrics = Path(job.metrics)
     reported = job.begun
     last = False
     while not last:
         last = finished.wait(0.5)
-        steps = [reported]
+        steps, loss = [reported], ""
         with contextlib.suppress(
             storage.StorageError
         ):  # the progress bar waits until the storage answers again
@@ -120,9 +119,11 @@ def _report_steps(job: TrainingJob, finished: threading.Event, on_step: Callable
         if metrics.is_file():
             for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError, AttributeError):  # an incomplete line
-                    steps.append(int(parse(line).get("step", 0)))
+                    record = parse(line)
+                    steps.append(int(record.get("step", 0)))
+                    loss = loss_text(record) or loss
         if max(steps) > reported:
-            on_step(max(steps) - reported)
+            on_step(max(steps) - reported, loss)
             reported = max(steps)
 
 

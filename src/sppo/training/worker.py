@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from sppo import randomness
 from sppo.policy import load as policy
 from sppo.policy.saving import save_model
 from sppo.policy.tokenizer_files import copy_tokenizer
+from sppo.progress import Advance, unseen
 from sppo.rundir.records import append_line
-from sppo.training import TrainingJob, lora, optimizer, sharding
+from sppo.training import TrainingJob, lora, loss_text, optimizer, sharding
 from sppo.training.checkpoints import Checkpoints
 from sppo.training.examples import StepBatches, check, read
 from sppo.training.interruption import Interruption
@@ -30,9 +31,7 @@ from sppo.training.output_head import causal_model
 from sppo.training.trainer import SelfPlayTrainer
 
 
-def run(
-    job: TrainingJob, interruption: Interruption, on_step: Callable[[int], None] = lambda count: None
-) -> None:
+def run(job: TrainingJob, interruption: Interruption, on_step: Advance = unseen) -> None:
     """Train pi_{t+1} and save it to the job's output folder."""
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     settings = job.settings
@@ -199,7 +198,7 @@ def _tracker_folder(folder: Path) -> Iterator[None]:
 class _Report(TrainerCallback):  # type: ignore[misc]
     """Writes each line of the log to the metrics file, and reports each step."""
 
-    def __init__(self, metrics: Path, on_step: Callable[[int], None]) -> None:
+    def __init__(self, metrics: Path, on_step: Advance) -> None:
         self.metrics = metrics
         self.on_step = on_step
 
@@ -209,6 +208,7 @@ class _Report(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and "loss" in logs:
             append_line(self.metrics, {"stage": "train", "step": state.global_step, **logs})
+            self.on_step(0, loss_text(logs))
 
 
 def main(path: str) -> None:

@@ -50,7 +50,6 @@ class AlpacaEval:
         from sppo.benchmarks.alpaca_eval import play
         from sppo.benchmarks.alpaca_eval.files import read_length_control
         from sppo.benchmarks.alpaca_eval.judge import PROMPT, read_prompt
-        from sppo.progress import Terminal
         from sppo.rundir.folder import RunError
 
         participants = common.participants()
@@ -71,7 +70,7 @@ class AlpacaEval:
                 rows += [benchmark.evaluate(participant) for participant in participants]
                 usage = server.endpoint.usage if server else None
                 results.save_all(evaluation.home, AlpacaEval.name, rows, evaluation.terminal, usage)
-        results.show_table(Terminal(), *AlpacaEval.table(rows))
+        common.show(AlpacaEval.table(rows), rows)
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

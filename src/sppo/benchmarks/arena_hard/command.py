@@ -30,7 +30,6 @@ class ArenaHard:
         from sppo.benchmarks import results
         from sppo.benchmarks.arena_hard import play
         from sppo.benchmarks.arena_hard.judge import PROMPT, read_prompt
-        from sppo.progress import Terminal
 
         participants = common.participants()
         options.require_policies_or_judgments(participants, judgments)
@@ -45,7 +44,7 @@ class ArenaHard:
                 results.save_all(
                     evaluation.home, ArenaHard.name, rows, evaluation.terminal, judge.endpoint.usage
                 )
-        results.show_table(Terminal(), *ArenaHard.table(rows))
+        common.show(ArenaHard.table(rows), rows)
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

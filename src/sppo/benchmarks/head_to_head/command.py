@@ -1,6 +1,7 @@
 """`sppo evaluate head-to-head`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +45,6 @@ class HeadToHead:
         """Compare policies and files of outputs on the same prompts, or show people's votes."""
         from sppo.benchmarks import participants
         from sppo.benchmarks.head_to_head import play
-        from sppo.progress import Terminal
         from sppo.recipe import PromptSource
         from sppo.rundir.folder import RunError
 
@@ -53,12 +53,14 @@ class HeadToHead:
                 raise RunError(
                     "--votes: votes say who is compared, and by whom; name neither policies nor --oracle"
                 )
-            play.show(Terminal(), play.of_votes(votes, confidence=confidence, seed=common.seed))
+            play.show(common.terminal, play.of_votes(votes, confidence=confidence, seed=common.seed))
             return
         if not common.policies:
             raise RunError("head to head needs at least two policies or files of outputs, or --votes")
-        compared = common.participants()
         run = next((run for run in map(participants.run_of, common.policies) if run is not None), None)
+        if run is not None and len(common.policies) == 1:  # its policies against each other
+            common = replace(common, every_iteration=True)
+        compared = common.participants()
         if oracle is None and run is None:
             raise RunError("no oracle: name one with --oracle, e.g. --oracle '{type: pairrm, model: PATH}'")
         config = options.read_oracle(oracle or str(run))
@@ -67,10 +69,10 @@ class HeadToHead:
             asked = play.read_prompts(PromptSource.model_validate({"source": prompts}))
         elif run is not None and all(participant.is_policy for participant in compared):
             asked = participants.held_out_prompts(run)
-        with common.evaluation(HeadToHead.name) as evaluation:
+        with common.evaluation(HeadToHead.name, run=run) as evaluation:
             game = play.play(evaluation, compared, config, asked, responses=responses, confidence=confidence)
         play.show(evaluation.terminal, game)
-        evaluation.terminal.say(f"all of it is in {evaluation.home / 'head-to-head.json'}")
+        evaluation.terminal.show(f"all of it is in {evaluation.home / 'head-to-head.json'}")
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

@@ -162,6 +162,7 @@ def of_votes(
 
 def show(terminal: Terminal, game: HeadToHead) -> None:
     """Print the matrix with its intervals, and the winner."""
+    terminal.show_json({"policies": game.names, **game.record()})
     count = len(game.names)
 
     def cell(i: int, j: int) -> str:

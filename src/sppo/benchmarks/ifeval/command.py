@@ -41,7 +41,7 @@ class IFEval:
             benchmark = play.IFEval(evaluation, file, limit)
             rows = [benchmark.evaluate(participant) for participant in participants]
             results.save_all(evaluation.home, IFEval.name, rows, evaluation.terminal)
-        results.show_table(evaluation.terminal, *IFEval.table(rows))
+        common.show(IFEval.table(rows), rows)
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

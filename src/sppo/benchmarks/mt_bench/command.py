@@ -32,7 +32,6 @@ class MtBench:
         from sppo.benchmarks import results
         from sppo.benchmarks.mt_bench import play
         from sppo.benchmarks.mt_bench.judge import PROMPTS, read_prompts
-        from sppo.progress import Terminal
 
         participants = common.participants()
         options.require_policies_or_judgments(participants, judgments)
@@ -47,12 +46,11 @@ class MtBench:
                 results.save_all(
                     evaluation.home, MtBench.name, rows, evaluation.terminal, judge.endpoint.usage
                 )
-        terminal = Terminal()
-        results.show_table(terminal, *MtBench.table(rows))
+        common.show(MtBench.table(rows), rows)
         for row in rows:
             if row["by_category"]:
                 shown = ", ".join(f"{name} {value:.2f}" for name, value in row["by_category"].items())
-                terminal.say(f"{row['name']}: {shown}", "bright_black")
+                common.terminal.show(f"{row['name']}: {shown}", "bright_black")
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

@@ -47,13 +47,12 @@ class OpenLlm:
         """Measure policies on the leaderboard's tasks."""
         from sppo.benchmarks import results
         from sppo.benchmarks.open_llm import play
-        from sppo.progress import Terminal
         from sppo.rundir.folder import RunError, RunFolder
 
         participants = common.participants()
         if not participants:
             raise RunError("nothing to evaluate: name policies")
-        terminal, home = Terminal(), common.home(OpenLlm.name)
+        terminal, home = common.terminal, common.home(OpenLlm.name)
         with RunFolder(home).locked():
             benchmark = play.OpenLlm(
                 home,
@@ -67,7 +66,7 @@ class OpenLlm:
             )
             rows = [benchmark.evaluate(participant) for participant in participants]
             results.save_all(home, OpenLlm.name, rows, terminal)
-        results.show_table(terminal, *OpenLlm.table(rows))
+        common.show(OpenLlm.table(rows), rows)
         subjects = {row["tasks"]["mmlu"]["parts"] for row in rows if "mmlu" in row["tasks"]}
         for count in sorted(subjects - {57}):
             terminal.say(f"note: mmlu is the mean over {count} of its 57 subjects", "yellow")

@@ -126,7 +126,7 @@ def show(result: Mapping[str, Any], terminal: Terminal) -> None:
     """Show the measures of the trained PairRM beside those of the length-only baseline."""
     columns = {"PairRM": result["held_out"], "length only": result["length_only"]}
     pairs = result["held_out"]["pairs"]
-    terminal.say(f"\n{f'on {pairs:,} pairs of held-out prompts':44}" + "".join(f"{n:>14}" for n in columns))
+    terminal.show(f"\n{f'on {pairs:,} pairs of held-out prompts':44}" + "".join(f"{n:>14}" for n in columns))
     rows = {
         "accuracy": "accuracy",
         "AUC, each pair from both sides": "auc",
@@ -135,7 +135,7 @@ def show(result: Mapping[str, Any], terminal: Terminal) -> None:
         "calibration error": "calibration_error",
     }
     for title, name in rows.items():
-        terminal.say(f"{title:44}" + "".join(f"{of[name]:14.4f}" for of in columns.values()))
+        terminal.show(f"{title:44}" + "".join(f"{of[name]:14.4f}" for of in columns.values()))
     if "within_groups" in result["held_out"]:
         within = {title: of["within_groups"] for title, of in columns.items()}
         count = within["PairRM"]["groups"]
@@ -144,13 +144,13 @@ def show(result: Mapping[str, Any], terminal: Terminal) -> None:
             "balanced accuracy": "balanced_accuracy",
             "AUC": "auc",
         }.items():
-            terminal.say(
+            terminal.show(
                 f"{f'{title}, mean within {count} groups':44}"
                 + "".join(f"{of[name]:14.4f}" for of in within.values())
             )
-    terminal.say("\nprobability   pairs   predicted   preferred")
+    terminal.show("\nprobability   pairs   predicted   preferred")
     for row in result["held_out"]["calibration"]:
-        terminal.say(
+        terminal.show(
             f"{row['from']:.1f} to {row['to']:.1f}  {row['pairs']:6,}      {row['predicted']:.3f}       {row['target']:.3f}"
         )
 

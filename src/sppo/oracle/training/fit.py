@@ -1,7 +1,7 @@
 """Trains the network with transformers' Trainer: the order of the pairs, the steps, and resuming from a checkpoint."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sppo.oracle import OracleError
 from sppo.oracle.pairrm_input import PairInput
 from sppo.oracle.training.network import PairRMNetwork
 from sppo.oracle.training.pairs import JudgedPair
+from sppo.progress import Advance, unseen
 from sppo.recipe.oracle_training import OracleTraining
 
 _CHUNK = 16
@@ -107,7 +108,7 @@ class _InOrder(Trainer):  # type: ignore[misc]
 
 
 class _Report(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, log: Path, on_step: Callable[[int], None]) -> None:
+    def __init__(self, log: Path, on_step: Advance) -> None:
         self.log, self.on_step = log, on_step
         self.seen = 0
 
@@ -122,6 +123,7 @@ class _Report(TrainerCallback):  # type: ignore[misc]
             raise OracleError(
                 f"step {state.global_step}: the loss is {logs['loss']}; lower training.learning_rate"
             )
+        self.on_step(0, f"loss {logs['loss']:.4g}")
         if state.is_world_process_zero:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
@@ -163,7 +165,7 @@ def fit(
     pairs: Sequence[JudgedPair],
     settings: OracleTraining,
     work: Path,
-    on_step: Callable[[int], None] = lambda count: None,
+    on_step: Advance = unseen,
 ) -> bool:
     """Train a network in place, from its last checkpoint where there is one.
 
