@@ -55,9 +55,9 @@ def inputs(
     from sppo.instructions import prompts, smollm2
 
     terminal = Terminal()
-    terminal.say(smollm2.write(folder / "policy"))
+    terminal.show(smollm2.write(folder / "policy"))
     prompts.write(folder, train=train, held_out=held_out, seed=seed)
-    terminal.say(f"{train} training and {held_out} held-out prompts with constraints are in {folder}")
+    terminal.show(f"{train} training and {held_out} held-out prompts with constraints are in {folder}")
 
 
 @app.command(rich_help_panel=options.RUN, epilog="Example: sppo recipe quickstart --set sampling.k=8")

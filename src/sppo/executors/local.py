@@ -9,7 +9,7 @@ from typing import get_args
 from sppo.executors import Executor, missing_shards
 from sppo.progress import Advance, Terminal
 from sppo.recipe import Recipe, RecipeError
-from sppo.stages.jobs import Advance, Kind, ShardJob
+from sppo.stages.jobs import Kind, ShardJob
 from sppo.stages.models import Models
 
 
