@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import generated_docs
 import pytest
 import yaml
 
@@ -115,6 +116,12 @@ def test_links_within_the_docs_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http:", "https:")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", generated_docs.PARTS)
+def test_generated_parts_are_up_to_date(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text == generated_docs.renewed(page), "renew it with: python tests/generated_docs.py --write"
 
 
 def test_the_makefile_has_the_readmes_commands():

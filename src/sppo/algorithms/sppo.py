@@ -27,6 +27,7 @@ class SPPO(Algorithm):
     """The update of SPPO."""
 
     type: Literal["sppo"] = "sppo"
+    """The algorithm; docs/algorithms.md describes the others."""
     eta: float = Field(1e3, gt=0)
     """Step size of the game (the released code's 1/beta)."""
     log_partition: Literal["half_eta", "samples"] | float = "half_eta"

@@ -36,7 +36,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path()) -
     Terminal().show(f"wrote {' and '.join(OWN_FILES)}; to run them: {enter}sppo run own.yaml")
 
 
-@app.command(rich_help_panel=options.RUN, epilog="Example: sppo inputs, then sppo run real")
+@app.command(rich_help_panel=options.RUN, epilog="Example: sppo inputs")
 @options.described_by_docstring
 def inputs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = REAL_INPUTS,
@@ -44,7 +44,7 @@ def inputs(
     held_out: Annotated[int, typer.Option(min=1)] = 80,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Write what the recipe `real` needs: SmolLM2-135M-Instruct, and prompts with verifiable constraints.
+    """Write what `sppo run real` needs: SmolLM2-135M-Instruct, and prompts with verifiable constraints.
 
     Args:
         folder: The folder to write to; the recipe looks for it where it is by default.

@@ -47,9 +47,11 @@ class ScoringOracle(ModelOracle):
     model: str = Field(min_length=1)
     """A folder or a hub name."""
     revision: str | None = None
+    """The revision of a model on the hub."""
     text: Text = "prompt"
     """The form in which the model sees prompts, as the user's message: plain or templated."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the weights."""
     max_tokens: int | None = Field(None, ge=8)
     """The most tokens of a prompt and response; None takes what the model holds."""
     batch_tokens: int = Field(16384, ge=1)

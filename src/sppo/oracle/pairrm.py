@@ -63,11 +63,13 @@ class PairRMOracle(ModelOracle):
     model: str = Field("llm-blender/PairRM", min_length=1)
     """A folder, a hub name, or `tinyworld`."""
     revision: str | None = None
+    """The revision of a model on the hub."""
     probability: Probability = "pairwise"
     """How P is made from both orders: pairwise as in the paper, calibrated, or averaged as in the released code."""
     text: Text = "prompt"
     """The form in which PairRM sees prompts: plain or templated."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the weights."""
     batch_pairs: int | None = Field(None, ge=1)
     """Ordered pairs that are computed side by side; None chooses by the device and the model's size."""
     opponents: int | None = Field(None, ge=1)

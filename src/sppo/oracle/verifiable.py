@@ -39,14 +39,15 @@ class VerifiableOracle(OracleSection):
     type: Literal["verifiable"] = "verifiable"
     constraints: str = Field(
         min_length=1,
-        description="a file of JSON lines with `prompt`, `instruction_id_list` and `kwargs`, as IFEval has it",
+        description="A file of JSON lines with `prompt`, `instruction_id_list` and `kwargs`, as IFEval has it.",
     )
     comparison: Literal["soft", "hard"] = Field(
-        "hard", description="hard: more constraints win; soft: the win rate grows with the difference"
+        "hard",
+        description="With hard more constraints win; with soft the win rate grows with the difference.",
     )
-    loose: bool = Field(False, description="check without first line, last line and asterisks as well")
+    loose: bool = Field(False, description="Check without first line, last line and asterisks as well.")
     tie_break: OracleConfig | None = Field(
-        None, description="the oracle that decides between responses that keep equally many"
+        None, description="The oracle that decides between responses that keep equally many."
     )
 
     def load(self) -> "Verifiable":

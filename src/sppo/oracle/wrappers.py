@@ -35,6 +35,7 @@ class WrapperOracle(OracleSection):
     """An oracle around another, which decides everything but the matrix's entries."""
 
     oracle: OracleConfig
+    """The oracle whose answers are changed."""
 
     def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
         """The adjusted P from the inner oracle's P and the lengths of the responses."""

@@ -15,6 +15,7 @@ class Policy(Section):
     model: str = Field(min_length=1)
     """A folder, a hub name, or `tinyworld`."""
     revision: str | None = None
+    """The revision of a model on the hub."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights during training."""
     attn_implementation: str | None = None

@@ -25,6 +25,7 @@ class Guard(Section):
     """The limits beyond which an iteration has failed, and what happens then."""
 
     on_failure: Literal["stop", "keep", "fall_back"] = "stop"
+    """Whether a failed iteration stops the run, is kept, or is replaced by the policy before it."""
     min_length_ratio: float = Field(0.25, ge=0)
     """Least mean number of response tokens, relative to the base policy's."""
     max_length_ratio: float = Field(4.0, gt=0)

@@ -52,6 +52,53 @@ def defaults(recipe: type[Section]) -> str:
     return "\n".join(_lines(recipe, "")) + "\n"
 
 
+def markdown(recipe: type[Section]) -> str:
+    """Every key of a recipe as tables: those of all recipes, then those of each algorithm, oracle and sampler."""
+    tables = ["\n".join([_TABLE, *_rows(recipe, "")])]
+    for kind, section, key in _KINDS:
+        shared: set[str] = set()
+        for name in registry.BUILT_IN[kind]:
+            registered = registry.load(kind, name)
+            rows = [row for row in _rows(registered, f"{section}.") if row not in shared]
+            if name == registered.model_fields[key].default and _is_default(recipe, section, registered):
+                shared.update(rows)
+                continue
+            title = f"With `{section}: {{{key}: {name}}}`"
+            rows = [row for row in rows if not row.startswith(f"| `{section}.{key}`")]
+            tables.append(
+                "\n".join([f"{title}\n", _TABLE, *rows]) if rows else f"{title} there are no further keys."
+            )
+    return "\n\n".join(tables) + "\n"
+
+
+_TABLE = "| key | default | |\n|---|---|---|"
+_KINDS: tuple[tuple[registry.Kind, str, str], ...] = (
+    ("samplers", "sampling", "engine"),
+    ("algorithms", "algorithm", "type"),
+    ("oracles", "oracle", "type"),
+)
+"""The kinds of registered sections, with the section and the key that name them in a recipe."""
+
+
+def _is_default(recipe: type[Section], section: str, registered: type[BaseModel]) -> bool:
+    return _inner_section(recipe.model_fields[section]) is registered
+
+
+def _rows(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    descriptions = _descriptions(section)
+    for key, field in section.model_fields.items():
+        inner = _inner_section(field)
+        if inner is not None:
+            yield from _rows(inner, f"{prefix}{key}.")
+            continue
+        value = field.get_default(call_default_factory=True)
+        shown = (
+            "required" if field.is_required() else f"`{write_value({key: value}).strip().partition(': ')[2]}`"
+        )
+        text = descriptions.get(key, "").replace("|", "\\|")
+        yield f"| `{prefix}{key}` | {shown} | {text} |"
+
+
 def _lines(section: type[BaseModel], indent: str) -> Iterator[str]:
     descriptions = _descriptions(section)
     for key, field in section.model_fields.items():
@@ -76,8 +123,9 @@ def _lines(section: type[BaseModel], indent: str) -> Iterator[str]:
 def _inner_section(field: FieldInfo) -> type[BaseModel] | None:
     """The section that stands under a key by default, if one does."""
     marks = [mark for mark in field.metadata if isinstance(mark, Registered)]
-    if marks and marks[0].default is not None:
-        section: type[BaseModel] = registry.load(marks[0].kind, marks[0].default)
+    if marks:
+        default = marks[0].default
+        section: type[BaseModel] | None = None if default is None else registry.load(marks[0].kind, default)
         return section
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -139,16 +139,23 @@ class Sampling(Section):
     takes_adapters: ClassVar[bool] = False
 
     engine: str
-    k: int = Field(5, ge=1, le=1024, description="responses per prompt, the paper's K")
+    """The engine that samples."""
+    k: int = Field(5, ge=1, le=1024)
+    """Responses per prompt, the paper's K."""
     temperature: float = Field(1.0, ge=0.01)
+    """Divides the logits before a token is drawn."""
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0: no limit")
+    """Draw among the most probable tokens that together have this probability; 1 draws among all."""
+    top_k: int = Field(0, ge=0)
+    """Draw among so many most probable tokens; 0 sets no limit."""
     min_p: float = Field(0.0, ge=0, lt=1)
+    """Draw among tokens of at least this probability, relative to the most probable one's."""
     max_new_tokens: int = Field(512, ge=1)
-    stop: list[str] = Field(
-        default_factory=list, max_length=16, description="texts that end a response, beside the end of turn"
-    )
-    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="None: policy.dtype")
+    """The longest response, in tokens; longer ones are truncated."""
+    stop: list[str] = Field(default_factory=list, max_length=16)
+    """Texts that end a response, beside the end of turn."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Data type of the weights while sampling; None takes policy.dtype."""
 
     @field_validator("stop")
     @classmethod

@@ -34,11 +34,13 @@ class Training(Section):
     """The training of pi_{t+1} from pi_t. An optimiser step takes a number of prompts, however they are packed."""
 
     learning_rate: float = Field(5e-7, gt=0)
+    """The peak of the schedule; 5e-7 is the paper's, for 7B models."""
     optimizer: str = Field("adamw_torch", min_length=1)
     """An optimiser of transformers' `optim`."""
     optimizer_args: dict[str, float | str] = Field(default_factory=dict)
     """Transformers' `optim_args`."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
     batch_prompts: int = Field(64, ge=1)
     """Prompts in one optimiser step, over all devices."""
     epochs: float = Field(1.0, gt=0, le=10000)
@@ -46,6 +48,7 @@ class Training(Section):
     keep_epochs: float | None = Field(None, gt=0)
     """Stop after this many epochs and keep that policy; None trains to the end of the schedule."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    """Shape of the learning rate after its warm-up."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of the schedule's steps that are warm-up."""
     max_grad_norm: float = Field(1.0, ge=0)
@@ -53,7 +56,9 @@ class Training(Section):
     pack_tokens: int = Field(16384, ge=1)
     """Tokens computed side by side; changes results by rounding only."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """With bf16, matrix products are computed in bfloat16 and weights stay in policy.dtype."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
     save_dtype: Literal["float32", "bfloat16"] | None = None
     """Data type of the saved pi_{t+1}; None takes policy.dtype."""
     devices: int | Literal["auto"] = 1
@@ -70,6 +75,7 @@ class Training(Section):
     adapter: Lora | None = None
     """An adapter to train instead of the weights."""
     logging_steps: int = Field(1, ge=1)
+    """Optimiser steps between two lines of metrics."""
     checkpoint_steps: int | Literal["auto"] | None = "auto"
     """Optimiser steps between checkpoints; auto spends at most 5% of the time on them; None saves none."""
 

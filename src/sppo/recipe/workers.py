@@ -12,17 +12,18 @@ class Workers(Section):
 
     sample: int | Literal["auto"] = Field(
         "auto",
-        description="auto takes one for each GPU (or group of GPUs that one engine spans), and one without GPUs",
+        description="Processes that sample; auto takes one for each GPU (or group of GPUs that one engine spans), else one.",
     )
     annotate: int | Literal["auto"] = Field(
-        "auto", description="auto takes as many as sample for an oracle with a model, and one for any other"
+        "auto",
+        description="Processes that ask the oracle; auto takes as many as sample for an oracle with a model, else one.",
     )
     select: int | Literal["auto"] = Field(
-        "auto", description="processes for the opponent's log-probabilities; auto takes as many as sample"
+        "auto", description="Processes for the opponent's log-probabilities; auto takes as many as sample."
     )
     evaluate: int | Literal["auto"] = Field(
         "auto",
-        description="processes for comparisons with the base and the previous policy; auto takes as many as sample",
+        description="Processes for comparisons with the base and the previous policy; auto takes as many as sample.",
     )
 
     @field_validator("*")

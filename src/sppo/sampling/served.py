@@ -29,7 +29,7 @@ class ServedSampling(Sampling):
 
     engine: Literal["openai"] = "openai"
     endpoint: EndpointConfig = Field(
-        description="the server; `{policy}` in its model's name stands for the policy's folder"
+        description="The server; `{policy}` in its model's name stands for the policy's folder."
     )
 
     @field_validator("endpoint")

@@ -13,7 +13,7 @@ class TransformersSampling(Sampling):
     takes_adapters: ClassVar[bool] = True
 
     engine: Literal["transformers"] = "transformers"
-    batch_tokens: int = Field(65536, ge=1, description="prompt and response tokens decoded side by side")
+    batch_tokens: int = Field(65536, ge=1, description="Prompt and response tokens decoded side by side.")
 
     def load(self, policy: SampledPolicy) -> Sampler:
         """See :meth:`Sampling.load`."""

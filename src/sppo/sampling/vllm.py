@@ -41,7 +41,7 @@ class VllmSampling(Sampling):
 
     engine: Literal["vllm"] = "vllm"
     engine_args: dict[str, Any] = Field(
-        default_factory=dict, description="arguments of vllm.EngineArgs, e.g. tensor_parallel_size"
+        default_factory=dict, description="Arguments of vllm.EngineArgs, e.g. tensor_parallel_size."
     )
 
     @field_validator("engine_args")
