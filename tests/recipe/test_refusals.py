@@ -213,7 +213,6 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
             SMALLEST.replace("model: m", "model: 7"),
             "policy.model: must be a string, in quotes if it looks like",
         ),
-        (SMALLEST.replace("model: m", 'model: "\\ud800"'), "policy.model: must be a valid string"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(tmp_path, text, refusal):
@@ -247,10 +246,16 @@ def test_every_wrong_field_is_named_at_once(tmp_path):
         (SMALLEST + "? [a, b]\n: c\n", "the key ['a', 'b'] (line 4) is not a string; put it in quotes"),
         (SMALLEST + "\tseed: 1\n", "line 4, column 1"),
         (SMALLEST + "---\n" + SMALLEST, "expected a single document"),
-        (SMALLEST + "seed: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+        (
+            SMALLEST + "seed: !!python/object/apply:os.getcwd []\n",
+            "(line 4): recipes have no tags; remove it",
+        ),
         (SMALLEST + "seed: 2024-99-99\n", "not valid YAML: month must be in 1..12"),
         (SMALLEST + "seed: " + "9" * 5000 + "\n", "not valid YAML: Exceeds the limit"),
-        (SMALLEST + "seed: " + "[" * 3000 + "]" * 3000 + "\n", "not valid YAML: maximum recursion depth"),
+        (
+            SMALLEST + "seed: " + "[" * 3000 + "]" * 3000 + "\n",
+            "line 4: a recipe has at most 10,000 values in at most 50 levels",
+        ),
         (SMALLEST + "seed: \x00\n", "unacceptable character"),
         (
             SMALLEST.encode() + b"# caf\xe9\n",

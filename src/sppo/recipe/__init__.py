@@ -81,7 +81,7 @@ class Recipe(Section):
 
     preset: Literal["paper", "official-code"] | None = None
     """Settings to start from, which the recipe's own keys replace (docs/presets.md)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of everything that is drawn: the division of prompts, responses, steps, intervals."""
     iterations: int = Field(3, ge=1, le=1000)
     """The number of iterations, T."""

@@ -86,7 +86,7 @@ class PairTraining(Section):
 class OracleTraining(Section):
     """All settings of the training of a PairRM."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     pairs: Pairs
     encoder: Encoder = Encoder.model_validate({})
     source_maxlength: int = Field(1224, ge=4)

@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sppo.benchmarks.arena_hard.score import VERDICTS
 from sppo.benchmarks.judge_prompts import JudgePrompt, JudgePromptError, read_text
 from sppo.endpoint.exchange import after_thought
+from sppo.recipe import RecipeError, read_value
 
 ATTEMPTS = 2
 SETTINGS = {"temperature": 0.0, "max_tokens": 4096}
@@ -78,9 +77,9 @@ def read_prompt(path: Path) -> JudgePrompt:
         JudgePromptError: the file is no such configuration.
     """
     try:
-        content: Any = yaml.safe_load(read_text(path))
+        content: Any = read_value(read_text(path), name=str(path))
         system, templates = content.get("system_prompt"), content["prompt_template"]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (RecipeError, KeyError, TypeError, AttributeError) as error:
         raise JudgePromptError(f"{path}: no judge_config.yaml with prompt_template: {error}") from error
     texts = [templates] if isinstance(templates, str) else templates
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in [system or "", *texts]):
