@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from sppo import prompts, recipe
-from sppo.arena import votes
 from sppo.benchmarks.ifeval import constraints
 from sppo.benchmarks.judge_prompts import read_text
 from sppo.benchmarks.outputs import read_outputs
@@ -15,6 +14,7 @@ from sppo.game.tables import read_table
 from sppo.oracle import check, judge_template
 from sppo.policy import chat_format
 from sppo.reading import parse, read_mapping
+from sppo.rundir import votes
 from sppo.rundir.shards import file_digest, read_shard
 from sppo.tinyworld import POLICY
 

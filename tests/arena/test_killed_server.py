@@ -11,7 +11,7 @@ import sys
 import pytest
 from run_folders import write_run
 
-from sppo.arena import votes as vote_files
+from sppo.rundir import votes as vote_files
 
 
 class Server:

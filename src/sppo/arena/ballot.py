@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppo.arena import votes as vote_files
+from sppo.rundir import votes as vote_files
 
 VOTES, SKIPS = "votes.parquet", "skips.parquet"
 
@@ -17,7 +17,7 @@ class Ballot:
         folder: where votes.parquet and, apart from it, skips.parquet are kept.
 
     Raises:
-        sppo.arena.votes.VotesError: a file that is there cannot be read; it is not overwritten.
+        sppo.rundir.votes.VotesError: a file that is there cannot be read; it is not overwritten.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,8 @@ class Ballot:
         """Records a vote or a skip.
 
         Returns:
-            Whether it counts; False if another choice was recorded under its id before.
+            Whether it counts; False if another choice was recorded under its id before, or if the person has voted on
+            this pair of policies and prompt under another id, as from a page that was opened earlier.
 
         Raises:
             OSError: it could not be written, and does not count.
@@ -41,6 +42,9 @@ class Ballot:
             known = self._rows.get(vote["vote_id"])
             if known is not None:
                 return all(known[name] == vote[name] for name in ("label", "both_bad"))
+            pair = vote_files.pair_of(vote)
+            if vote["label"] != "skip" and any(vote_files.pair_of(other) == pair for other in self.votes()):
+                return False
             self._write({**self._rows, vote["vote_id"]: dict(vote)}, vote["label"])
         return True
 

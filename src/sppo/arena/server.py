@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from sppo.arena import votes as vote_files
 from sppo.arena.ballot import Ballot
 from sppo.arena.matches import Matches, RefusedVote, Shown
+from sppo.arena.votes import agreement, win_rates
 from sppo.progress import printable
 from sppo.reading import parse
 
@@ -202,7 +202,7 @@ class Arena:
 
     async def _results(self, request: Request) -> Response:
         votes = self.ballot.votes()
-        rates = await run_in_threadpool(vote_files.win_rates, votes)
+        rates = await run_in_threadpool(win_rates, votes)
         names = sorted({name for pair in rates for name in pair})
         return JSONResponse(
             {
@@ -215,7 +215,7 @@ class Arena:
                     for (first, second), rate in rates.items()
                     if first > second
                 ],
-                "agreement": vote_files.agreement(votes),
+                "agreement": agreement(votes),
             }
         )
 

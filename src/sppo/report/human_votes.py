@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from sppo.arena import votes as vote_files
-from sppo.arena.votes import VotesError
+from sppo.arena.votes import agreement
 from sppo.benchmarks.head_to_head.play import of_votes
 from sppo.progress import printable
 from sppo.report.charts import Table
 from sppo.report.head_to_head import HeadToHead
 from sppo.report.sections import Section, counted
 from sppo.rundir.folder import RunError
+from sppo.rundir.votes import VotesError, read
+from sppo.rundir.votes import counted as counted_votes
 
 
 def section(run: Path, prefix: str, notes: list[str]) -> Section | None:
@@ -18,20 +19,20 @@ def section(run: Path, prefix: str, notes: list[str]) -> Section | None:
     if not path.is_file():
         return None
     try:
-        votes, games = vote_files.read(path), of_votes([path])
+        votes, games = counted_votes(read(path)), of_votes([path])
     except (VotesError, RunError) as error:
         notes.append(printable(str(error)))
         return None
-    agreed = vote_files.agreement(votes)
-    agreement = "the oracle was not asked"
+    agreed = agreement(votes)
+    in_words = "the oracle was not asked"
     if agreed is not None:
         ends = f"[{agreed['low']:.1%}, {agreed['high']:.1%}]"
-        agreement = f"{agreed['mean']:.1%} {ends} of {counted(int(agreed['votes']), 'vote')}"
+        in_words = f"{agreed['mean']:.1%} {ends} of {counted(int(agreed['votes']), 'vote')}"
     rows = [
         ["votes", str(len(votes))],
         ["ties among them", str(sum(vote["label"] == "tie" for vote in votes))],
         ["people", str(len({vote["voter"] for vote in votes}))],
-        ["agreement with the oracle", agreement],
+        ["agreement with the oracle", in_words],
     ]
     names = [printable(name) for name in games.names]
     matrix = HeadToHead.from_matrices(names, [games.payoff.tolist(), games.low.tolist(), games.high.tolist()])

@@ -29,6 +29,7 @@ from sppo.game import solve
 from sppo.progress import Advance, Terminal
 from sppo.recipe import OracleConfig, PromptSource
 from sppo.rundir.folder import RunError
+from sppo.rundir.votes import read as read_votes
 from sppo.winrates import Array
 
 NAME = "head-to-head"
@@ -137,10 +138,10 @@ def of_votes(
 
     Raises:
         RunError: there is no vote.
-        sppo.arena.votes.VotesError: a file cannot be read.
+        sppo.rundir.votes.VotesError: a file cannot be read.
     """
-    rows = {row["vote_id"]: row for path in paths for row in votes.read(path)}
-    rates = votes.by_prompt(list(rows.values()))
+    rows = read_votes(*paths)
+    rates = votes.by_prompt(rows)
     if not rates:
         raise RunError(f"{', '.join(map(str, paths))}: there are no votes")
     names = sorted({name for pair in rates for name in pair})
@@ -156,7 +157,7 @@ def of_votes(
         payoff[place], low[place], high[place] = rate["mean"], rate["low"], rate["high"]
     whole = not np.isnan(payoff).any()
     winner = solve(payoff).policy if whole else np.full(len(names), np.nan)
-    prompts = len({row["prompt_id"] for row in rows.values()})
+    prompts = len({row["prompt_id"] for row in rows if row["label"] != "skip"})
     return HeadToHead(names, payoff, low, high, winner, prompts, None)
 
 

@@ -15,6 +15,7 @@ from sppo.policy import chat_format as chat
 from sppo.prompts import sources
 from sppo.prompts.conversations import PromptError, read_conversation, read_preference
 from sppo.recipe.oracle_training import Pairs
+from sppo.rundir import votes
 from sppo.rundir.reader import RunReader, is_run
 from sppo.rundir.shards import DamagedShard
 
@@ -182,7 +183,11 @@ def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
     if is_run(Path(source)):
         yield from _of_run(Path(source), of)
         return
+    path = sources.local_file(source)
     try:
+        if path is not None and votes.is_votes(path):
+            yield from map(dict, votes.counted(votes.read(path)))
+            return
         rows = sources.read_rows(
             source, columns=lambda known: known, split=of.split, config=of.config, revision=of.revision
         )
@@ -191,7 +196,7 @@ def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
                 reason = row if isinstance(row, PromptError) else "not an object with a value for each column"
                 raise OracleError(f"{position}: {reason}")
             yield row
-    except PromptError as error:
+    except (PromptError, votes.VotesError) as error:
         raise OracleError(f"pairs.source: {str(error).removeprefix('prompts: ')}") from error
 
 
