@@ -6,7 +6,7 @@ VLLM_VENV ?= .venv-vllm
 BIN = $(VENV)/bin
 PIP = PIP_CONSTRAINT=requirements.lock $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart real test test-all test-vllm lint lock clean
+.PHONY: docs quickstart real test test-all test-vllm lint lock clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/sppo run recipes/quickstart.yaml
@@ -27,6 +27,11 @@ test-all: $(VENV)/.installed-dev
 # build for the CPU and are not needed, so nothing but the lock is installed.
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/sampling/test_vllm.py
+
+# The reference of the Python interface, and the generated parts of the pages.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tests/generated_docs.py --write
+	$(BIN)/pdoc --docformat google --output-directory build/docs sppo.api sppo.oracle sppo.recipe sppo.game
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

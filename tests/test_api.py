@@ -4,14 +4,21 @@ import json
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import datasets
+import nbformat
+import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 import sppo
+from sppo.memory_inputs import source
 from sppo.oracle import OracleError
-from sppo.recipe import RecipeError
+from sppo.prompts import interpret, read_source, survey
+from sppo.recipe import PromptSource, RecipeError
+from sppo.recipe.registry import UnknownName
 from sppo.rundir.folder import RunError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -81,6 +88,7 @@ def test_a_notebook_shows_the_report_in_a_frame_of_its_own(example):
 
 PROGRAM = """
 import json, sys
+import nbformat
 import numpy as np
 import sppo
 from helpers import scale
@@ -150,6 +158,63 @@ def test_prompts_are_texts_conversations_rows_or_a_data_set(tmp_path):
     assert all(other == ids[0] for other in ids)
 
 
+def rows_of_the_docs():
+    (block,) = re.findall(r"^```jsonl\n(.*?)^```", (DOCS / "data.md").read_text(), flags=re.M | re.S)
+    return [json.loads(line) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("row", rows_of_the_docs(), ids=lambda row: "-".join(row))
+def test_every_shape_of_the_docs_is_read_from_a_data_set_in_memory(row, streaming, tmp_path):
+    extra = {"id": "x-1", "score": np.float32(0.5), "made": datetime(2026, 1, 2), "tags": np.array([1, 2])}
+    data = datasets.Dataset.from_list([{**row, **extra, "tags": [1, 2]}])
+    written = source(data.to_iterable_dataset() if streaming else data, tmp_path, "prompts")
+    described = PromptSource.model_validate(written)
+    (read,) = (interpret(value, described) for _, value in read_source(described))
+    direct = interpret(row, described)
+    assert (read.messages, read.taken, read.own_id) == (direct.messages, direct.taken, "x-1")
+    assert list(survey(described).taken.values()) == [1]
+    assert source([{**row, **extra}], tmp_path, "rows")["source"].endswith(".jsonl")
+
+
+def test_policies_are_compared_from_python(example, tmp_path):
+    run = sppo.load_run(example[0] / "runs/shorter")
+    result = sppo.evaluate(
+        "head-to-head",
+        run,
+        prompts=["Describe a cat.", "Describe a dog."],
+        oracle={"type": "panel"},
+        sampling={"max_new_tokens": 8},
+        output=tmp_path / "compared",
+        progress=False,
+    )
+    names = [policy["name"] for policy in result["policies"]]
+    assert names == ["shorter-base", "shorter-iter-1", "shorter-iter-2"]
+    assert result["prompts"] == 2
+    win_rates = np.array(result["win_rates"])
+    assert win_rates + win_rates.T == pytest.approx(np.ones((3, 3)))
+
+
+def test_a_pairrm_is_trained_on_preferences_in_memory(tmp_path):
+    rows = [
+        {"prompt": f"Describe {thing}.", "chosen": f"Fine words {number}.", "rejected": f"Bad {number}."}
+        for number in range(4)
+        for thing in THINGS
+    ]
+    encoder = {
+        "hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16, "vocabulary": 300, "position_buckets": 8,
+    }  # fmt: skip
+    settings = {"encoder": encoder, "training": {"epochs": 1, "batch_pairs": 8}}
+    result = sppo.train_oracle(
+        settings, pairs=datasets.Dataset.from_list(rows), output=tmp_path / "mine", progress=False
+    )
+    assert result["data"]["pairs"] == len(rows)
+    oracle = sppo.oracle.load({"type": "pairrm", "model": str(tmp_path / "mine")})
+    assert oracle.compare(["Describe a fox."], [["Fine.", "Bad."]]).shape == (1, 2, 2)
+    again = sppo.train_oracle(settings, pairs=rows, output=tmp_path / "mine", progress=False)
+    assert again == result
+
+
 def test_what_cannot_be_used_is_refused_with_the_way_out(tmp_path):
     def nested(prompts, responses):
         raise AssertionError("never called")
@@ -161,12 +226,22 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(RecipeError, match="run_dir: missing; name the folder"):
         sppo.run(RECIPE, oracle=panel, prompts=["a"])
     for prompts, message in (
-        ([], "prompts.train: there are no prompts"),
-        ([1], "number 0 is int; a prompt is a text, a list of messages, or a mapping"),
-        (["a", {"prompt": b"a"}], "number 1 cannot be stored"),
+        ([], "prompts: there are no rows in it"),
+        ([1], "prompts: row 0 is int; a row is a text, a list of messages, or a mapping"),
+        (
+            ["a", {"prompt": b"a"}],
+            "row 1 cannot be stored: a value of type bytes is neither text nor a number",
+        ),
     ):
         with pytest.raises(RecipeError, match=message):
             sppo.run(RECIPE, oracle=panel, prompts=prompts, run_dir=tmp_path / "run")
+    splits = datasets.DatasetDict(test=datasets.Dataset.from_list([{"prompt": "a"}]))
+    with pytest.raises(RecipeError, match=r"a data set with the splits test; hand over .* data\['test'\]"):
+        sppo.run(RECIPE, oracle=panel, prompts=splits, run_dir=tmp_path / "run")
+    with pytest.raises(RunError, match="respones: head-to-head has no such option; did you mean responses"):
+        sppo.evaluate("head-to-head", tmp_path, respones=2)
+    with pytest.raises(UnknownName, match="'head-to-hed' is unknown; did you mean 'head-to-head'"):
+        sppo.evaluate("head-to-hed", tmp_path)
     with pytest.raises(RunError, match="is not a run folder"):
         sppo.load_run(tmp_path)
     with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
@@ -182,3 +257,37 @@ def test_the_package_imports_at_once_and_names_lead_to_its_modules():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(1, 2, 2)"
+
+
+@pytest.mark.slow
+def test_the_reference_is_built_from_the_docstrings(tmp_path):
+    (command,) = re.findall(r"^\t\$\(BIN\)/pdoc (.*)$", (DOCS.parent / "Makefile").read_text(), flags=re.M)
+    arguments = command.replace("build/docs", str(tmp_path)).split()
+    done = subprocess.run([sys.executable, "-m", "pdoc", *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("Warn")) == (0, 0), done.stderr
+    page = (tmp_path / "sppo/api.html").read_text()
+    for name in sppo.__all__:
+        assert f'id="{name}"' in page
+    assert 'id="Run.preferences"' in page
+    assert '<h6 id="arguments">Arguments:</h6>' in page
+    for module in ("oracle", "recipe", "game"):
+        assert (tmp_path / f"sppo/{module}.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's own packages
+def test_the_notebook_runs_and_ends_with_the_report_inside_it(tmp_path):
+    notebook = nbformat.read(DOCS / "first_run.ipynb", as_version=4)
+    for cell in notebook.cells:  # a smaller run
+        cell.source = cell.source.replace("lamp bread clock bridge tree boat cat", "").replace(
+            '"k": 5', '"k": 2'
+        )
+        cell.source = cell.source.replace('"guard"', '"evaluation": {"responses": 1}, "guard"')
+    NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    (frame,) = outputs[-1]
+    assert frame["data"]["text/html"].startswith("<iframe")
+    assert "&lt;!doctype html&gt;" in frame["data"]["text/html"]
+    shown = "".join(output["data"]["text/plain"] for output in outputs[-4] if "data" in output)
+    assert "iteration 2: train" in shown and "vs base" in shown and "2 of 2 iterations finished" in shown
+    assert not any(output.output_type == "error" for of_cell in outputs for output in of_cell)

@@ -28,7 +28,7 @@ LAYERS = {
     3: {"sampling", "oracle", "training", "benchmarks.head_to_head.score"},
     4: {"stages", "executors", "selfplay", "cost", "dry_run"},
     5: {"report", "compare", "arena", "benchmarks"},
-    6: {"cli", "api", "__main__"},
+    6: {"cli", "api", "memory_inputs", "__main__"},
 }
 ARITHMETIC = {"numpy", "scipy", "torch", "jaxtyping"}
 HEAVY = {

@@ -118,6 +118,25 @@ def test_links_within_the_docs_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.slow
+def test_the_example_for_those_who_know_trl_runs(tmp_path):
+    (program,) = blocks(ROOT / "docs" / "trl.md", "python")
+    (tmp_path / "program.py").write_text(
+        "import datasets\n"
+        "import numpy as np\n"
+        f"{program}\n"
+        "def prefer(prompts, responses):\n"
+        "    words = np.array([[len(text.split()) for text in texts] for texts in responses])\n"
+        "    return 1 / (1 + np.exp(words[:, :, None] - words[:, None, :]))\n"
+        "things = ['fox', 'drum', 'tram', 'hat', 'bee', 'clock']\n"
+        "rows = [{'prompt': f'Describe a {thing}.', 'chosen': 'Yes.', 'rejected': 'No.'} for thing in things]\n"
+        "print(play(datasets.Dataset.from_list(rows), prefer).recipe.algorithm.type)\n"
+    )
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "dpo"
+
+
 @pytest.mark.parametrize("page", generated_docs.PARTS)
 def test_generated_parts_are_up_to_date(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")

@@ -4,10 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sppo.api import Report, Run, load_run, run
+    from sppo.api import Report, Run, evaluate, load_run, run, train_oracle
 
 __version__ = "0.1.0.dev0"
-__all__ = ["Report", "Run", "load_run", "run"]
+__all__ = ["Report", "Run", "evaluate", "load_run", "run", "train_oracle"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,32 +1,32 @@
-"""The Python interface of the package: `sppo.run`, `sppo.load_run`, and the object that both return.
+"""The Python interface of the package: `sppo.run`, `sppo.load_run` and the object that both return, and further functions.
 
 What is handed over in memory becomes part of the run folder (prompts) or of the recipe (the name of a function), so that
 a run that was started from Python is continued, reported and compared like any other.
 """
 
-import hashlib
 import html
+import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from sppo.progress import Terminal
-from sppo.recipe import OracleSection, Recipe, RecipeError, load, parse
+from sppo.memory_inputs import Oracle, Rows, oracle_values, source
+from sppo.progress import Terminal, counted_text
+from sppo.recipe import Recipe, RecipeError, load, load_oracle_training, parse, registry
 from sppo.rundir import storage
-from sppo.rundir.folder import RunError, RunFolder, write_text
+from sppo.rundir.folder import RunError, RunFolder
 from sppo.rundir.reader import RunReader, Table, is_run
 from sppo.rundir.shards import read_shard
 
 if TYPE_CHECKING:
     import datasets
 
-Oracle = Callable[..., Any] | Mapping[str, Any] | OracleSection
-Prompts = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]
+Prompts = Rows
 Callback = Callable[[Mapping[str, Any]], None]
 
 
@@ -73,12 +73,12 @@ def run(
     folder = storage.located(Path(run_dir).expanduser())
     replaced: dict[str, Any] = dict(overrides or {})
     if oracle is not None:
-        replaced["oracle"] = _oracle_values(oracle)
+        replaced["oracle"] = oracle_values(oracle)
     if prompts is not None:
-        replaced["prompts.train"] = _source(prompts, folder, "train")
+        replaced["prompts.train"] = source(prompts, folder / "inputs", "prompts")
     if held_out is not None:
         replaced["prompts.held_out"] = (
-            held_out if isinstance(held_out, int) else _source(held_out, folder, "held-out")
+            held_out if isinstance(held_out, int) else source(held_out, folder / "inputs", "held-out")
         )
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(mode="json")
@@ -143,6 +143,101 @@ def load_run(run_dir: str | os.PathLike[str]) -> "Run":
         RunError: the folder is not a run's.
     """
     return Run(storage.located(Path(run_dir).expanduser()))
+
+
+def evaluate(
+    benchmark: str,
+    *policies: "Run | str | os.PathLike[str]",
+    prompts: Prompts | None = None,
+    oracle: Oracle | None = None,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Play a benchmark, as `sppo evaluate BENCHMARK` does, and return its results.
+
+    Args:
+        benchmark: its name: head-to-head, alpaca-eval, arena-hard, mt-bench, open-llm, ifeval, or a plug-in's.
+        policies: runs, policy folders, hub names or files of outputs.
+        prompts: replaces the benchmark's prompts, where it lets them be replaced (head-to-head); as in :func:`run`.
+        oracle: the oracle that compares; as in :func:`run`.
+        output: the folder of all results; by default evaluations/BENCHMARK.
+        progress: show progress bars and the table of results.
+        options: the further options of the command, e.g. `data=PATH`, `responses=4`, `sampling={"temperature": 0.7}`;
+            dashes become underscores.
+
+    Returns:
+        The content of OUTPUT/BENCHMARK.json.
+
+    Raises:
+        RunError: there is no such option, or the benchmark cannot be played with what is given.
+        sppo.recipe.registry.UnknownName: there is no such benchmark.
+    """
+    play_benchmark = registry.load("benchmarks", benchmark).command
+    home = Path(output or Path("evaluations") / benchmark)
+    given = {**options, "policies": [_place(policy) for policy in policies], "output": home}
+    if prompts is not None:
+        rows = source(prompts, home / "inputs", "prompts")
+        given["prompts"] = rows["source"] if isinstance(rows, Mapping) else rows
+    if oracle is not None:
+        given["oracle"] = oracle if isinstance(oracle, str) else oracle_values(oracle)
+    known = inspect.signature(play_benchmark).parameters
+    for name in given.keys() - known.keys():
+        near = registry.nearest(name, known)
+        raise RunError(
+            f"{name}: {benchmark} has no such option"
+            + (f"; did you mean {near}?" if near else f"; it has {', '.join(known)}")
+        )
+    values = {name: parameter.default for name, parameter in known.items()} | {"quiet": not progress} | given
+    for name in ("oracle", "sampling", "judge", "best_of_oracle"):
+        if isinstance(values.get(name), Mapping):
+            values[name] = json.dumps(values[name])  # the command reads YAML, of which JSON is a part
+    play_benchmark(**values)
+    result: dict[str, Any] = json.loads((home / f"{benchmark}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def train_oracle(
+    settings: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    pairs: Rows | None = None,
+    output: str | os.PathLike[str],
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a PairRM on judged pairs, as `sppo train-oracle` does; the same call again continues.
+
+    Args:
+        settings: a YAML file, or its keys and values, such as `encoder` and `training`; None takes the defaults.
+        pairs: replaces `pairs`: a source, or the rows themselves, as mappings or as a `datasets.Dataset`, with `chosen`
+            and `rejected`, or with the columns of docs/train_oracle.md.
+        output: the folder of the trained PairRM, which `{"type": "pairrm", "model": FOLDER}` names as an oracle.
+        overrides: dotted keys and the values that replace those of the settings.
+        progress: show progress bars and the measures.
+
+    Returns:
+        The content of train_oracle.json: the measures on held-out pairs, and those of a length-only baseline.
+
+    Raises:
+        RecipeError: the settings cannot be used.
+        sppo.oracle.OracleError: the pairs cannot be used.
+    """
+    from sppo.oracle import training
+
+    folder = Path(output).expanduser()
+    replaced = dict(overrides or {})
+    if pairs is not None:
+        rows = source(pairs, folder.parent / "inputs", "pairs")
+        replaced["pairs"] = rows if isinstance(rows, Mapping) else {"source": rows}
+    terminal = Terminal(None if progress else Console(quiet=True))
+    read = load_oracle_training(settings or {}, replaced)
+    result = training.train(read, folder, terminal)
+    training.show(result, terminal)
+    return result
+
+
+def _place(policy: "Run | str | os.PathLike[str]") -> str:
+    return str(policy.path) if isinstance(policy, Run) else os.fspath(policy)
 
 
 class Run:
@@ -226,9 +321,7 @@ class Run:
         return Report(path)
 
     def __repr__(self) -> str:
-        return (
-            f"Run({str(self.path)!r}, {len(self.iterations)} of {self.recipe.iterations} iterations finished)"
-        )
+        return f"Run({str(self.path)!r}, {len(self.iterations)} of {counted_text(self.recipe.iterations, 'iteration')} finished)"
 
     def _data_set(self, table: Table, iteration: int) -> "datasets.Dataset":
         import datasets
@@ -260,49 +353,3 @@ class Report(os.PathLike[str]):
         return (
             f'<iframe title="Report" srcdoc="{page}" style="width: 100%; height: 800px; border: 0"></iframe>'
         )
-
-
-def _oracle_values(oracle: Oracle) -> Any:
-    if isinstance(oracle, OracleSection):
-        return oracle.model_dump(mode="json")
-    if not callable(oracle):
-        return oracle
-    from sppo.oracle.function import named
-
-    return {"type": "function", "function": named(oracle)}
-
-
-def _source(prompts: Prompts, folder: Path, name: str) -> Any:
-    """A recipe's source of prompts; prompts in memory are written into the run folder under a name by their content."""
-    if isinstance(prompts, str | Mapping):
-        return prompts
-    if isinstance(prompts, os.PathLike):
-        return os.fspath(prompts)
-    rows = [_row(number, row) for number, row in enumerate(prompts)]
-    if not rows:
-        raise RecipeError(f"prompts.{name}: there are no prompts")
-    text = "".join(f"{row}\n" for row in rows)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = folder.resolve() / "inputs" / f"{name}-{digest}.jsonl"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-    return {"source": str(path)}
-
-
-def _row(number: int, row: Any) -> str:
-    if isinstance(row, str):
-        row = {"prompt": row}
-    elif isinstance(row, list | tuple):
-        row = {"messages": list(row)}
-    if not isinstance(row, Mapping):
-        raise RecipeError(
-            f"prompts: number {number} is {type(row).__name__}; a prompt is a text, a list of messages, or a mapping of"
-            " columns such as {'prompt': ...}"
-        )
-    try:
-        return json.dumps(dict(row), ensure_ascii=False)
-    except TypeError as error:
-        raise RecipeError(
-            f"prompts: number {number} cannot be stored: {error}; keep only columns of text"
-        ) from error

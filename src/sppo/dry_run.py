@@ -8,7 +8,7 @@ from sppo import prompts as prompt_sources
 from sppo.oracle.opponents import count_pairs, opponents
 from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
-from sppo.progress import Terminal
+from sppo.progress import Terminal, counted_text
 from sppo.reading import read_mapping
 from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
 from sppo.rundir.guard import few_steps
@@ -216,9 +216,10 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     steps = estimated.steps[0]
     if steps is not None:
         terminal.show(f"\nlearning rate in iteration 1: {_curve_text(recipe, steps)}")
-    held_out = "?" if estimated.held_out is None else f"{estimated.held_out:,}"
+    noun = "held-out prompt"
+    held_out = f"? {noun}s" if estimated.held_out is None else counted_text(estimated.held_out, noun)
     terminal.show(
-        f"evaluation  {held_out} held-out prompts x {recipe.evaluation.responses} responses, after each iteration\n"
+        f"evaluation  {held_out} x {counted_text(recipe.evaluation.responses, 'response')}, after each iteration\n"
         f"memory      {_size(estimated.training_bytes)} for weights, gradients and optimiser state"
         f" {_where(recipe.training)}; activations{_on_top(recipe)} come on top\n"
         f"disk        {_size(estimated.policy_bytes)} of policies and at most {_size(estimated.table_bytes)} of tables;"
@@ -278,8 +279,8 @@ def _show_settings(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> N
         f"algorithm   {settings_text(recipe.algorithm)}; {_learnt_from(recipe)}; seed {recipe.seed}\n"
         f"sampling    {sampling.engine}: temperature {sampling.temperature:g}, top-p {sampling.top_p:g},"
         f" at most {sampling.max_new_tokens} new tokens\n"
-        f"training    {training.optimizer}, {training.batch_prompts} prompts a step; a {training.schedule} schedule"
-        f" over {training.epochs:g} epochs{kept}; peak {training.learning_rate:g}"
+        f"training    {training.optimizer}, {counted_text(training.batch_prompts, 'prompt')} a step; a {training.schedule} schedule"
+        f" over {training.epochs:g} epoch{'' if training.epochs == 1 else 's'}{kept}; peak {training.learning_rate:g}"
     )
     for note in estimated.prompt_notes:
         terminal.show(f"prompts     {note}")

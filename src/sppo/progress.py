@@ -102,7 +102,8 @@ class Terminal:
             seconds = time.perf_counter() - begin
             for (title, _, unit), task in zip(bars, progress.tasks, strict=True):
                 note = f", {task.fields['note']}" if task.fields["note"] else ""
-                self.say(f"{title}: {task.completed:,.0f} {unit} in {seconds:.1f} s{note}", "bright_black")
+                done = counted_text(int(task.completed), unit.removesuffix("s"))
+                self.say(f"{title}: {done} in {seconds:.1f} s{note}", "bright_black")
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line about the progress, unless the terminal is quiet; nothing in it is read as markup."""

@@ -12,7 +12,7 @@ from sppo.arena.ballot import Ballot
 from sppo.arena.matches import Matches
 from sppo.arena.referee import Referee
 from sppo.compare import game as run_games
-from sppo.progress import Terminal
+from sppo.progress import Terminal, counted_text
 from sppo.rundir.folder import RunError, RunFolder
 from sppo.rundir.reader import RunReader, label
 
@@ -63,7 +63,7 @@ def serve(
         shown = _in_url(socket.gethostname() if host in ANY else host)
         votes = len(ballot.votes())
         terminal.say(
-            f"{' against '.join(chosen)}: {len(matches)} pairs, {votes} votes so far. Open this address:"
+            f"{' against '.join(chosen)}: {counted_text(len(matches), 'pair')}, {counted_text(votes, 'vote')} so far. Open this address:"
         )
         terminal.say(f"http://{shown}:{bound}/?key={access_key(key)}", "bold")
         terminal.say(f"Votes are kept in {home}; Ctrl-C ends.")
@@ -79,7 +79,7 @@ def serve(
         finally:
             if referee is not None:
                 referee.finish()
-            terminal.say(f"{len(ballot.votes())} votes are in {home}")
+            terminal.say(f"The votes ({len(ballot.votes())}) are in {home}")
 
 
 _KEY_LENGTH = 64

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.endpoint.exchange import Usage
-from sppo.progress import Terminal, printable
+from sppo.progress import Terminal, counted_text, printable
 from sppo.rundir.folder import write_json
 
 
@@ -31,8 +31,8 @@ def save_all(
     save(output / f"{benchmark}.json", benchmark, {"results": rows})
     if usage is not None:
         terminal.say(
-            f"judge: {usage.requests} requests, {usage.prompt_tokens:,} prompt and {usage.completion_tokens:,}"
-            f" completion tokens, {usage.cached} answers known already, {usage.retries} retries",
+            f"judge: {counted_text(usage.requests, 'request')}, {usage.prompt_tokens:,} prompt and {usage.completion_tokens:,}"
+            f" completion tokens, {usage.cached} answers known already, {usage.retries} repeated",
             "bright_black",
         )
     terminal.say(f"all of it is in {output / benchmark}.json")

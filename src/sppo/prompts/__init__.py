@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from sppo import randomness
 from sppo.policy.chat_format import ChatError, ChatFormat
+from sppo.progress import counted_text
 from sppo.prompts import sources
 from sppo.prompts.columns import COLUMNS, Prompt, columns_to_read, interpret
 from sppo.prompts.conversations import PromptError
@@ -72,13 +73,13 @@ class Counts:
     def notes(self) -> list[str]:
         """Lines for the user: which columns prompts were taken from, and which prompts were changed or left out."""
         notes = [
-            f"{source}: {count:,} prompt{'s' * (count > 1)} from {taken}"
+            f"{source}: {counted_text(count, 'prompt')} from {taken}"
             for (source, taken), count in self.taken.items()
         ]
         if self.doubled_bos:
-            notes.append(f"{self.doubled_bos:,} prompts had a doubled BOS; one was removed")
+            notes.append(f"{counted_text(self.doubled_bos, 'prompt')} had a doubled BOS; one was removed")
         for reason, count in self.skipped.items():
-            notes.append(f"{count:,} prompts cannot be used ({self.first_skipped[reason]})")
+            notes.append(f"{counted_text(count, 'prompt')} cannot be used ({self.first_skipped[reason]})")
         return notes
 
 

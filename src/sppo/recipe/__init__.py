@@ -196,17 +196,19 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
 
 
 def load_oracle_training(
-    path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None
+    settings: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> OracleTraining:
-    """Read the settings file of `sppo train-oracle` in the way that :func:`load` reads a recipe.
+    """Read the settings of `sppo train-oracle`, a file or a mapping, in the way that :func:`load` reads a recipe.
 
     Raises:
         RecipeError: as for :func:`load`.
     """
-    settings: OracleTraining = _validated(
-        OracleTraining, _overridden(_read_mapping(Path(path)), overrides), str(path)
-    )
-    return settings
+    if isinstance(settings, Mapping):
+        mapping, name = settings, "the settings"
+    else:
+        mapping, name = _read_mapping(Path(settings)), str(settings)
+    read: OracleTraining = _validated(OracleTraining, _overridden(mapping, overrides), name)
+    return read
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from sppo import training
 from sppo.executors import Executor
 from sppo.executors.local import Local
-from sppo.progress import Terminal
+from sppo.progress import Terminal, counted_text
 from sppo.recipe import Recipe, RecipeError, dump, load
 from sppo.rundir import storage
 from sppo.rundir.environment import changes, environment, header
@@ -110,7 +110,7 @@ def _say_what_is_damaged(run: Run, planned: Sequence[StageFolder]) -> None:
         damaged = read_lines(path)[1]
         if damaged:
             run.terminal.say(
-                f"note: {damaged} lines of {path} are damaged, or were interrupted by a kill; they are left out",
+                f"note: {counted_text(damaged, 'line')} of {path} left out, damaged or interrupted by a kill",
                 "yellow",
             )
 

@@ -26,7 +26,7 @@ from sppo.benchmarks.question_files import Question
 from sppo.benchmarks.responses import respond
 from sppo.benchmarks.results import save, show_table
 from sppo.game import solve
-from sppo.progress import Advance, Terminal
+from sppo.progress import Advance, Terminal, counted_text
 from sppo.recipe import OracleConfig, PromptSource
 from sppo.rundir.folder import RunError
 from sppo.rundir.votes import read as read_votes
@@ -181,7 +181,7 @@ def show(terminal: Terminal, game: HeadToHead) -> None:
         ]
         for i in range(count)
     ]
-    title = f"{game.prompts} prompts; winner: the von Neumann winner, the mixture that none of them beats"
+    title = f"{counted_text(game.prompts, 'prompt')}; winner: the von Neumann winner, the mixture that none of them beats"
     show_table(terminal, ["P(row > column)", *game.names, "winner"], rows, title)
     if game.best is not None:
         rows = [[game.names[i], *(f"{value:.3f}" for value in game.best[i])] for i in range(count)]

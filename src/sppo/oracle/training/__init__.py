@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sppo.oracle import Oracle, OracleError
-from sppo.progress import Terminal
+from sppo.progress import Terminal, counted_text
 from sppo.reading import read_mapping
 from sppo.recipe.oracle_training import OracleTraining
 
@@ -49,7 +49,8 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
         return _finished(output, fingerprint)
     described = judged.describe(pairs)
     terminal.say(
-        f"{described['pairs']:,} pairs of {described['prompts']:,} prompts, {described['ties']:,} of them ties"
+        f"{counted_text(int(described['pairs']), 'pair')} of {counted_text(int(described['prompts']), 'prompt')},"
+        f" {described['ties']:,} of them ties"
     )
     for warning in judged.warnings(described):
         terminal.say(f"note: {warning}", "yellow")
