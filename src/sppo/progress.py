@@ -120,10 +120,11 @@ class Terminal:
             _print(self.results, text, style)
 
     def show_json(self, value: Any) -> None:
-        """Print a result, which may hold arrays, as JSON if results are printed so."""
+        """Print a result as JSON if results are printed so; arrays become lists, NaN and infinity null."""
         if self.as_json and not self.is_part:
-            text = json.dumps(value, indent=2, default=lambda array: array.tolist())
-            self.results.file.write(f"{text}\n")
+            text = json.dumps(value, default=lambda array: array.tolist())
+            plain = json.loads(text, parse_constant=lambda name: None)  # JSON has no NaN and no infinity
+            self.results.file.write(f"{json.dumps(plain, indent=2)}\n")
 
 
 def counted_text(count: int, noun: str) -> str:
