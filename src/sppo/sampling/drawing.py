@@ -11,6 +11,8 @@ from sppo.sampling import Sampling
 
 # The number of most probable tokens among which the nucleus is looked for first.
 _NUCLEUS = 256
+# The number of tokens whose weights are summed first when the cumulative distribution is searched.
+_BLOCK = 64
 
 
 def choose(
@@ -22,19 +24,44 @@ def choose(
     """
     scores = logits.float()
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
-    # Summed in float64: over a vocabulary of 10^5 entries a sum in float32 would lose improbable tokens.
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    normaliser = cumulative[:, -1:]
-    if not _draws_from_the_policy(settings):
-        cumulative = warped(scores, settings).cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
+    totals = _block_totals(weights)
+    if _draws_from_the_policy(settings):
+        chosen = _first_above(weights, totals, uniform)
+    else:
+        kept = warped(scores, settings)
+        chosen = _first_above(kept, _block_totals(kept), uniform)
+    log_prob = weights.gather(1, chosen).double().log() - totals[:, -1:].log()
+    return chosen.squeeze(1), log_prob.squeeze(1)
+
+
+def _block_totals(weights: Tensor) -> Tensor:
+    """The cumulative sums of the weights at the end of each block of the vocabulary, in float64."""
+    # Over a vocabulary of 10^5 entries a sum in float32 would lose improbable tokens, and a cumulative sum in float64 would
+    # be dearer than the attention of the step. A block is summed in float32, which is exact enough for so few entries.
+    spare = -weights.shape[-1] % _BLOCK
+    padded = torch.nn.functional.pad(weights, (0, spare)) if spare else weights
+    return padded.view(*padded.shape[:-1], -1, _BLOCK).sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+
+
+def _first_above(weights: Tensor, totals: Tensor, uniform: Tensor) -> Tensor:
+    """The first token of each row whose cumulative weight is above the uniform number times the total weight."""
     # The uniform number is scaled by the total instead of normalising the weights. It is kept below the total even when
     # the product is rounded up, and the search is for the first cumulative value *above* it: a token of probability
     # 0 has the same cumulative value as the one before it, and is never the first.
-    threshold = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    chosen = torch.searchsorted(cumulative, threshold, right=True)
-    log_prob = weights.gather(1, chosen).double().log() - normaliser.log()
-    return chosen.squeeze(1), log_prob.squeeze(1)
+    threshold = _below(uniform[:, None] * totals[:, -1:], totals[:, -1:])
+    block = torch.searchsorted(totals, threshold, right=True)
+    before = torch.where(block > 0, totals.gather(1, (block - 1).clamp(min=0)), 0.0)
+    places = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = places < weights.shape[-1]
+    within = torch.where(inside, weights.gather(1, places.clamp(max=weights.shape[-1] - 1)), 0.0)
+    cumulative = within.cumsum(dim=-1, dtype=torch.float64)
+    # The block's own sum is rounded otherwise than `totals`, hence once more below the last value.
+    offset = torch.searchsorted(cumulative, _below(threshold - before, cumulative[:, -1:]), right=True)
+    return block * _BLOCK + offset
+
+
+def _below(value: Tensor, limit: Tensor) -> Tensor:
+    return torch.minimum(value, limit.nextafter(torch.zeros_like(limit)))
 
 
 def _draws_from_the_policy(settings: Sampling) -> bool:
