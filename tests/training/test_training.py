@@ -144,9 +144,19 @@ def test_the_papers_schedule_is_left_in_its_warm_up():
     assert highest == pytest.approx(5e-7 * 312 / 564)
 
 
-def test_a_schedule_of_one_step_is_not_all_warm_up():
-    steps = plan(10, batch_prompts=64, epochs=1, keep_epochs=None, warmup_ratio=0.1)
+@pytest.mark.parametrize("prompts", [10, 64, 65, 256, 640])
+def test_a_short_schedule_loses_no_step_to_its_warm_up(prompts):
+    steps = plan(prompts, batch_prompts=64, epochs=1, keep_epochs=None, warmup_ratio=0.1)
+    assert steps.scheduled <= 10
     assert learning_rate(0, steps, "linear", 0.3) == 0.3
+    assert all(learning_rate(step, steps, "linear", 0.3) > 0 for step in range(steps.kept))
+
+
+@pytest.mark.parametrize("ratio", [0, 0.01, 0.3, 0.5, 0.99])
+def test_a_schedule_of_one_or_two_steps_has_a_step_that_learns(ratio):
+    for prompts in (1, 2):
+        steps = plan(prompts, batch_prompts=1, epochs=1, keep_epochs=None, warmup_ratio=ratio)
+        assert any(learning_rate(step, steps, "linear", 0.3) for step in range(steps.kept))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "constant_with_warmup"])

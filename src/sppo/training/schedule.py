@@ -14,7 +14,7 @@ class Steps:
     Attributes:
         per_epoch: ceil(prompts / prompts per step).
         scheduled: the number of steps that the learning-rate schedule spans.
-        warmup: the number of those steps in which the learning rate rises.
+        warmup: the number of those steps in which the learning rate rises from 0, which is never 1.
         kept: the number of steps that are taken; the policy after the last of them is kept.
     """
 
@@ -34,8 +34,10 @@ def plan(
     per_epoch = math.ceil(prompts / batch_prompts)
     scheduled = math.ceil(per_epoch * epochs)
     kept = scheduled if keep_epochs is None else math.ceil(per_epoch * keep_epochs)
-    # The learning rate of the first warm-up step is 0: a schedule of one step must not consist of warm-up only.
-    warmup = min(math.ceil(scheduled * warmup_ratio), scheduled - 1)
+    warmup = math.ceil(scheduled * warmup_ratio)
+    # The learning rate of the first warm-up step is 0. A warm-up of a single step would only lose it, since nothing rises.
+    if warmup == 1:
+        warmup = 0
     return Steps(per_epoch, scheduled, warmup, kept)
 
 
