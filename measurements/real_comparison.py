@@ -1,0 +1,157 @@
+"""SPPO and its rivals on a real model: the same samples, oracle answers and optimiser steps, one iteration, over seeds.
+
+    sppo inputs                                                  # once
+    python measurements/real_comparison.py [--seeds 3] [--output compare/real] [--set KEY=VALUE ...]
+
+Its table stands in docs/experiments.md once it has been run. The arms of this package are played by `sppo compare`, whose
+runs adopt each other's samples and answers. The arm `trl` is TRL's DPOTrainer, fed with the token ids of the pairs that
+the arm `dpo` trains on (measurements/trl_peer.py), with the same optimiser, learning rate, steps and beta. In the end all
+policies of a seed meet the base on the held-out prompts, by the held-out oracle and by the oracle that was trained on.
+
+The same command again goes on where it was interrupted: finished stages and policies are kept.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import trl_peer
+
+ARMS = {
+    "sppo": ("sppo", {}),
+    "sppo-all": ("sppo", {"selection": "all"}),
+    "sppo-1e3": ("sppo", {"algorithm.eta": 1e3}),
+    "sppo-10": ("sppo", {"algorithm.eta": 10}),
+    "dpo": ("dpo", {}),
+    "ipo": ("ipo", {}),
+    "inpo": ("inpo", {}),
+    "rspo": ("rspo", {"algorithm.eta": 30}),
+}
+"""The arms that this package plays: the algorithm and the values that differ from the recipe's."""
+
+
+def sppo(*arguments: object) -> None:
+    """Run a command of the package; an error ends this program with its exit code."""
+    done = subprocess.run([sys.executable, "-m", "sppo", *map(str, arguments)], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def play(options: argparse.Namespace) -> None:
+    """Play the arms of this package."""
+    changes = [f"{name}.{key}={value}" for name in options.arms for key, value in ARMS[name][1].items()]
+    values = ["iterations=1", "prompts.per_iteration=96", *changes, *options.set]
+    sppo(
+        "compare",
+        options.recipe,
+        "--algorithms",
+        ",".join(f"{name}={ARMS[name][0]}" for name in options.arms),
+        *("--seeds", options.seeds, "--output", options.output),
+        *(part for value in values for part in ("--set", value)),
+    )
+
+
+def pairs_of(run: Path) -> list[tuple[list[int], list[int], list[int]]]:
+    """The prompts with their best and worst responses, as token ids, that a run's first iteration was trained on."""
+    from sppo.rundir.reader import RunReader
+    from sppo.rundir.tables import TrainingRow, read_rows
+
+    pairs = []
+    for shard in RunReader(run).table(1, "training"):
+        for row in read_rows(shard, TrainingRow):
+            if len(row.responses) == 2:
+                worst, best = sorted(row.responses, key=lambda response: response.win_rate)
+                pairs.append((row.prompt_token_ids, best.token_ids, worst.token_ids))
+    return pairs
+
+
+def train_with_trl(run: Path, folder: Path) -> None:
+    """Train the base of a run by TRL's DPOTrainer on the pairs of the run's first iteration, with its settings."""
+    import torch
+
+    from sppo.policy import chat_format, saving
+    from sppo.policy import load as policies
+    from sppo.policy.tokenizer_files import copy_tokenizer
+    from sppo.recipe import load
+    from sppo.training.schedule import plan
+
+    recipe = load(run / "recipe.yaml")
+    torch.set_num_threads(recipe.cpu_threads or torch.get_num_threads())
+    base = policies.folder(recipe.policy.model, revision=recipe.policy.revision)
+    end_of_turn = chat_format.load(str(base)).end_of_turn
+    # TRL ends every response with this token. It is what a truncated response, which lacks it, is given by TRL.
+    pairs = [
+        (prompt, *([*ids, end_of_turn] if ids[-1] != end_of_turn else ids for ids in responses))
+        for prompt, *responses in pairs_of(run)
+    ]
+    model = policies.load(base, dtype=recipe.policy.dtype)
+    settings = recipe.training
+    keys = {"batch_prompts", "epochs", "keep_epochs", "warmup_ratio"}
+    steps = plan(len(pairs), **settings.model_dump(include=keys))
+    trainer = trl_peer.trainer(
+        model,
+        pairs,
+        folder.with_name(folder.name + "-work"),
+        eos=end_of_turn,
+        beta=recipe.algorithm.beta,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=settings.batch_prompts,
+        max_steps=steps.kept,
+        warmup_steps=steps.warmup,
+        bf16=settings.mixed_precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=recipe.seed,
+        logging_steps=1,
+    )
+    trainer.train()
+    made = folder.with_name(folder.name + "-unfinished")
+    saving.save_model(trainer.model, made, base)
+    copy_tokenizer(base, made, recipe.policy.chat_template)
+    made.rename(folder)  # so that an interrupted run never leaves half a policy
+
+
+def compare_all(options: argparse.Namespace, seed: int) -> None:
+    """All policies of a seed and the base, head to head on the held-out prompts, by both oracles."""
+    from sppo.recipe import dump, load
+
+    runs = {name: options.output / "runs" / f"{name}-seed-{seed}" for name in options.arms}
+    recipe = load(next(iter(runs.values())) / "recipe.yaml")
+    trl = options.output / f"trl-seed-{seed}"
+    if "dpo" in runs and not trl.is_dir():
+        train_with_trl(runs["dpo"], trl)
+    named = [f"base={recipe.policy.model}", *(f"{name}={run}" for name, run in runs.items())]
+    if trl.is_dir():
+        named.append(f"trl={trl}")
+    asked = {"held-out": recipe.needed_held_out_oracle("this measurement"), "trained-on": recipe.oracle}
+    for name, oracle in asked.items():
+        file = options.output / f"oracle-{name}.yaml"
+        file.write_text(dump(oracle), encoding="utf-8")
+        print(f"seed {seed}, by the {name} oracle", flush=True)
+        sppo(
+            *("evaluate", "head-to-head", *named, "--oracle", file, "--seed", seed),
+            *("--prompts", recipe.prompts.held_out.source, "--responses", recipe.evaluation.responses),
+            *("--sampling", f"{{max_new_tokens: {recipe.sampling.max_new_tokens}}}"),
+            *("--output", options.output / f"head-to-head-{name}-seed-{seed}"),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="real")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("compare/real"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    play(options)
+    for run in sorted((options.output / "runs").glob(f"{options.arms[0]}-seed-*")):
+        compare_all(options, int(run.name.rpartition("-")[2]))
+
+
+if __name__ == "__main__":
+    main()
