@@ -371,7 +371,7 @@ def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None, list[s
 
 
 def _source_count(source: PromptSource, notes: list[str], invalid: str) -> int | None:
-    if prompt_sources.local_file(source) is None:
+    if not prompt_sources.is_local(source):
         if prompt_sources.names_a_file(source):
             raise prompt_sources.PromptError(f"prompts: there is no file {source.source!r} here")
         return source.rows if source.limit is None else min(source.limit, source.rows or source.limit)

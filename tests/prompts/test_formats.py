@@ -10,6 +10,7 @@ from prompt_files import CONVERSATION, QUESTION, all_texts, write
 
 from sppo.prompts import PromptError, interpret, read_source, survey
 from sppo.recipe import PromptSource
+from sppo.stages.run import source_identity
 
 ANSWER = {"role": "assistant", "content": "It is so."}
 OTHER = {"role": "assistant", "content": "It is not."}
@@ -39,7 +40,37 @@ def read(row, **settings):
             CONVERSATION,
             "`conversations`, which holds JSON text",
         ),
+        (
+            {"text": json.dumps([{"id": 7, "content": "And why?", "role": "user"}])},
+            [QUESTION],
+            "`text`, which holds JSON text",
+        ),
+        (
+            {"instruction": json.dumps({"id": 7, "messages": [*CONVERSATION, ANSWER]})},
+            CONVERSATION,
+            "`instruction`, which holds JSON text, without the assistant's last message",
+        ),
+        ({"prompt": json.dumps({"conversations": SHAREGPT})}, CONVERSATION, "`prompt`, which holds JSON text"),
+        # a transcript that stands in its column as text
+        ({"prompt": "\n\nHuman: And why?\n\nAssistant:"}, [QUESTION], "`prompt`, which holds a transcript"),
+        (
+            {"text": "\n\nHuman: Is it so?\n\nAssistant: It is.\n\nHuman: And why?\n\nAssistant: "},
+            CONVERSATION[1:],
+            "`text`, which holds a transcript",
+        ),
+        ({"instruction": "\n\nHuman: And why?"}, [QUESTION], "`instruction`, which holds a transcript"),
+        (
+            {"prompt": "\n\nHuman: And why?\n\nAssistant: It is so."},
+            [QUESTION],
+            "`prompt`, which holds a transcript, without the assistant's last message",
+        ),
         # other names of keys and roles
+        (
+            {"messages": [{"role": "developer", "content": "Be brief."}, QUESTION]},
+            [CONVERSATION[0], QUESTION],
+            "`messages`",
+        ),
+        ({"messages": [{"role": "prompter", "text": "And why?"}]}, [QUESTION], "`messages`"),
         ({"conversations": SHAREGPT}, CONVERSATION, "`conversations`"),
         ({"conversation": SHAREGPT[1:]}, CONVERSATION[1:], "`conversation`"),
         ({"messages": SHAREGPT}, CONVERSATION, "`messages`"),
@@ -117,6 +148,12 @@ def test_a_prompt_in_each_notation(row, messages, taken):
         "[{} for _ in range(3)]",
         "{'a': 1}",
         "[]",
+        '{"role": "admin", "value": 3}',
+        '[{"from": "alice", "value": "x"}]',
+        '{"value": 3} is JSON; explain it.',
+        '[{"content": "no role"}] is JSON; explain it.',
+        '{"role": "user"}',
+        "Assistant: hello\n\nHuman: there",
     ],
 )
 def test_text_that_only_looks_like_json_is_the_users(text):
@@ -133,10 +170,13 @@ def test_a_named_column_is_taken_alone():
     [
         (
             {"messages": str([QUESTION])},
-            r"begins like a conversation, .* but is not JSON .*; store it as JSON",
+            r"looks like a conversation, .* but is not JSON .*; store it as JSON",
         ),
-        ({"messages": json.dumps([QUESTION])[:-9]}, "begins like a conversation, .* but is not JSON"),
-        ({"prompt": "[{'from': 'human', 'value': 'x'}]"}, "begins like a conversation, .* but is not JSON"),
+        ({"messages": json.dumps([QUESTION])[:-9]}, "looks like a conversation, .* but is not JSON"),
+        ({"text": "[{'content': 'x', 'role': 'user'}\n {'content': 'y', 'role': 'assistant'}]"}, "is not JSON"),
+        ({"prompt": '{"id": 1, "messages": [{"role": "user", "content": "x"}'}, "is not JSON"),
+        ({"text": json.dumps([{"role": "tool", "content": "7"}])}, "message 1 has the role 'tool'"),
+        ({"prompt": "[{'from': 'human', 'value': 'x'}]"}, "looks like a conversation, .* but is not JSON"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "message 1 holds a part that is not text",
@@ -241,6 +281,45 @@ def test_a_data_set_with_several_configurations(split, tmp_path, monkeypatch):
         split(PromptSource(source="data", config="esay"))
     with pytest.raises(PromptError, match=r"(?s)train.*; set `split` to the split to read"):
         split(PromptSource(source="data", config="easy", split="test"))
+
+
+def test_a_pattern_names_all_files_that_match(split, tmp_path):
+    (tmp_path / "data" / "more").mkdir(parents=True)
+    for name, words in (("a", "alpha"), ("b", "beta"), ("more/c", "gamma")):
+        write(f"data/{name}.jsonl", json.dumps({"id": 0, "prompt": words}) + "\n")
+    write("data/d.txt", "delta\n")
+    pq.write_table(pa.table({"prompt": ["epsilon"]}), "data/e.parquet")
+    assert all_texts(split("data/*.jsonl")) == ["alpha", "beta"]
+    assert all_texts(split("data/**/*.jsonl")) == ["alpha", "beta", "gamma"]
+    assert all_texts(split("data/[abd].*")) == ["alpha", "beta", "delta"]
+    found = split("data/*.*", PromptSource(source="data/more/?.jsonl"))
+    assert all_texts(found) == ["alpha", "beta", "delta", "epsilon", "gamma"]
+    assert found.counts.notes()[1] == "data/*.*: 3 prompts from `prompt`"
+    write("data/b.jsonl", '"alpha"\n')
+    with pytest.raises(PromptError, match=r"data/b\.jsonl, line 1: a duplicate of data/a\.jsonl, line 1"):
+        split("data/*.jsonl")
+    with pytest.raises(PromptError, match=r"no file here matches 'data/\*\.csv'"):
+        split("data/*.csv")
+    write("data/notes.md", "text")
+    with pytest.raises(PromptError, match=r"data/notes\.md is not a \.csv"):
+        split("data/*")
+
+
+def test_a_file_whose_name_is_a_pattern_is_that_file(split):
+    write("a.jsonl", '"wrong"\n')
+    assert all_texts(split(write("[a].jsonl", '"alpha"\n"beta"\n'))) == ["alpha", "beta"]
+
+
+def test_the_identity_of_a_pattern_is_that_of_its_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("a.jsonl", '"alpha"\n')
+    pattern = PromptSource(source="*.jsonl")
+    one = source_identity(pattern)
+    assert one == source_identity(PromptSource(source="a.jsonl"))
+    write("b.jsonl", '"beta"\n')
+    two = source_identity(pattern)
+    write("b.jsonl", '"gamma"\n')
+    assert len({str(identity) for identity in (one, two, source_identity(pattern))}) == 3
 
 
 def test_home_folders_are_found(split, tmp_path, monkeypatch):

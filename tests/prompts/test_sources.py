@@ -85,6 +85,20 @@ def test_a_data_set_saved_to_disk(split):
         split(PromptSource(source="one", column="question"))
 
 
+def test_a_folder_of_files_beside_a_description_of_other_programs(split, tmp_path, monkeypatch, capsys):
+    """Some programs describe a folder's files in a dataset_info.json, which is not that of `save_to_disk`."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    write("data/dataset_info.json", json.dumps({"mine": {"file_name": "train.parquet"}}))
+    pq.write_table(pa.table({"prompt": ["alpha", "beta"]}), "data/train.parquet")
+    pq.write_table(pa.table({"prompt": ["gamma"]}), "data/test.parquet")
+    assert all_texts(split("data/*.parquet")) == ["alpha", "beta", "gamma"]
+    assert all_texts(split("data", PromptSource(source="data", split="test"))) == ["alpha", "beta", "gamma"]
+    assert capsys.readouterr().err == ""  # no progress bars of the library
+
+
 def test_a_file_with_both_a_prompt_and_a_whole_conversation_gives_the_prompt(split):
     row = {"prompt": "alpha", "messages": CONVERSATION[:3]}
     assert all_texts(split(write("a.jsonl", json.dumps(row) + '\n"beta"\n'))) == ["alpha", "beta"]

@@ -35,7 +35,8 @@ __all__ = [
     "Survey",
     "held_out_shares",
     "interpret",
-    "local_file",
+    "is_local",
+    "local_files",
     "names_a_file",
     "portions",
     "read",
@@ -92,9 +93,14 @@ class Split:
     counts: Counts
 
 
-def local_file(source: PromptSource) -> Path | None:
-    """The file that a source names; None if it is a folder or a data set on the hub."""
-    return sources.local_file(source.source)
+def is_local(source: PromptSource) -> bool:
+    """Whether a source is on this disk, as a file, a folder or one of the package's own."""
+    return bool(local_files(source)) or Path(source.source).expanduser().is_dir()
+
+
+def local_files(source: PromptSource) -> list[Path]:
+    """The files that a source names, one or all that match a pattern; none if it is a folder or a data set on the hub."""
+    return sources.local_files(source.source)
 
 
 def names_a_file(source: PromptSource) -> bool:
@@ -266,7 +272,7 @@ class _Reading:
         if key in self.seen:
             raise PromptError(f"a duplicate of {self.seen[key]}")
         self.seen[key] = position
-        prompt_id = self._new_id(own_id, key.hex()[:16], source)
+        prompt_id = self._new_id(own_id, key.hex()[:16], source, position)
         self.seen_ids[prompt_id] = (source, position)
         rendered = self.chat.render(messages)
         if len(rendered.token_ids) > self.max_tokens:
@@ -284,14 +290,19 @@ class _Reading:
             "demonstration": demonstration,
         }
 
-    def _new_id(self, own_id: str | None, content_id: str, source: PromptSource) -> str:
-        """The row's own id. Sources that count from 0 share ids, so a later source's prompt is named by its content."""
+    def _new_id(self, own_id: str | None, content_id: str, source: PromptSource, position: str) -> str:
+        """The row's own id. Files that count from 0 share ids, so a later file's prompt is named by its content."""
         if own_id is None or own_id not in self.seen_ids:
             return own_id or content_id
-        other, position = self.seen_ids[own_id]
-        if other == source:
-            raise PromptError(f"a duplicate id: {own_id!r} is also that of {position}")
+        other, earlier = self.seen_ids[own_id]
+        if other == source and _file_of(earlier) == _file_of(position):
+            raise PromptError(f"a duplicate id: {own_id!r} is also that of {earlier}")
         return content_id
+
+
+def _file_of(position: str) -> str:
+    """The file or data set of a row's position, which ends with the row's number behind a comma."""
+    return position.rpartition(", ")[0]
 
 
 def _dealt(table: pa.Table, seed: int) -> pa.Table:

@@ -4,7 +4,13 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from sppo.policy.chat_format import ChatError, Message, as_messages
-from sppo.prompts.conversations import PromptError, read_conversation, read_preference, split_last_response
+from sppo.prompts.conversations import (
+    PromptError,
+    notation,
+    read_conversation,
+    read_preference,
+    split_last_response,
+)
 from sppo.recipe import PromptSource
 
 COLUMNS = ("prompt", "messages", "instruction", "text", "conversations", "conversation", "chosen")
@@ -84,7 +90,7 @@ def _prompt(row: dict[str, Any], column: str, source: PromptSource, own_id: str 
         value, taken = f"{value}\n\n{further}", "`instruction` and `input`"
     conversation = read_conversation(value)
     if isinstance(value, str) and not isinstance(conversation, str):
-        taken += ", which holds JSON text"
+        taken += f", which holds {notation(value)}"
     prompt, response = split_last_response(conversation)
     if source.demonstration is None:
         if response is not None:

@@ -4,12 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sppo.policy.chat_format import ChatError, Message, as_messages
+from sppo.policy.chat_format import ROLES, ChatError, Message, as_messages
 from sppo.reading import parse
 
 _ROLE_KEYS = ("role", "from")
-_TEXT_KEYS = ("content", "value")
+_TEXT_KEYS = ("content", "value", "text")
+_LIST_KEYS = ("messages", "conversations", "conversation")
 _ROLES = {
+    "developer": "system",
     "human": "user",
     "prompter": "user",
     "gpt": "assistant",
@@ -18,7 +20,11 @@ _ROLES = {
     "model": "assistant",
 }
 """Other names of roles in data sets, each with the name that chat templates know."""
-_LIKE_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
+_REFUSED_ROLES = ("tool", "function", "observation", "function_call", "ipython")
+_SPEAKERS = frozenset((*ROLES, *_ROLES, *_REFUSED_ROLES))
+_LIKE_A_ROLE = re.compile(rf"""["']({"|".join(_ROLE_KEYS)})["']\s*:\s*["']({"|".join(_SPEAKERS)})["']""", re.IGNORECASE)
+_LIKE_A_TEXT = re.compile(rf"""["']({"|".join(_TEXT_KEYS)})["']\s*:""")
+_TRANSCRIPT = "\n\nHuman:"
 _TURN = re.compile(r"\n\n(Human|Assistant):[ \n]?")
 
 
@@ -43,16 +49,19 @@ class Preference(NamedTuple):
 def read_conversation(value: Any) -> Any:
     """Translate a conversation into a list of messages with `role` and `content`; other values are returned unchanged.
 
-    A conversation may be a list of messages, one message, a mapping of lists (as `datasets` stores sequences), or any of
-    these as JSON text. Messages may be written with `role` and `content` or with `from` and `value` (ShareGPT). Roles and
-    the order of turns are not checked here; :func:`sppo.policy.chat_format.as_messages` does that.
+    A conversation may be a list of messages, one message, a mapping of lists (as `datasets` stores sequences), any of
+    these as JSON text, or a transcript of the helpful-harmless data. Messages may be written with `role` and `content` or
+    with `from` and `value` (ShareGPT). Roles and the order of turns are not checked here;
+    :func:`sppo.policy.chat_format.as_messages` does that.
 
     Raises:
-        PromptError: the text begins like a conversation but is not JSON, or a message holds something other than text.
+        PromptError: the text looks like a conversation but is not JSON, or a message holds something other than text.
     """
     if isinstance(value, str):
-        if not _LIKE_MESSAGES.match(value):
-            return value
+        if value.startswith(_TRANSCRIPT):
+            messages = _read_transcript(value)
+            # a prompt in this notation ends where the assistant is to begin
+            return messages if messages[-1]["content"] or messages[-1]["role"] == "user" else messages[:-1]
         value = _parse_json(value)
     if isinstance(value, Mapping):
         role, text = _present(value, _ROLE_KEYS), _present(value, _TEXT_KEYS)
@@ -65,14 +74,44 @@ def read_conversation(value: Any) -> Any:
     return [_read_message(message, number) for number, message in enumerate(value, 1)]
 
 
+def notation(text: str) -> str:
+    """The notation in which a text is a conversation, in words; for texts that :func:`read_conversation` translates."""
+    return "a transcript" if text.startswith(_TRANSCRIPT) else "JSON text"
+
+
+def _read_transcript(text: str) -> list[dict[str, str]]:
+    """Read a transcript of the helpful-harmless data: ``\\n\\nHuman: ...\\n\\nAssistant: ...``."""
+    _, *pieces = _TURN.split(text)
+    roles = [{"Human": "user", "Assistant": "assistant"}[name] for name in pieces[::2]]
+    return [{"role": role, "content": said.strip()} for role, said in zip(roles, pieces[1::2], strict=True)]
+
+
 def _parse_json(text: str) -> Any:
+    """The conversation that a text holds as JSON; any other text is returned unchanged."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
     try:
-        return parse(text)
+        value = parse(text)
     except ValueError as error:
+        if not (_LIKE_A_ROLE.search(text) and _LIKE_A_TEXT.search(text)):
+            return text
         raise PromptError(
-            f"malformed: the text begins like a conversation, {text[:40]!r}, but is not JSON ({error}); store it as"
+            f"malformed: the text looks like a conversation, {text[:40]!r}, but is not JSON ({error}); store it as"
             " JSON, or as a list of messages"
         ) from error
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in _LIST_KEYS if isinstance(value.get(key), list)), value)
+    messages = value if isinstance(value, list) else [value]
+    return value if messages and all(map(_is_message, messages)) else text
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    role = _present(value, _ROLE_KEYS)
+    speakers = role if isinstance(role, list) and role else [role]
+    known = all(isinstance(speaker, str) and speaker.strip().lower() in _SPEAKERS for speaker in speakers)
+    return known and any(key in value for key in _TEXT_KEYS)
 
 
 def _present(message: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
@@ -144,16 +183,11 @@ def read_preference(prompt: Any, chosen: Any, rejected: Any) -> Preference:
 
 def _split_response(value: Any) -> tuple[list[Any], str]:
     """The messages before a response, if its value holds them too, and the response's text."""
+    if isinstance(value, str) and value.startswith(_TRANSCRIPT):
+        value = _read_transcript(value)
     value = read_conversation(value)
     if isinstance(value, str):
-        if not value.startswith("\n\nHuman:"):
-            return [], value
-        # transcripts of the helpful-harmless data: "\n\nHuman: ...\n\nAssistant: ..."
-        _, *pieces = _TURN.split(value)
-        roles = [{"Human": "user", "Assistant": "assistant"}[name] for name in pieces[::2]]
-        value = [
-            {"role": role, "content": text.strip()} for role, text in zip(roles, pieces[1::2], strict=True)
-        ]
+        return [], value
     before, response = split_last_response(value)
     if response is None:
         raise PromptError(

@@ -1,6 +1,7 @@
 """Sources of rows: files of several formats, data sets on the hub or on disk, and tinyworld's own prompts."""
 
 import csv
+import glob
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +32,15 @@ class Row(NamedTuple):
     value: Any
 
 
-def local_file(source: str) -> Path | None:
-    """The file that a source names; None if it is a folder or a data set on the hub."""
+def local_files(source: str) -> list[Path]:
+    """The files that a source names: one, or all that match a pattern such as ``data/*.jsonl``, in alphabetical order.
+
+    A folder and a data set on the hub are no files: the list is empty.
+    """
     path = TINYWORLD.get(source, Path(source).expanduser())
-    return path if path.is_file() else None
+    if path.exists() or not glob.has_magic(source):
+        return [path] if path.is_file() else []
+    return [match for match in map(Path, sorted(glob.glob(str(path), recursive=True))) if match.is_file()]
 
 
 def names_a_file(source: str) -> bool:
@@ -48,7 +54,7 @@ def read_rows(
     """Read the rows of a source one by one.
 
     Args:
-        source: a file, a folder or a data set on the hub, or one of :data:`TINYWORLD`.
+        source: a file, a pattern of files, a folder or a data set on the hub, or one of :data:`TINYWORLD`.
         columns: chooses the columns that are read of a table.
         split: the split of a data set.
         config: the configuration of a data set; None if it has only one.
@@ -57,13 +63,15 @@ def read_rows(
     Raises:
         PromptError: the source does not exist or cannot be read.
     """
-    path = local_file(source)
-    if path is not None:
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
+    files = local_files(source)
+    for path in files:
+        if path.suffix.lower() not in _READERS:
             known = ", ".join(sorted(_READERS))
             raise PromptError(f"prompts: {path} is not a {known} file; convert it to one of these")
-        return reader(path, columns)
+    if files:
+        return (row for path in files for row in _READERS[path.suffix.lower()](path, columns))
+    if glob.has_magic(source):
+        raise PromptError(f"prompts: no file here matches {source!r}")
     if source.split("/")[0] == "tinyworld":
         raise PromptError(f"prompts: {source!r} is unknown; there are {' and '.join(TINYWORLD)}")
     if names_a_file(source):
@@ -175,9 +183,10 @@ def _data_set_rows(
 def _load_data_set(source: str, split: str, config: str | None, revision: str | None) -> Any:
     import datasets
 
+    datasets.disable_progress_bars()  # the rows are counted by a bar of our own
     folder = Path(source).expanduser()
     try:
-        if (folder / "dataset_info.json").is_file():
+        if (folder / "state.json").is_file():
             return datasets.load_from_disk(str(folder))
         if (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(str(folder))

@@ -68,7 +68,7 @@ class PromptSource(Section):
     """A source of prompts: a file (.jsonl, .json, .parquet, .csv, .txt), a data set, or tinyworld's own."""
 
     source: str = Field(min_length=1)
-    """A path, the name of a data set on the hub, tinyworld/train or tinyworld/held-out."""
+    """A path, a pattern such as `data/*.jsonl`, the name of a data set on the hub, tinyworld/train or tinyworld/held-out."""
     split: str = "train"
     """The split of a data set."""
     config: str | None = Field(None, min_length=1)

@@ -166,8 +166,8 @@ def source_identity(source: PromptSource) -> dict[str, Any]:
     """The identity of a source of prompts: the content of files, or the name and revision of a hub data set."""
     unset = {name for name in ("demonstration", "config") if getattr(source, name) is None}
     values = source.model_dump(exclude={"rows"} | unset)
-    path = prompt_sources.local_file(source)
-    if path is not None:
-        return {**values, "source": file_digest(path)}
-    files = sorted(file for file in Path(source.source).expanduser().rglob("*") if file.is_file())
+    files = prompt_sources.local_files(source)
+    if len(files) == 1:
+        return {**values, "source": file_digest(files[0])}
+    files = files or sorted(file for file in Path(source.source).expanduser().rglob("*") if file.is_file())
     return {**values, "files": [[file.name, file_digest(file)] for file in files]} if files else values
