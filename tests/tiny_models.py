@@ -8,6 +8,7 @@ random and the templates are written here after the families' formats; nothing o
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,44 @@ def _trained(family: str) -> str:
         )
     text: str = tokenizer.to_str()
     return text
+
+
+def make_writer(family: str, text: str, folder: Path) -> Path:
+    """Write a tiny policy that gives one response, spelled letter by letter, to whatever it is asked.
+
+    Its layers add nothing, so that the next token depends on the last one alone: behind the last token of the generation
+    prompt stands the first letter, behind each letter the next one, and behind the last letter the end of turn. Special
+    tokens that the text spells are not among its ids.
+
+    Args:
+        family: a key of :data:`FAMILIES`.
+        text: the response; no letter occurs in it twice.
+        folder: where to.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    make(family, folder, hidden_size=128, head_dim=32)
+    tokenizer = make_tokenizer(family)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+    )
+    chain = [
+        tokenizer(prompt, add_special_tokens=False)["input_ids"][-1],
+        *(token for letter in text for token in tokenizer(letter, add_special_tokens=False)["input_ids"]),
+        tokenizer.convert_tokens_to_ids(FAMILIES[family].end_of_turn),
+    ]
+    assert len(set(chain)) == len(chain)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.zero_()
+    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    head.zero_()
+    for number, token in enumerate(chain):
+        embedding[token] = torch.nn.functional.one_hot(torch.tensor(number), 128)
+    for token, following in pairwise(chain):
+        # the norm makes the length of a hidden state sqrt(128), so that the logit is 25
+        head[following] = embedding[token] * 25 / 128**0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -110,6 +110,10 @@ class Terminal:
         if not self.quiet:
             _print(self.console, text, style)
 
+    def note(self, text: str) -> None:
+        """Print something that the user should know, though nothing is wrong."""
+        self.say(f"note: {text}", "yellow")
+
     def warn(self, text: str, style: str = "bold yellow") -> None:
         """Print a warning, also if the terminal is quiet."""
         _print(self.console, text, style)

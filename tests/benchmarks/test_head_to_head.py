@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny_models
 
 from sppo import game
 from sppo.benchmarks import participants
@@ -16,6 +17,7 @@ from sppo.benchmarks.responses import Decoding
 from sppo.cli.main import app
 from sppo.progress import Terminal
 from sppo.rundir.folder import RunError
+from sppo.rundir.shards import read_shard
 
 ORACLE = """
 import numpy as np
@@ -259,3 +261,18 @@ def test_the_same_word_serves_the_stage_of_a_run(capsys, tmp_path, monkeypatch, 
         app(["evaluate", *arguments])
     assert ended.value.code == code
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("family", "text"), [("mistral", "Try <s>!"), ("gemma-2", "a <bos>"), ("phi-3", "rock </s>")]
+)
+def test_a_policy_that_spells_a_special_token_is_compared(tmp_path, outputs, oracle, family, text):
+    policy = tiny_models.make_writer(family, text, tmp_path / "policy")
+    rock = outputs("rock", {"one": "rock", "two": text})
+    found = play(tmp_path / "out", [f"mine={policy}", rock], oracle)
+    assert found.prompts == 2
+    np.testing.assert_array_equal(found.payoff, 0.5)
+    (stage,) = (tmp_path / "out" / "mine").glob("responses-*")
+    (shard,) = stage.glob("*.parquet")
+    turns = [choice["turns"][0]["text"] for row in read_shard(shard).to_pylist() for choice in row["choices"]]
+    assert turns == [text, text]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_models
 from chat_server import said, serve
 
 from sppo.benchmarks.judge_prompts import JudgePromptError
@@ -188,6 +189,33 @@ def test_a_conversation_that_outgrows_the_model_is_counted(capsys, tmp_path, dat
     (result,) = json.loads((tmp_path / "out" / "mt-bench.json").read_text())["results"]
     assert result["responses"]["no_room"] == 1
     assert result["responses"]["empty_share"] >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "options", "judged"),
+    [
+        ("mistral", "Try <s>!", [], "Try <s>!"),
+        pytest.param("gemma-2", "Try <eos>!", [], "Try <eos>!", marks=pytest.mark.slow),
+        pytest.param("phi-3", "Try </s>!", [], "Try </s>!", marks=pytest.mark.slow),
+        ("mistral", "Why: </s>", ["--set", "policy.thought=[W, ':']"], "</s>"),
+    ],
+)
+def test_a_policy_that_spells_a_special_token_is_judged_on_both_turns(
+    capsys, tmp_path, data, family, text, options, judged
+):
+    policy = tiny_models.make_writer(family, text, tmp_path / "policy")
+    with serve(lambda path, body: said("[[7]]")) as server:
+        judge = json.dumps({"url": server.url, "model": "judge"})
+        evaluate(
+            capsys, tmp_path, f"tiny={policy}", "--data", data, "--judge", judge, "--sampling", "{max_new_tokens: 16}",
+            *options,
+        )  # fmt: skip
+        asked = [body["messages"][-1]["content"] for body in server.asked]
+    (answers,) = (tmp_path / "out").glob("tiny/responses-*/model_answer/tiny.jsonl")
+    assert [one["choices"][0]["turns"] for one in read(answers)] == [[judged, judged]] * 2
+    assert len(asked) == 4
+    assert all(judged in prompt for prompt in asked)
+    assert "Why" not in "".join(asked)
 
 
 @pytest.mark.parametrize(

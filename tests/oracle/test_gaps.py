@@ -52,12 +52,13 @@ def finished(tmp_path_factory):
                 "prompts.held_out.limit": 12,
             }
         )
-        summary = selfplay.run(recipe, RunFolder(folder), Terminal(Console(file=StringIO(), width=250)))
-    return folder, summary
+        console = Console(file=StringIO(), width=250)
+        summary = selfplay.run(recipe, RunFolder(folder), Terminal(console))
+    return folder, summary, console.file.getvalue()
 
 
 def test_a_refused_prompt_is_not_trained_on(finished):
-    folder, summary = finished
+    folder, summary, shown = finished
     prompts = {
         row["prompt_id"]: row["messages"][-1]["content"] for row in rows(folder / "iter-1" / "responses")
     }
@@ -75,14 +76,18 @@ def test_a_refused_prompt_is_not_trained_on(finished):
     lines = (folder / "iter-1" / "metrics.jsonl").read_text().splitlines()
     counted = [record["oracle"] for record in map(json.loads, lines) if "oracle" in record]
     assert counted[-1]["pairs_left_out"] == 3 * len(refused)
+    assert summary["iterations"][0]["oracle"]["pairs_left_out"] == 3 * len(refused)
+    assert f"note: {3 * len(refused)} pairs of the responses that it learns from left out" in shown
 
 
 def test_a_refused_prompt_has_no_win_rate_and_does_not_spoil_the_mean(finished):
-    folder, summary = finished
+    folder, summary, shown = finished
     record = json.loads((folder / "iter-1" / "evaluation.json").read_text())
     held_out = [row["messages"][-1]["content"] for row in rows(folder / "iter-1" / "evaluation")]
     rates = record["win_rates_vs_base"]
     assert [rate is None for rate in rates] == [is_refused(prompt) for prompt in held_out]
     assert record["prompts_left_out"] == sum(map(is_refused, held_out)) > 0
+    assert summary["iterations"][0]["prompts_left_out"] == record["prompts_left_out"]
+    assert f"note: {record['prompts_left_out']} held-out prompts without a win rate" in shown
     known = [rate for rate in rates if rate is not None]
     assert summary["iterations"][0]["win_rate_vs_base"]["mean"] == pytest.approx(np.mean(known))

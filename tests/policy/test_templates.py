@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import tiny_models
 
+from sppo.endpoint.exchange import after_thought
 from sppo.policy import chat_format as chat
 from sppo.policy.chat_format import ChatError
+from sppo.policy.thought import KNOWN_THOUGHTS
 from sppo.recipe import RecipeError, parse
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -197,6 +199,7 @@ TODAY = "{{ strftime_now('%d %b %Y') }}"
             [SYSTEM, HELLO],
         ),
         (ALL + "{% if add_generation_prompt %}(" + TODAY + "){% endif %}" + PROMPT, [HELLO]),
+        ("At {{ strftime_now('%H:%M') }} of {{ strftime_now('%d %b %Y') }}." + ALL + PROMPT, [HELLO]),
         (
             "{% if strftime_now is defined %}{% set day = "
             + TODAY[3:-3]
@@ -220,9 +223,25 @@ def test_a_template_that_writes_todays_date_says_so_and_can_be_given_one(load, t
 def test_a_date_for_a_template_that_writes_none_is_refused(load, template):
     assert load(template).notes == ()
     with pytest.raises(
-        ChatError, match=r"policy\.template_date: 2024-07-26, but the chat template writes no date"
+        ChatError,
+        match=r"policy\.template_date: 2024-07-26, but the chat template does not read today.s date",
     ):
         load(template, template_date="2024-07-26")
+
+
+def test_a_date_that_is_an_argument_of_the_template(load):
+    template = (
+        "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
+        + ALL
+    )
+    assert load(template).notes == ()
+    assert "1 May 2025" in load(template, template_arguments={"date_string": "1 May 2025"}).text([HELLO])
+    with pytest.raises(ChatError, match=r"set policy\.template_arguments if the date is an argument"):
+        load(template, template_date="2025-05-01")
+
+
+def test_a_template_that_writes_only_the_time_of_day_depends_on_the_clock(load):
+    assert "policy.template_date" in load("{{ strftime_now('%H') }}" + ALL).notes[0]
 
 
 # Text that becomes markup on its way to the ids
@@ -396,6 +415,63 @@ def test_earlier_thoughts_are_left_out_where_the_template_leaves_them_out(load):
     assert leaving.render([HELLO, turn(leaving), FOX]) == leaving.render([HELLO, ANSWER, FOX])
     keeping = load(ALL + PROMPT, thought=("<think>", "</think>"))
     assert keeping.decode(keeping.render([HELLO, turn(keeping), FOX]).token_ids).count("Is it a dog?") == 1
+
+
+CHANNELS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% if '<|channel|>analysis' in m.content %}{{ raise_exception('thoughts have a field of their own') }}{% endif %}"
+    "<|start|>assistant<|channel|>final<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+"""After the form of gpt-oss: an answer stands in a channel of its own, and thoughts may not stand in a message."""
+SPOKEN = ALL + PROMPT + "{#- the system message should ask for {start} and {end} -#}"
+
+
+@pytest.fixture
+def channels(tiny_model, tmp_path):
+    """A tiny model with the tokens of gpt-oss's format."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    folder = tmp_path / "channels"
+    shutil.copytree(tiny_model("qwen2"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    names = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    tokenizer.eos_token = "<|return|>"
+    tokenizer.chat_template = CHANNELS
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("marks", [None, ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")])
+def test_a_thought_in_a_channel_of_its_own(channels, marks):
+    format = chat.load(channels, thought=marks)
+    assert format.tokenizer.convert_ids_to_tokens(format.end_of_turn) == "<|return|>"
+    written = "<|channel|>analysis<|message|>Is it a dog?<|end|><|start|>assistant<|channel|>final<|message|>I am well."
+    ids = [*format.tokenizer(written, add_special_tokens=False)["input_ids"], format.end_of_turn]
+    if marks is None:
+        assert "policy.thought: ['<|channel|>analysis', '<|channel|>final<|message|>']" in format.notes[0]
+    else:
+        assert format.notes == ()
+        assert format.answer(format.decode(ids)) == "I am well."
+        assert format.answer(format.decode(ids[:8])) is None
+    # the next prompt is what the template writes of the answer alone
+    whole = format.render([HELLO, {**ANSWER, "token_ids": ids}, FOX]).token_ids
+    assert whole == format.render([HELLO, ANSWER, FOX]).token_ids
+
+
+@pytest.mark.parametrize(("start", "end"), KNOWN_THOUGHTS.items())
+def test_a_template_that_knows_thoughts_says_how_to_leave_them_out(load, start, end):
+    template = SPOKEN.replace("{start}", start).replace("{end}", end)
+    assert f"set policy.thought: [{start!r}, {end!r}]" in load(template).notes[0]
+    format = load(template, thought=(start, end))
+    assert format.notes == ()
+    assert format.answer(f"{start}Is it a dog?{end}\n\nA fox.") == "A fox."
+    assert format.answer(f"{start}Is it a d") is None
+    assert after_thought(f"{start}[[A]] if so{end}[[B]]") == "[[B]]"
+    assert after_thought(f"{start}[[A]] if") is None
 
 
 # The recipe's settings

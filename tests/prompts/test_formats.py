@@ -50,7 +50,11 @@ def read(row, **settings):
             CONVERSATION,
             "`instruction`, which holds JSON text, without the assistant's last message",
         ),
-        ({"prompt": json.dumps({"conversations": SHAREGPT})}, CONVERSATION, "`prompt`, which holds JSON text"),
+        (
+            {"prompt": json.dumps({"conversations": SHAREGPT})},
+            CONVERSATION,
+            "`prompt`, which holds JSON text",
+        ),
         # a transcript that stands in its column as text
         ({"prompt": "\n\nHuman: And why?\n\nAssistant:"}, [QUESTION], "`prompt`, which holds a transcript"),
         (
@@ -173,7 +177,10 @@ def test_a_named_column_is_taken_alone():
             r"looks like a conversation, .* but is not JSON .*; store it as JSON",
         ),
         ({"messages": json.dumps([QUESTION])[:-9]}, "looks like a conversation, .* but is not JSON"),
-        ({"text": "[{'content': 'x', 'role': 'user'}\n {'content': 'y', 'role': 'assistant'}]"}, "is not JSON"),
+        (
+            {"text": "[{'content': 'x', 'role': 'user'}\n {'content': 'y', 'role': 'assistant'}]"},
+            "is not JSON",
+        ),
         ({"prompt": '{"id": 1, "messages": [{"role": "user", "content": "x"}'}, "is not JSON"),
         ({"text": json.dumps([{"role": "tool", "content": "7"}])}, "message 1 has the role 'tool'"),
         ({"prompt": "[{'from': 'human', 'value': 'x'}]"}, "looks like a conversation, .* but is not JSON"),

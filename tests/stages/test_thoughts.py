@@ -3,7 +3,7 @@
 import io
 
 from rich.console import Console
-from small_runs import small
+from small_runs import play_aloud, small
 
 from sppo.progress import Terminal
 from sppo.rundir.folder import RunFolder
@@ -47,3 +47,18 @@ def test_a_thought_without_an_end_is_said(tmp_path):
     assert any(unfinished)
     assert [not response.text for response in thinking] == unfinished
     assert f"warning: {sum(unfinished)} of {len(plain)} responses end within a thought" in said
+
+
+def test_unfinished_thoughts_are_counted_in_the_summary_and_repeated_at_the_end(tmp_path, capsys):
+    changes = {"prompts.train.limit": 8, "prompts.held_out.limit": 2, "policy.thought": ["It", "@"]}
+    summary, said = play_aloud(small(**changes), tmp_path / "run")
+    result = capsys.readouterr().out
+    for row in summary["iterations"]:
+        assert 0 < row["sampled"]["unfinished_thoughts"] <= row["sampled"]["responses_drawn"]
+        assert "unfinished_thoughts" in row
+        remark = (
+            f"{row['sampled']['unfinished_thoughts']} responses that it learns from ended within a thought"
+        )
+        assert f"note: {remark}" in said
+        assert f"note: iteration {row['iteration']}: {remark}" in result
+    assert "unfinished_thoughts" in summary["base"]

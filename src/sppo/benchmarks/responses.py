@@ -223,6 +223,8 @@ class _Responding:
         self._sampler: tuple[float, Sampler] | None = None
 
     def run(self) -> None:
+        for note in self.policy.chat.notes:
+            self.evaluation.terminal.note(f"{self.name}: {note}")
         for question in (question for shard in self.shards for question in shard):
             length = len(self._render(question, [{"role": "user", "content": question.turns[0]}]))
             if length > self.room:

@@ -82,6 +82,8 @@ def converse(
 ) -> None:
     """Respond to each line of standard input until it ends."""
     conversation = Conversation(policy, max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    for note in policy.chat.notes:
+        terminal.note(note)
     terminal.say(f"{policy.folder}; /help lists what can be written, Ctrl-D ends", "bright_black")
     read = _reader()
     while True:

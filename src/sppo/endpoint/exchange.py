@@ -19,6 +19,7 @@ from pydantic import (
     WrapValidator,
 )
 
+from sppo.policy.thought import KNOWN_THOUGHTS
 from sppo.reading import parse
 
 Kind = Literal["chat/completions", "completions"]
@@ -196,19 +197,9 @@ def refused(reason: str) -> Answer:
     return Answer(choices=[Choice(message=Message(refusal=reason))])
 
 
-_THOUGHTS = {
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<thought>": "</thought>",
-    "<reasoning>": "</reasoning>",
-    "<seed:think>": "</seed:think>",
-    "[THINK]": "[/THINK]",
-    "<|begin_of_thought|>": "<|end_of_thought|>",
-    "<|channel|>analysis": "<|channel|>final<|message|>",
-    "\u25c1think\u25b7": "\u25c1/think\u25b7",
-}
 _BEGINNING, _END = (
-    re.compile("|".join(map(re.escape, marks)), re.IGNORECASE) for marks in (_THOUGHTS, _THOUGHTS.values())
+    re.compile("|".join(map(re.escape, marks)), re.IGNORECASE)
+    for marks in (KNOWN_THOUGHTS, KNOWN_THOUGHTS.values())
 )
 
 

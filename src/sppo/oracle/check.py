@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from sppo import oracle as oracles
 from sppo.oracle.behaviour import Check, check
-from sppo.policy import load as policies
 from sppo.policy.chat_format import as_messages, plain_text
-from sppo.policy.opening import load_chat
+from sppo.policy.opening import open_policy
 from sppo.progress import Terminal
 from sppo.reading import parse, regular
 from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in
@@ -47,8 +46,7 @@ def _shown(run: RunReader, conversations: Sequence[list[Any]]) -> list[str]:
     recipe = run.recipe
     if recipe.needed_oracle("comparing responses").prompt_form() != "chat":
         return [plain_text(messages) for messages in conversations]
-    base = policies.folder(recipe.policy.model, trust_remote_code=recipe.policy.trust_remote_code)
-    chat = load_chat(base, recipe.policy, recipe.prompts.system)
+    chat = open_policy(recipe.policy.model, run=run.path).chat
     return [chat.text(messages) for messages in conversations]
 
 

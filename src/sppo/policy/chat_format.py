@@ -18,15 +18,10 @@ from sppo.policy.messages import merge_system
 from sppo.policy.messages import plain_text as plain_text
 from sppo.policy.model_files import load_errors
 from sppo.policy.template import Template, mark
-from sppo.policy.thought import Thought
+from sppo.policy.thought import KNOWN_THOUGHTS, Thought
 from sppo.reading import regular
 from sppo.tinyworld import POLICY as TINYWORLD_POLICY
 
-_THINK = ("<think>", "</think>")
-_THINKS = (
-    "the policy may write thoughts, which oracles and benchmarks read as a part of its responses; set policy.thought:"
-    f" [{', '.join(map(repr, _THINK))}] to leave them out"
-)
 _READS_CLOCK = (
     "the chat template writes today's date, so that prompts depend on the day on which they are made; set"
     " policy.template_date, e.g. to 2024-07-26, to give them a fixed one"
@@ -207,7 +202,9 @@ class ChatFormat:
 
     @cached_property
     def _thought_texts(self) -> tuple[str, str]:
-        return _THINK if self.thought is None else (self.thought.start, self.thought.end)
+        if self.thought is not None:
+            return self.thought.start, self.thought.end
+        return _known_thought(self.tokenizer) or next(iter(KNOWN_THOUGHTS.items()))
 
     def _count_special(self, roles: tuple[str, ...], generation_prompt: bool) -> Counter[int]:
         key = (roles, generation_prompt)
@@ -316,16 +313,22 @@ def load(
         )
     if template.reads_clock and template_date is None:
         notes.append(_READS_CLOCK)
-    if (
-        thought is None
-        and _THINK[1] in str(tokenizer.chat_template)
-        and not prompt.rstrip().endswith(_THINK[1])
-    ):
-        notes.append(_THINKS)
+    known = _known_thought(tokenizer)
+    if thought is None and known is not None and not prompt.rstrip().endswith(known[1]):
+        notes.append(
+            "the policy may write thoughts, which oracles and benchmarks read as a part of its responses; set"
+            f" policy.thought: [{known[0]!r}, {known[1]!r}] to leave them out"
+        )
     begun = thought is not None and prompt.rstrip().endswith(thought[0])
     marks = None if thought is None else Thought(thought[0], thought[1], opened=begun)
     stop_ids = tuple(sorted({end_of_turn, *declared}))
     return ChatFormat(tokenizer, template, end_of_turn, stop_ids, system, marks, tuple(notes))
+
+
+def _known_thought(tokenizer: Any) -> tuple[str, str] | None:
+    """The texts that begin and end a thought by the chat template; None if it knows no thoughts."""
+    template = str(tokenizer.chat_template)
+    return next((marks for marks in KNOWN_THOUGHTS.items() if marks[1] in template), None)
 
 
 def _read_template(path: str) -> str:

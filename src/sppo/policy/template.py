@@ -9,7 +9,7 @@ from typing import Any
 from sppo.policy.messages import ChatError, Message
 
 _ANOTHER = "mend it, or name another one as policy.chat_template"
-_TWO_DAYS = (datetime.date(2001, 2, 3), datetime.date(2032, 11, 27))
+_TWO_TIMES = (datetime.datetime(2001, 2, 3, 4, 5, 6), datetime.datetime(2032, 11, 27, 18, 49, 50))
 
 
 class Template:
@@ -40,8 +40,18 @@ class Template:
                 )
         if self._date is not None and not self.reads_clock:
             raise ChatError(
-                f"policy.template_date: {date}, but the chat template writes no date; remove this setting"
+                f"policy.template_date: {date}, but the chat template does not read today's date; remove this setting, or"
+                " set policy.template_arguments if the date is an argument of the template"
             )
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the template is rendered with beside the conversation: the arguments, and the date if it is fixed."""
+        return self._variables(self._date)
+
+    def _variables(self, date: datetime.date | None) -> dict[str, Any]:
+        # a variable of the rendering takes the place of the function of this name that transformers provides
+        return self._arguments if date is None else {**self._arguments, "strftime_now": date.strftime}
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """Write a conversation as text.
@@ -54,16 +64,12 @@ class Template:
     def _render(
         self, messages: Sequence[Message], generation_prompt: bool, date: datetime.date | None
     ) -> str:
-        options = dict(self._arguments)
-        if date is not None:
-            # a variable of the rendering takes the place of the function of this name that transformers provides
-            options["strftime_now"] = date.strftime
         try:
             text: str = self._tokenizer.apply_chat_template(
                 [{"role": message["role"], "content": message["content"]} for message in messages],
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **options,
+                **self._variables(date),
             )
         except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(message["role"] for message in messages)
@@ -109,12 +115,12 @@ class Template:
 
     @cached_property
     def reads_clock(self) -> bool:
-        """Whether prompts depend on the day on which they are written."""
+        """Whether prompts depend on the time at which they are written."""
         if "strftime_now" not in str(self._tokenizer.chat_template):
             return False
         for roles in (("user",), ("system", "user")):
             try:
-                texts = {self._render(marks(roles), True, day) for day in _TWO_DAYS}
+                texts = {self._render(marks(roles), True, time) for time in _TWO_TIMES}
             except ChatError:
                 continue  # it takes no system message
             if len(texts) > 1:
@@ -122,10 +128,13 @@ class Template:
         return False
 
     def keeps_thoughts(self, start: str, end: str) -> bool:
-        """Whether the template leaves the thoughts of earlier turns in the conversation."""
+        """Whether the template leaves the thoughts of earlier turns in the conversation; some refuse them instead."""
         conversation = marks(("user", "assistant", "user"))
         conversation[1]["content"] = f"{start}{mark(3)}{end}{mark(1)}"
-        return mark(3) in self.render(conversation).lower()
+        try:
+            return mark(3) in self.render(conversation).lower()
+        except ChatError:
+            return False
 
 
 def mark(number: int) -> str:

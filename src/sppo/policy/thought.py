@@ -2,6 +2,21 @@
 
 from dataclasses import dataclass
 
+KNOWN_THOUGHTS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|channel|>analysis": "<|channel|>final<|message|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
+    "\u25c1think\u25b7": "\u25c1/think\u25b7",
+}
+"""The texts that begin and end thoughts of known models; a judge's reply is read behind them."""
+
 
 @dataclass(frozen=True)
 class Thought:

@@ -22,7 +22,9 @@ _ROLES = {
 """Other names of roles in data sets, each with the name that chat templates know."""
 _REFUSED_ROLES = ("tool", "function", "observation", "function_call", "ipython")
 _SPEAKERS = frozenset((*ROLES, *_ROLES, *_REFUSED_ROLES))
-_LIKE_A_ROLE = re.compile(rf"""["']({"|".join(_ROLE_KEYS)})["']\s*:\s*["']({"|".join(_SPEAKERS)})["']""", re.IGNORECASE)
+_LIKE_A_ROLE = re.compile(
+    rf"""["']({"|".join(_ROLE_KEYS)})["']\s*:\s*["']({"|".join(_SPEAKERS)})["']""", re.IGNORECASE
+)
 _LIKE_A_TEXT = re.compile(rf"""["']({"|".join(_TEXT_KEYS)})["']\s*:""")
 _TRANSCRIPT = "\n\nHuman:"
 _TURN = re.compile(r"\n\n(Human|Assistant):[ \n]?")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from sppo.progress import counted_text
 from sppo.recipe import Section
 from sppo.rundir.folder import RunFolder
 
@@ -30,6 +31,40 @@ def oracle_counts(run: RunFolder, iteration: int) -> dict[str, int]:
     for counts in by_shard.values():
         total.update(counts)
     return dict(total)
+
+
+def remarks(row: Mapping[str, Any]) -> list[str]:
+    """What an iteration left out, truncated or did not finish, in sentences.
+
+    Args:
+        row: the iteration's entry in summary.json. Of its keys, these are counted here: `sampled.unfinished_thoughts` and
+            `unfinished_thoughts` (the responses that are learnt from, and the held-out ones), `missing_end_of_turn`,
+            `prompts_left_out` (held-out prompts without a win rate), and the oracle's `pairs_left_out`,
+            `one_order_pairs` and `*_truncated`.
+    """
+    counted, sampled = row.get("oracle") or {}, row.get("sampled") or {}
+    empty = "within a thought, so that oracles read an empty text"
+    silent = "because the oracle gives no verdict"
+    numbers = (
+        (sampled.get("unfinished_thoughts"), "response", f"that it learns from ended {empty}"),
+        (row.get("unfinished_thoughts"), "held-out response", f"ended {empty}"),
+        (row.get("missing_end_of_turn"), "held-out response", "ended without the template's end of turn"),
+        (counted.get("pairs_left_out"), "pair", f"of the responses that it learns from left out, {silent}"),
+        (
+            counted.get("one_order_pairs"),
+            "pair",
+            "of the responses that it learns from judged in one order only",
+        ),
+        (row.get("prompts_left_out"), "held-out prompt", f"without a win rate, {silent}"),
+    )
+    texts = [f"{counted_text(number, noun)} {text}" for number, noun, text in numbers if number]
+    for kind in ("prompt", "response", "text"):
+        if truncated := counted.get(f"{kind}s_truncated"):
+            texts.append(
+                f"{truncated:,} of {counted_text(counted[f'{kind}s'], kind)} exceeded the oracle's limit and were"
+                " truncated there"
+            )
+    return texts
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

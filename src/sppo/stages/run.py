@@ -143,7 +143,7 @@ class Run:
         """All prompts, checked, tokenised and dealt out over the iterations."""
         recipe, prompts = self.recipe, self.recipe.prompts
         for note in self.models.chat.notes:
-            self.terminal.say(f"note: {note}", "yellow")
+            self.terminal.note(note)
         with self.terminal.bar("prompts", None, "prompts") as advance:
             split = prompt_sources.split(
                 prompts.train,
@@ -158,7 +158,7 @@ class Run:
                 on_prompt=advance,
             )
         for note in split.counts.notes():
-            self.terminal.say(f"note: {note}", "yellow")
+            self.terminal.note(note)
         return split
 
 

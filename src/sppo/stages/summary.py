@@ -1,7 +1,6 @@
 """The figures of a run: the row that is shown after each iteration, summary.json, and three examples at the end."""
 
 import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 from sppo import randomness
@@ -9,7 +8,7 @@ from sppo.progress import counted_text, printable
 from sppo.rundir import storage
 from sppo.rundir.reader import read_summary
 from sppo.rundir.records import read_record, write_record
-from sppo.rundir.summary import oracle_counts, seconds, settings_text
+from sppo.rundir.summary import oracle_counts, remarks, seconds, settings_text
 from sppo.rundir.tables import ResponsesRow, read_rows
 from sppo.stages.evaluate import Evaluate, evaluate_base, evaluating_oracles
 from sppo.stages.iterations import Iteration
@@ -24,8 +23,17 @@ _MEASURES = (
     "kl_to_base",
     "truncated_share",
     "missing_end_of_turn",
+    "unfinished_thoughts",
+    "prompts_left_out",
     "repetition",
     "by_oracle",
+)
+_SAMPLED = (
+    "responses_drawn",
+    "response_tokens",
+    "truncated_share",
+    "missing_end_of_turn",
+    "unfinished_thoughts",
 )
 _EXAMPLES = 3
 _EXAMPLE_LENGTH = 600
@@ -60,8 +68,8 @@ class Summary:
             return
         if self._shows_progress:
             self.run.terminal.say(self._row(iteration))
-            for note in self._notes(iteration):
-                self.run.terminal.say(f"note: {note}", "yellow")
+            for remark in remarks(self.row(iteration)):
+                self.run.terminal.note(remark)
             for warning in iteration.warnings:
                 self.run.terminal.warn(f"WARNING: iteration {iteration.number}: {warning}")
         if len(self.played) > len(self._known()):
@@ -71,17 +79,6 @@ class Summary:
         """Show the row of an iteration by itself, as the result of its evaluation."""
         self.run.terminal.show(self._table.head(), "bold")
         self.run.terminal.show(self._row(iteration))
-
-    def _notes(self, iteration: Iteration) -> Iterator[str]:
-        counted = oracle_counts(self.run.folder, iteration.number)
-        for kind in ("prompt", "response", "text"):
-            if truncated := counted.get(f"{kind}s_truncated"):
-                yield (
-                    f"{truncated:,} of {counted_text(counted[f'{kind}s'], kind)} exceeded the oracle's limit and were"
-                    " truncated there"
-                )
-        if missing := iteration.measures["missing_end_of_turn"]:
-            yield f"{counted_text(missing, 'held-out response')} ended without the template's end of turn"
 
     def _known(self) -> list[Any]:
         return list((read_summary(self.run.folder.path) or {}).get("iterations", []))
@@ -138,13 +135,13 @@ class Summary:
                 run.folder.forget_metrics(iteration.number, "summary")
                 run.folder.log(iteration.number, line)
         base, prompts = self.base.record(), all_prompts(run)[0].record()
-        measures = ("response_tokens", "truncated_share", "missing_end_of_turn", "repetition")
+        measures = (*_SAMPLED[1:], "repetition")
         content = {
             "iterations": rows,
             "policy": str(policy),
             "base": {
                 "policy": str(run.base.folder),
-                **{name: base[name] for name in measures},
+                **{name: base[name] for name in measures if name in base},
                 "seconds": seconds(run.folder, HELD_OUT),
             },
             "prompts": {name: prompts[name] for name in ("read", "skipped", "doubled_bos")},
@@ -165,8 +162,7 @@ class Summary:
         }
         if iteration.sample is not None:
             sampled = iteration.sample.record()
-            names = ("responses_drawn", "response_tokens", "truncated_share", "missing_end_of_turn")
-            row["sampled"] = {name: sampled[name] for name in names}
+            row["sampled"] = {name: sampled[name] for name in _SAMPLED if name in sampled}
         if iteration.annotate is not None:
             row["cyclic_triples"] = iteration.annotate.record()["cyclic_triples"]
         return {
@@ -187,8 +183,8 @@ class Summary:
         for iteration in self.played:
             terminal.show(self._row(iteration))
         for iteration in self.played:
-            for note in self._notes(iteration):
-                terminal.show(f"note: iteration {iteration.number}: {note}", "yellow")
+            for remark in remarks(self.row(iteration)):
+                terminal.show(f"note: iteration {iteration.number}: {remark}", "yellow")
             for warning in (*iteration.alarms, *iteration.warnings):
                 terminal.show(f"WARNING: iteration {iteration.number}: {warning}", "bold yellow")
         for example in content["examples"]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sppo.benchmarks.open_llm.files import missing_lm_eval
 from sppo.benchmarks.open_llm.score import OpenLlmError, Task, TaskScore, weighted
+from sppo.policy.chat_format import ChatFormat
 
 
 def load_model(
@@ -15,10 +16,19 @@ def load_model(
     batch_size: str,
     device: str,
     max_length: int | None = None,
-    tokenizer: Any = None,
+    chat: ChatFormat | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """The policy in a folder as lm-eval's model.
+
+    Args:
+        folder: whole weights and a tokenizer.
+        dtype: the data type of the weights.
+        batch_size: a number or `auto`.
+        device: where the weights go.
+        max_length: the longest sequence in tokens; None: the model's own.
+        chat: the tokenizer, the template's arguments and date, and the end of a thought, where prompts are chat messages.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
         OpenLlmError: lm-eval is not installed, or the policy does not load.
@@ -35,7 +45,9 @@ def load_model(
             batch_size=size,
             device=device,
             max_length=max_length,
-            tokenizer=tokenizer,
+            tokenizer=None if chat is None else chat.tokenizer,
+            chat_template_args=None if chat is None else chat.template.variables,
+            think_end_token=chat.thought.end if chat is not None and chat.thought is not None else None,
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:

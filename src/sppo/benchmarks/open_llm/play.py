@@ -103,7 +103,7 @@ class OpenLlm:
             batch_size=self.batch_size,
             device=policies.default_device(),
             # base models without a chat template are measured as well: it is loaded only where it is used
-            tokenizer=policy.chat.tokenizer if self.settings["chat_template"] else None,
+            chat=policy.chat if self.settings["chat_template"] else None,
             trust_remote_code=policy.settings.trust_remote_code,
         )
 
