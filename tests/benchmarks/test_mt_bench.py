@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from chat_server import said, serve
+from chat_server import Reply, said, serve
 
 from sppo.benchmarks.judge_prompts import JudgePromptError
 from sppo.benchmarks.mt_bench import files
@@ -159,6 +159,54 @@ def test_a_real_server_judges(capsys, tmp_path, data, real_server):
     judgments = read(path)
     assert [one["score"] for one in judgments] == [-1] * 4
     assert all(isinstance(one["judgment"], str) for one in judgments)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Reply({"error": {"message": "content policy"}}, 400),
+        Reply({"error": {"message": "Your input was flagged"}}, 403),
+        Reply({"choices": []}),
+        said("[[9]] but", finish_reason="content_filter"),
+        said("[[9]]", message={"content": "[[9]]", "refusal": "I cannot grade this."}),
+    ],
+)
+def test_a_question_that_the_judge_refuses_has_no_grade_and_is_counted(capsys, tmp_path, data, refusal):
+    mine = lines(
+        tmp_path / "mine.jsonl", [{"question_id": n, "choices": [{"turns": ["a", "b"]}]} for n in (81, 111)]
+    )
+
+    def answer(path, body):
+        return refusal if "What is 1 + 1?" in body["messages"][-1]["content"] else said("[[5]]")
+
+    with serve(answer) as server:
+        judge = json.dumps({"url": server.url, "model": "judge", "retries": 0})
+        with pytest.raises(SystemExit):
+            app(
+                [
+                    "evaluate",
+                    "mt-bench",
+                    *map(str, (mine, "--data", data, "--judge", judge, "-o", tmp_path / "out")),
+                ]
+            )
+        assert "the judge refused 2 requests" in "".join(capsys.readouterr())
+        (result,) = json.loads((tmp_path / "out" / "mt-bench.json").read_text())["results"]
+        assert (result["average"], result["unparsed"]) == (5, 2)
+        server.answer = lambda path, body: Reply(
+            {"error": {"message": "unknown parameter: temperature"}}, 400
+        )
+        error = evaluate(
+            capsys,
+            tmp_path / "other",
+            mine,
+            "--data",
+            data,
+            "--judge",
+            judge.replace('"judge"', '"other"'),
+            code=1,
+        )
+        assert "refuses everything; it says: " in error
+        assert "set extra_body: {temperature: null}" in error
 
 
 def test_greedy_categories_do_not_depend_on_the_seed(capsys, tmp_path, data, tiny_model):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import sqlite3
 import time
 import zlib
@@ -136,12 +137,21 @@ def test_a_null_in_extra_body_takes_a_key_away(endpoint):
         ("seed: Extra inputs are not permitted", r"set extra_body: \{seed: null\}"),
         ("Unsupported value: 'temperature' does not support 0.0", r"set extra_body: \{temperature: null\}"),
         ("unknown fields min_p, seed", r"set extra_body: \{seed: null, min_p: null\}"),
+        ({"message": "Unknown parameter", "param": "seed"}, r"\(seed\)\); .*set extra_body: \{seed: null\}"),
+        (
+            {"detail": [{"type": "extra_forbidden", "loc": ["body", "min_p"], "msg": "Extra inputs"}]},
+            r"set extra_body: \{min_p: null\}",
+        ),
     ],
 )
 def test_a_refusal_names_the_key_to_leave_out(endpoint, message, way_out):
     request = ask(max_tokens=9, seed=1, temperature=0.0, min_p=0.1)
     with (
-        serve(lambda path, body: Reply({"error": {"message": message}}, 400)) as server,
+        serve(
+            lambda path, body: Reply(
+                {"error": message if isinstance(message, dict) else {"message": message}}, 400
+            )
+        ) as server,
         pytest.raises(EndpointError, match=way_out),
     ):
         endpoint(server).ask([request])
@@ -205,31 +215,59 @@ def test_a_packed_answer_that_is_damaged_is_an_error(endpoint, content):
 # refusals of a single request
 
 
-@pytest.mark.parametrize("status", [400, 413, 422, 451])
-def test_a_refused_request_can_be_answered_with_the_refusal(endpoint, status):
+def error(text, status):
+    return Reply({"error": {"message": text}}, status)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        *((error("content policy", status), f"refuses the request .{status}: content policy")
+          for status in (400, 413, 422, 451)),
+        (error("Your input was flagged by moderation", 403), "refuses the request .403: Your input was flagged"),
+        (error("Blocked by the content_filter", 403), "refuses the request .403: Blocked by the content_filter"),
+        (Reply({"error": {"message": "no endpoint", "code": 400}}), "choices: Field required.*no endpoint"),
+        (Reply({"object": "chat.completion", "choices": []}), "choices: List should have at least 1 item"),
+        (Reply({"choices": None, "promptFeedback": "SAFETY"}), "choices: Input should be a valid list.*SAFETY"),
+        (
+            said("A", logprobs={"content": [{"token": "A", "logprob": float("nan")}]}),
+            "logprob: .*nan is not a log-probability",
+        ),
+    ],
+)  # fmt: skip
+def test_a_refused_request_can_be_answered_with_the_refusal(endpoint, refusal, words):
     def answer(path, body):
-        if body["messages"][0]["content"] == "bad":
-            return Reply({"error": {"message": "content policy"}}, status)
-        return said("A")
+        return refusal if body["messages"][0]["content"] == "bad" else said("A")
 
     requests = [ask("good"), ask("bad"), ask("fine")]
     with serve(answer) as server:
-        with pytest.raises(EndpointError, match=f"refuses the request .{status}: content policy") as caught:
-            endpoint(server).ask(requests)
+        with pytest.raises(EndpointError, match=words) as caught:
+            endpoint(server, retries=0).ask(requests)
         assert caught.value.is_refusal
-        found = endpoint(server).ask(requests, allow_refusals=True)
+        client = endpoint(server, retries=0)
+        found = client.ask(requests, allow_refusals=True)
         assert [answer.choices[0].said for answer in found] == ["A", "", "A"]
-        assert "content policy" in found[1].choices[0].refusal
+        assert re.search(words, found[1].choices[0].refusal)
+        assert client.usage.refusals == 1
         asked = len(server.asked)
-        endpoint(server).ask(requests, allow_refusals=True)
+        endpoint(server, retries=0).ask(requests, allow_refusals=True)
         assert len(server.asked) == asked + 1  # the refusal alone is not kept
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
 def test_other_failures_are_no_refusals(endpoint, status):
     with (
-        serve(lambda path, body: Reply({"error": {"message": "no"}}, status)) as server,
+        serve(lambda path, body: error("no", status)) as server,
         pytest.raises(EndpointError) as caught,
+    ):
+        endpoint(server, retries=0).ask([ask()], allow_refusals=True)
+    assert not caught.value.is_refusal
+
+
+def test_a_page_of_another_program_is_no_refusal(endpoint):
+    with (
+        serve(lambda path, body: Reply(b"<html>be right back</html>")) as server,
+        pytest.raises(EndpointError, match="not JSON") as caught,
     ):
         endpoint(server, retries=0).ask([ask()], allow_refusals=True)
     assert not caught.value.is_refusal

@@ -339,7 +339,28 @@ def null(path, body):
     return said("", message={"content": None})
 
 
-REFUSALS = [refusal_400, filtered, refused_in_words, empty, null]
+def moderated_403(path, body):
+    return Reply({"error": {"message": "Your input was flagged", "metadata": {"reasons": ["violence"]}}}, 403)
+
+
+def without_choices(path, body):
+    return Reply({"object": "chat.completion", "choices": []})
+
+
+def filtered_behind_a_verdict(path, body):
+    return said("[[A]] but", finish_reason="content_filter")
+
+
+REFUSALS = [
+    refusal_400,
+    moderated_403,
+    filtered,
+    filtered_behind_a_verdict,
+    refused_in_words,
+    without_choices,
+    empty,
+    null,
+]
 
 
 @pytest.mark.parametrize("refuse", REFUSALS)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from sppo.endpoint.client import Endpoint
-from sppo.endpoint.exchange import Answer, Request
+from sppo.endpoint.exchange import Answer, EndpointError, Request
 from sppo.recipe import EndpointConfig
 
 JUDGED = [
@@ -30,14 +30,24 @@ class Judge:
     def __init__(self, config: EndpointConfig, home: Path) -> None:
         self.config = config
         self.endpoint = Endpoint(config, home / "judge-answers.sqlite")
+        self._asked = 0
 
     def identity(self) -> dict[str, Any]:
         """The settings that the judge's answers depend on."""
         return self.config.model_dump(include={"model", "revision", "extra_body"})
 
     def ask(self, requests: Sequence[Request], advance: Callable[[int], None] | None = None) -> list[Answer]:
-        """The judge's answers, in order; see :meth:`sppo.endpoint.client.Endpoint.ask`."""
-        return self.endpoint.ask(requests, advance)
+        """The judge's answers, in order; one that it refuses to give has a :attr:`~sppo.endpoint.exchange.Choice.refusal`.
+
+        Raises:
+            EndpointError: the server fails, or has refused everything that it was asked so far.
+        """
+        answers = self.endpoint.ask(requests, advance, allow_refusals=True)
+        refusals = [answer.choices[0].refusal for answer in answers if answer.choices[0].refusal is not None]
+        self._asked += len(answers)
+        if refusals and self.endpoint.usage.refusals == self._asked:
+            raise EndpointError(f"the judge {self.config.model} refuses everything; it says: {refusals[-1]}")
+        return answers
 
 
 @contextlib.contextmanager
@@ -55,9 +65,9 @@ def scoring(judgments: Path) -> Iterator[None]:
 
 
 def text_of(answer: Answer) -> str:
-    """The text of an answer, thought included; empty where the text or a thought in it is unfinished."""
+    """The text of an answer, thought included; empty where the text or a thought in it is unfinished, or it is refused."""
     choice = answer.choices[0]
-    return "" if choice.conclusion is None else choice.said
+    return "" if choice.refusal is not None or choice.conclusion is None else choice.said
 
 
 def judged(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -35,6 +35,10 @@ def save_all(
             f" completion tokens, {usage.cached} answers known already, {usage.retries} repeated",
             "bright_black",
         )
+        if usage.refusals:
+            terminal.warn(
+                f"the judge refused {usage.refusals} requests, which have no verdict and are in no figure"
+            )
     terminal.say(f"all of it is in {output / benchmark}.json")
 
 

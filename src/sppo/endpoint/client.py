@@ -18,6 +18,7 @@ from sppo.endpoint.exchange import (
     AnswerCheck,
     BudgetError,
     EndpointError,
+    InvalidAnswerError,
     Request,
     Usage,
     accept_any,
@@ -75,8 +76,8 @@ class Endpoint:
             requests: any number of requests; `config.concurrency` of them are on their way at once.
             on_answer: called with the number of requests answered since the last call, from another thread.
             check: an answer that does not pass is not kept, and one that was kept is asked for again.
-            allow_refusals: where the server refuses a request for what it says, answer with the
-                :attr:`~sppo.endpoint.exchange.Choice.refusal`. Such an answer is neither checked nor kept.
+            allow_refusals: where the server refuses a request for what it says, or sends no valid answer to it, answer with
+                the :attr:`~sppo.endpoint.exchange.Choice.refusal`. Such an answer is neither checked nor kept.
 
         Raises:
             BudgetError: `config.token_budget` is spent. Requests on their way are waited for first, so it can be
@@ -169,7 +170,9 @@ class _Batch:
                 await asyncio.gather(*(self._work(server, waiting) for _ in range(count)))
         if self.failures:
             raise self.failures[0]
-        return [self.answers[key] for key in self.keys]
+        answers = [self.answers[key] for key in self.keys]
+        self.usage.refusals += sum(answer.choices[0].refusal is not None for answer in answers)
+        return answers
 
     async def _work(self, server: "Server", waiting: Iterator[str]) -> None:
         for key in waiting:
@@ -220,7 +223,8 @@ class _Batch:
                 if attempt == self.config.retries:
                     raise EndpointError(
                         f"{server.who} answers nonsense: {error}; is {self.config.url} the URL of an"
-                        " OpenAI-compatible server, with the path, such as /v1?"
+                        " OpenAI-compatible server, with the path, such as /v1?",
+                        is_refusal=isinstance(error, InvalidAnswerError),
                     ) from error
                 self.usage.retries += 1
                 await asyncio.sleep(min(8.0, 0.5 * 2**attempt))

@@ -168,11 +168,16 @@ class Answer(_Part):
         return (self.usage.prompt_tokens, self.usage.completion_tokens) if self.usage else (0, 0)
 
 
+class InvalidAnswerError(ValueError):
+    """JSON that is no valid answer, such as one without choices."""
+
+
 def parse_answer(text: str, kind: Kind) -> Answer:
     """The answer that a server's text holds.
 
     Raises:
-        ValueError: it holds none; the message names the field that is missing or malformed.
+        ValueError: the text is not JSON.
+        InvalidAnswerError: it holds no answer; the message names the field that is missing or malformed.
     """
     shown = repr(text if len(text) <= 200 else text[:197] + "...")
     try:
@@ -184,11 +189,11 @@ def parse_answer(text: str, kind: Kind) -> Answer:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the answer"
-        raise ValueError(f"{field}: {first['msg']}: {shown}") from error
+        raise InvalidAnswerError(f"{field}: {first['msg']}: {shown}") from error
     field = "message" if kind == "chat/completions" else "text"
     for number, choice in enumerate(answer.choices):
         if getattr(choice, field) is None:
-            raise ValueError(f"choices.{number}.{field}: missing: {shown}")
+            raise InvalidAnswerError(f"choices.{number}.{field}: missing: {shown}")
     return answer
 
 
@@ -223,6 +228,7 @@ class Usage:
         prompt_tokens: tokens of the prompts, as the server counts them.
         completion_tokens: tokens of the answers, likewise.
         retries: requests that were sent again.
+        refusals: requests that the server or the model refused to answer, kept refusals included.
     """
 
     requests: int = 0
@@ -230,6 +236,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retries: int = 0
+    refusals: int = 0
 
     @property
     def tokens(self) -> int:
@@ -242,7 +249,7 @@ class EndpointError(RuntimeError):
 
     Attributes:
         request_index: which of the requests of the call failed; None where it is not one of them.
-        is_refusal: whether the server refuses this one request for what it asks, as content filters do.
+        is_refusal: whether the server has no answer to this one request, as content filters cause, and may answer others.
     """
 
     def __init__(self, message: str, request_index: int | None = None, *, is_refusal: bool = False) -> None:

@@ -24,6 +24,8 @@ MOST_BYTES = 64 * 2**20
 KEPT = "All answers so far are kept: the same command asks only for the rest."
 _REFUSALS = (400, 413, 422, 451)
 """Statuses by which a server may refuse a prompt for what it says, while it answers others."""
+_MODERATION = re.compile(r"moderat|flagged|content.?(filter|policy|management)|safety|harmful", re.IGNORECASE)
+"""What servers say that refuse a prompt with the status 403, which otherwise refuses access to everything."""
 
 
 class _GuardedClient(httpx2.AsyncClient):
@@ -124,8 +126,9 @@ class Server:
             response = await self._client.post(f"/{kind}", body=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             self._count_retries(error.request)
-            is_refusal = error.status_code in _REFUSALS
-            raise EndpointError(await self._refusal(error, body), is_refusal=is_refusal) from error
+            raise EndpointError(
+                await self._refusal(error, body), is_refusal=_refuses_the_prompt(error)
+            ) from error
         except openai.APITimeoutError as error:
             self._count_retries(error.request)
             raise EndpointError(
@@ -149,7 +152,7 @@ class Server:
         reason = self._shortened(_reason(error))
         said = f"{error.status_code}: {reason}"
         match error.status_code:
-            case 401 | 403:
+            case 401 | 403 if not _refuses_the_prompt(error):
                 name = self.config.api_key_env
                 way_out = (
                     f"check the API key in {name}"
@@ -191,8 +194,16 @@ class Server:
 
 def _reason(error: openai.APIStatusError) -> str:
     body = error.body
-    said = body.get("message") or body.get("detail") if isinstance(body, dict) else body
-    return str(said or error.response.text or error.message)
+    if not isinstance(body, dict):
+        return str(body or error.response.text or error.message)
+    said = str(body.get("message") or body.get("detail") or error.response.text or error.message)
+    parameter = body.get("param")
+    return f"{said} ({parameter})" if isinstance(parameter, str) and parameter not in said else said
+
+
+def _refuses_the_prompt(error: openai.APIStatusError) -> bool:
+    moderated = error.status_code == 403 and _MODERATION.search(_reason(error)) is not None
+    return moderated or error.status_code in _REFUSALS
 
 
 def _unwanted_keys(reason: str, body: Mapping[str, Any]) -> str:

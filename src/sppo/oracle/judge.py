@@ -138,7 +138,7 @@ class Judge(BothOrders):
         except (EndpointError, AnswerCacheError) as error:
             raise OracleError(f"oracle.endpoint: {error}") from error
         self._counts = dict.fromkeys(
-            ("verdicts", "unreadable_verdicts", "refusals", "one_order_pairs", "pairs_left_out"), 0
+            ("verdicts", "unreadable_verdicts", "one_order_pairs", "pairs_left_out"), 0
         )
         self._pairs = 0
 
@@ -233,7 +233,6 @@ class Judge(BothOrders):
         """Keep the score that a reply gives to the first response; None where the reply has no readable verdict."""
         if choice.refusal is not None:
             question.unreadable, question.is_refused = choice.refusal, True
-            self._counts["refusals"] += 1
         elif score is None:
             question.unreadable = choice.said
             self._counts["unreadable_verdicts"] += 1

@@ -48,11 +48,13 @@ def preference(answer: Answer, *, switched: bool) -> float | None:
     first, and 1 + p otherwise. A name that is not among the most probable tokens counts as impossible.
 
     Returns:
-        The preference; None where neither name is among the most probable tokens.
+        The preference; None where neither name is among the most probable tokens, or the judge refuses.
 
     Raises:
         AlpacaEvalError: the answer has no log-probabilities at all.
     """
+    if answer.choices[0].refusal is not None:
+        return None
     token = answer.choices[0].first_token
     if token is None or not token.top_logprobs:
         raise AlpacaEvalError(
