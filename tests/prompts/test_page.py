@@ -32,6 +32,7 @@ def test_the_dry_run_shows_what_the_page_says(tmp_path, monkeypatch):
         assert line in result.output
     for phrase in (
         "JSON text",
+        "a transcript",
         "`conversations`",
         "`instruction` and `input`",
         ", after `system`",

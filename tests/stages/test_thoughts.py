@@ -49,10 +49,9 @@ def test_a_thought_without_an_end_is_said(tmp_path):
     assert f"warning: {sum(unfinished)} of {len(plain)} responses end within a thought" in said
 
 
-def test_unfinished_thoughts_are_counted_in_the_summary_and_repeated_at_the_end(tmp_path, capsys):
+def test_unfinished_thoughts_are_counted_in_the_summary_and_repeated_at_the_end(tmp_path):
     changes = {"prompts.train.limit": 8, "prompts.held_out.limit": 2, "policy.thought": ["It", "@"]}
     summary, said = play_aloud(small(**changes), tmp_path / "run")
-    result = capsys.readouterr().out
     for row in summary["iterations"]:
         assert 0 < row["sampled"]["unfinished_thoughts"] <= row["sampled"]["responses_drawn"]
         assert "unfinished_thoughts" in row
@@ -60,5 +59,5 @@ def test_unfinished_thoughts_are_counted_in_the_summary_and_repeated_at_the_end(
             f"{row['sampled']['unfinished_thoughts']} responses that it learns from ended within a thought"
         )
         assert f"note: {remark}" in said
-        assert f"note: iteration {row['iteration']}: {remark}" in result
+        assert f"note: iteration {row['iteration']}: {remark}" in said
     assert "unfinished_thoughts" in summary["base"]

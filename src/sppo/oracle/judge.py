@@ -318,4 +318,5 @@ class Judge(BothOrders):
 def _no_log_probs(request: Request, answer: Answer) -> str | None:
     """Whether the server gives no log-probabilities at all; an empty reply is the judge's, and has no verdict."""
     choice = answer.choices[0]
-    return "gives no log-probabilities" if choice.first_token is None and choice.said else None
+    is_reply = choice.said and choice.refusal is None
+    return "gives no log-probabilities" if is_reply and choice.first_token is None else None

@@ -183,10 +183,10 @@ def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
     if is_run(Path(source)):
         yield from _of_run(Path(source), of)
         return
-    path = sources.local_file(source)
+    files = sources.local_files(source)
     try:
-        if path is not None and votes.is_votes(path):
-            yield from map(dict, votes.counted(votes.read(path)))
+        if files and all(map(votes.is_votes, files)):
+            yield from map(dict, votes.counted([vote for path in files for vote in votes.read(path)]))
             return
         rows = sources.read_rows(
             source, columns=lambda known: known, split=of.split, config=of.config, revision=of.revision
