@@ -10,6 +10,8 @@ from pathlib import Path
 # before anything imports huggingface_hub, which reads it once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests run side by side, and threads of several processes that wait for each other on the same cores take far longer than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import tiny_models

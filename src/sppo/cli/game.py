@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -213,6 +214,25 @@ def converge(
     times = sorted({round(t) for t in np.geomspace(10, iterations, 13)})
     rates = convergence.average_rates(table.payoff, times, initial=first)
     curves = convergence.last_iterates(table.payoff, iterations, initial=first)
+    _show_convergence(rates, curves, times, iterations, as_json)
+    terminal = Terminal(as_json=as_json)
+    if data is not None:
+        _write_curves(data, rates, curves)
+        terminal.show(f"wrote the curves to {data}")
+    if figure is not None:
+        convergence.save(convergence.draw(rates, curves), figure)
+        terminal.show(f"wrote the figure to {figure}")
+    if simplex is not None:
+        steps = min(iterations, 2000)
+        paths = convergence.last_iterates(table.payoff, steps, initial=first, record=range(1, steps + 1, 4))
+        winner = games.nash(table.payoff)
+        convergence.save(convergence.draw_simplex(paths, names=table.names, winner=winner), simplex)
+        terminal.show(f"wrote the figure to {simplex}")
+
+
+def _show_convergence(rates: Any, curves: Any, times: Sequence[int], iterations: int, as_json: bool) -> None:
+    import numpy as np
+
     average = rates.average.reshape(len(times), -1).max(-1)
     last = np.median(rates.last.reshape(len(times), -1), -1)
     bounds = [
@@ -229,30 +249,12 @@ def converge(
     ]
     if as_json:
         show_json({"rates": bounds, "dynamics": dynamics})
-    else:
-        show_table(
-            "Multiplicative weights, eta = sqrt(8 ln n / T): exploitability (average: worst game, last: median)",
-            list(bounds[0]),
-            [row.values() for row in bounds],
-        )
-        show_table(
-            f"Exploitability after {iterations} steps (median)",
-            list(dynamics[0]),
-            [row.values() for row in dynamics],
-        )
-    terminal = Terminal(as_json=as_json)
-    if data is not None:
-        _write_curves(data, rates, curves)
-        terminal.show(f"wrote the curves to {data}")
-    if figure is not None:
-        convergence.save(convergence.draw(rates, curves), figure)
-        terminal.show(f"wrote the figure to {figure}")
-    if simplex is not None:
-        steps = min(iterations, 2000)
-        paths = convergence.last_iterates(table.payoff, steps, initial=first, record=range(1, steps + 1, 4))
-        winner = games.nash(table.payoff)
-        convergence.save(convergence.draw_simplex(paths, names=table.names, winner=winner), simplex)
-        terminal.show(f"wrote the figure to {simplex}")
+        return
+    title = (
+        "Multiplicative weights, eta = sqrt(8 ln n / T): exploitability (average: worst game, last: median)"
+    )
+    for heading, rows in ((title, bounds), (f"Exploitability after {iterations} steps (median)", dynamics)):
+        show_table(heading, list(rows[0]), [row.values() for row in rows])
 
 
 def _write_curves(path: Path, rates: Any, curves: Any) -> None:

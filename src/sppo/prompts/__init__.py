@@ -189,13 +189,7 @@ def split(
         ]
     )
     if per_iteration is not None:
-        short = [number for number, table in enumerate(by_iteration, 1) if table.num_rows < per_iteration]
-        if short:
-            raise PromptError(
-                f"prompts.per_iteration: {per_iteration}, but iteration {short[0]} has only"
-                f" {by_iteration[short[0] - 1].num_rows} prompts; lower it, or give more prompts{reading.skipped()}"
-            )
-        by_iteration = [table.slice(0, per_iteration) for table in by_iteration]
+        by_iteration = _shortened(by_iteration, per_iteration, reading)
     empty = [number for number, table in enumerate(by_iteration, 1) if table.num_rows == 0]
     if empty:
         total = sum(table.num_rows for table in by_iteration)
@@ -204,6 +198,17 @@ def split(
             f" {empty[0]} would have none; lower iterations or give more prompts{reading.skipped()}"
         )
     return Split(by_iteration, fixed_held_out, reading.counts)
+
+
+def _shortened(tables: Sequence[pa.Table], count: int, reading: "_Reading") -> list[pa.Table]:
+    """The first prompts of each iteration."""
+    short = [number for number, table in enumerate(tables, 1) if table.num_rows < count]
+    if short:
+        raise PromptError(
+            f"prompts.per_iteration: {count}, but iteration {short[0]} has only"
+            f" {tables[short[0] - 1].num_rows} prompts; lower it, or give more prompts{reading.skipped()}"
+        )
+    return [table.slice(0, count) for table in tables]
 
 
 def read(source: PromptSource, *, chat: ChatFormat, max_tokens: int, skip_invalid: bool) -> pa.Table:
