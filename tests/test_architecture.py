@@ -18,6 +18,7 @@ LAYERS = {
         "policy",
         "endpoint",
         "rundir",
+        "output_options",
         "progress",
         "tinyworld",
         "instructions",

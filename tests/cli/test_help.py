@@ -1,6 +1,8 @@
 """The help pages: whole summaries under headings, and examples that can be typed as they stand."""
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 import typer.main
@@ -39,6 +41,18 @@ def test_every_command_has_an_example_that_it_understands(names):
     assert tuple(example[: len(names) + 1]) == ("sppo", *names)
     context = command.make_context(names[-1], example[len(names) + 1 :])
     assert not context.args
+
+
+def test_help_loads_nothing_but_the_command_line():
+    program = (
+        "import runpy, sys; sys.argv = ['sppo', '--help']\n"
+        "try: runpy.run_module('sppo', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'pydantic', 'pyarrow', 'yaml', 'rich.progress', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("names", LEAVES, ids=" ".join)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sppo import recipe
+from sppo.output_options import AsJson, Quiet
 from sppo.recipe import EndpointConfig, OracleConfig, RecipeError, Sampling
 from sppo.rundir.folder import RunError, RunFolder
 from sppo.rundir.reader import RunReader
@@ -37,11 +38,6 @@ Data = Annotated[
 JudgmentFiles = Annotated[
     list[Path] | None,
     typer.Option("--judgments", help="Score a file of judgments made elsewhere; may be repeated."),
-]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Show no progress, only results, warnings and errors.")
 ]
 
 

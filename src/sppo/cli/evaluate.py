@@ -8,7 +8,6 @@ import typer.core
 import typer.main
 
 from sppo.cli.run import stage_command
-from sppo.recipe import registry
 
 STAGE = "stage"
 
@@ -26,10 +25,14 @@ class _Benchmarks(typer.core.TyperGroup):
         return parsed
 
     def list_commands(self, ctx: Any) -> list[str]:
+        from sppo.recipe import registry
+
         return [*registry.names("benchmarks"), *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of a benchmark, which is imported only when it is needed."""
+        from sppo.recipe import registry
+
         if cmd_name not in registry.names("benchmarks"):
             return super().get_command(ctx, cmd_name)
         benchmark = registry.load("benchmarks", cmd_name)

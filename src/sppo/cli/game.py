@@ -19,7 +19,6 @@ from sppo.cli.tables import (
     show_standings,
     show_table,
 )
-from sppo.progress import Terminal
 
 if TYPE_CHECKING:
     from sppo.game.preference_games import Array
@@ -202,6 +201,7 @@ def converge(
 
     from sppo import game as games
     from sppo.game import convergence
+    from sppo.progress import Terminal
 
     if matrix is None:
         table = games.Table(games.rock_paper_scissors(), ("rock", "paper", "scissors"))
@@ -301,6 +301,7 @@ def policies(runs: options.Runs, as_json: options.AsJson = False, quiet: options
     """Play the policies of one or more runs against each other: their Nash mixture, and how the others fare."""
     from sppo import game as games
     from sppo.compare import game as run_games
+    from sppo.progress import Terminal
 
     names, payoff, rivals, challenges = run_games.policies(
         runs, run_games.oracle_of(runs[0]).compare, Terminal(quiet=quiet)

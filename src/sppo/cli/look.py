@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from sppo.cli import options
-from sppo.progress import Terminal
-from sppo.recipe import read_overrides
 
 app = typer.Typer()
 
@@ -39,6 +37,8 @@ def compare(
             be repeated.
     """
     from sppo import compare as comparison
+    from sppo.progress import Terminal
+    from sppo.recipe import read_overrides
 
     folder = output or Path("compare") / recipe.stem
     overrides = read_overrides(set_)
@@ -64,6 +64,7 @@ def report(
         all_pairs: Ask the oracle about the pairs of policies that were not compared so far.
         watch: Look for progress at this interval and update the page until the runs end.
     """
+    from sppo.progress import Terminal
     from sppo.report import page
     from sppo.report.watching import watch as follow
 
@@ -95,6 +96,7 @@ def arena(
         oracle: Also ask the run's oracle about the responses that people compared.
     """
     from sppo.arena.serving import serve
+    from sppo.progress import Terminal
 
     names = None if policies is None else [name.strip() for name in policies.split(",")]
     serve(run, Terminal(), host=host, port=port, policies=names, ask_oracle=oracle)

@@ -5,12 +5,9 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
-from rich.text import Text
 
 from sppo import __version__
 from sppo.cli import evaluate, game, look, options, oracle, policies, run, start
-from sppo.progress import printable
 
 FAILED, STOPPED, INTERRUPTED = 1, 3, 130
 """The exit codes after an error, after the guard has stopped a run, and after Ctrl-C."""
@@ -20,6 +17,8 @@ class _Commands(typer.core.TyperGroup):
     """The group of all commands. It shows expected errors in words, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        from rich.console import Console
+
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -47,6 +46,11 @@ def _show_expected_error(error: Exception) -> int:
     Raises:
         Exception: the error itself where it is of any other kind, because then it is a bug of this program.
     """
+    from rich.console import Console
+    from rich.text import Text
+
+    from sppo.progress import printable
+
     text = str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         text = (

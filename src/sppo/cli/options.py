@@ -1,20 +1,23 @@
-"""The arguments and options that several commands share, and how their values are read."""
+"""The arguments and options that several commands share, and how their values are read.
+
+The modules of the command line import everything else inside their functions, so that `sppo --help` answers at once.
+"""
 
 import inspect
 import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from sppo.api import read_recipe, run_folder
-from sppo.benchmarks.options import AsJson as AsJson
-from sppo.benchmarks.options import Quiet as Quiet
-from sppo.recipe import Recipe, read_overrides
-from sppo.rundir import storage
-from sppo.rundir.folder import RunFolder
+from sppo.output_options import AsJson as AsJson
+from sppo.output_options import Quiet as Quiet
+
+if TYPE_CHECKING:
+    from sppo.recipe import Recipe
+    from sppo.rundir.folder import RunFolder
 
 RUN, LOOK, MEASURE, STAGES = "Run a recipe", "Look at runs and policies", "Measure", "One stage at a time"
 HEADINGS = (RUN, LOOK, MEASURE, STAGES)
@@ -40,6 +43,8 @@ def described_by_docstring(command: Command) -> Command:
 
 def _local(path: Any) -> Any:
     """Expand `~`, and replace the address of a run in remote storage by the folder of its working copy."""
+    from sppo.rundir import storage
+
     if isinstance(path, list):
         return [_local(item) for item in path]
     return storage.located(path.expanduser()) if isinstance(path, Path) else path
@@ -102,13 +107,17 @@ Clip = Annotated[
 ]
 
 
-def open_run(path: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Recipe, RunFolder]:
+def open_run(path: Path, run_dir: Path | None, overrides: list[str] | None) -> "tuple[Recipe, RunFolder]":
     """The recipe and the run folder that a command works on; a run folder brings its own recipe.
 
     Raises:
         RunError: the path is a folder without a recipe.
         RecipeError: the recipe or an override is wrong.
     """
+    from sppo.api import read_recipe, run_folder
+    from sppo.recipe import read_overrides
+    from sppo.rundir.folder import RunFolder
+
     return read_recipe(path, read_overrides(overrides)), RunFolder(run_dir or run_folder(path))
 
 

@@ -7,7 +7,6 @@ import typer
 
 from sppo.cli import options
 from sppo.cli.tables import show_intransitivity
-from sppo.progress import Terminal
 
 app = typer.Typer()
 oracle_app = typer.Typer(
@@ -38,6 +37,7 @@ def train_oracle(
         output: The folder of the trained PairRM. [default: oracles/NAME, after the settings' file]
     """
     from sppo.oracle import training
+    from sppo.progress import Terminal
     from sppo.recipe import load_oracle_training, read_overrides
 
     folder = output or Path("oracles") / settings.stem
@@ -57,6 +57,7 @@ def convert_oracle(
 ) -> None:
     """Convert a PairRM's pytorch_model.bin to model.safetensors; only weights are loaded, no code is run."""
     from sppo.oracle.pairrm_checkpoint import convert_bin
+    from sppo.progress import Terminal
 
     Terminal().show(f"wrote {convert_bin(folder)}")
 
@@ -84,6 +85,7 @@ def inspect_oracle(
 
     from sppo import game as games
     from sppo.compare import game as run_games
+    from sppo.progress import Terminal
     from sppo.rundir.reader import RunReader
 
     preferences = RunReader(run).preferences(iteration)
@@ -129,6 +131,7 @@ def check_oracle(
     """
     from sppo.benchmarks.options import read_oracle
     from sppo.oracle import check as oracle_check
+    from sppo.progress import Terminal
 
     config = read_oracle(oracle)
     source = run or (Path(oracle) if (Path(oracle) / "recipe.yaml").is_file() else None)

@@ -6,9 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 from sppo.cli import options
-from sppo.progress import Terminal
-from sppo.recipe import read_overrides
-from sppo.rundir.folder import RunError
 
 app = typer.Typer()
 OpeningOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")]
@@ -37,6 +34,8 @@ def chat(
     """
     from sppo.cli.conversation import converse
     from sppo.policy.opening import open_policy
+    from sppo.progress import Terminal
+    from sppo.recipe import read_overrides
     from sppo.rundir.reader import RunReader
 
     overrides = read_overrides(set_)
@@ -75,7 +74,10 @@ def export(
     from sppo.policy import export as exports
     from sppo.policy import hub
     from sppo.policy.opening import open_policy
+    from sppo.progress import Terminal
+    from sppo.recipe import read_overrides
     from sppo.report import model_card
+    from sppo.rundir.folder import RunError
 
     if push_to_hub is not None:
         hub.check_owner(push_to_hub)

@@ -6,10 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sppo.api import play
 from sppo.cli import options
-from sppo.progress import Terminal
-from sppo.rundir.folder import RunError
 
 app = typer.Typer()
 
@@ -45,6 +42,10 @@ def run(
         report: Write RUN/report.html when the run ends.
         iterations: The number of iterations, T; more than before continue a finished run. [default: as the recipe says]
     """
+    from sppo.api import play
+    from sppo.progress import Terminal
+    from sppo.rundir.folder import RunError
+
     further = [] if iterations is None else [f"iterations={iterations}"]
     values, folder = options.open_run(recipe, run_dir, [*(set_ or []), *further])
     terminal = Terminal(quiet=quiet, as_json=as_json)
@@ -84,6 +85,9 @@ def sample(
         prompts: With --best-of or --mixture: prompts to use instead of the held-out ones.
         output: With --best-of or --mixture: the JSON lines file to write. [default: a file in RUN/draws]
     """
+    from sppo.progress import Terminal
+    from sppo.rundir.folder import RunError
+
     if best_of is None and not mixture:
         for option, value in (("--weights", weights), ("--prompts", prompts), ("--output", output)):
             if value is not None:
@@ -121,6 +125,9 @@ def run_stage(
     quiet: bool,
 ) -> None:
     """Run one stage of an iteration, the first unfinished iteration unless one is named."""
+    from sppo.progress import Terminal
+    from sppo.rundir.folder import RunError
+
     values, folder = options.open_run(run, run_dir, overrides)
     if iteration is not None and iteration > values.iterations:
         raise RunError(f"--iteration {iteration}: the recipe has {values.iterations} iterations")

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from sppo.cli import options
-from sppo.progress import Terminal
-from sppo.rundir.folder import RunError
 
 app = typer.Typer()
 OWN_FILES = ("own.yaml", "my_oracle.py")
@@ -24,6 +22,9 @@ def init(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path()) -
     Args:
         folder: The folder to write own.yaml and my_oracle.py to. [default: this one]
     """
+    from sppo.progress import Terminal
+    from sppo.rundir.folder import RunError
+
     for name in OWN_FILES:
         if (folder / name).exists():
             raise RunError(f"{folder / name} exists already; name another folder, or move the file away")
@@ -53,6 +54,7 @@ def inputs(
         seed: Random seed of the prompts.
     """
     from sppo.instructions import prompts, smollm2
+    from sppo.progress import Terminal
 
     terminal = Terminal()
     terminal.show(smollm2.write(folder / "policy"))
@@ -76,6 +78,7 @@ def recipe(
         schema: Print the JSON Schema of recipes.
     """
     from sppo.recipe import Recipe, dump, load, read_overrides, reference
+    from sppo.rundir.folder import RunError
 
     if sum((recipe is not None, defaults, schema)) != 1:
         raise RunError("name a recipe, or one of --defaults and --schema")
