@@ -54,6 +54,20 @@ def test_a_csv_file_has_the_numbers_as_they_are():
     assert chart.table.rows[0] == ["1", "0.3333", "0.25", "0.5", ""]
 
 
+def test_long_ticks_have_room_and_what_is_never_negative_has_no_negative_ticks():
+    def ticks(values):
+        chart = lines("one", "T", "C", [Line("a", [1, 2], values)], x="x", y="nats")
+        texts = re.findall(r'<text style="[^"]*text-anchor: end"[^>]*x="([\d.]+)"[^>]*>([^<]*)', chart.svg)
+        return [(float(x), text) for x, text in texts]
+
+    for values in ([0.0083, 0.0092], [-0.0083, -0.0092], [0.0, 0.0], [1e6, 2e6]):
+        found = ticks(values)
+        assert len(found) > 2
+        for right, text in found:
+            assert right - 7.4 * len(text) > 15, (values, text)  # the label of the axis stands left of them
+            assert min(values) < 0 or not text.startswith("\N{MINUS SIGN}")
+
+
 @pytest.mark.parametrize("is_curve", [False, True])
 def test_a_single_point_has_a_marker_and_a_long_curve_has_none(is_curve):
     def markers(points):

@@ -170,6 +170,61 @@ def test_no_text_of_a_chart_is_smaller_than_12_pixels(run, written, visit):
         assert len(sizes) > 100 and min(sizes) >= 12
 
 
+def test_watched_tasks_and_the_interval_of_the_kl_are_shown_where_they_are_recorded(tmp_path, visit):
+    def score(mean, change):
+        return {**interval(mean), "items": 50, "change": interval(change)}
+
+    tasks = {
+        0: {"tasks": {"arc": {**interval(0.5), "items": 50}, "mmlu": {**interval(0.3), "items": 50}}},
+        1: {"tasks": {"arc": score(0.51, 0.01), "mmlu": score(0.29, -0.01)}},
+        2: {
+            "tasks": {"arc": score(0.4, -0.1), "mmlu": score(0.31, 0.01), "<b>": "damaged"},
+            "kl_interval": interval(0.5),
+        },
+    }
+    run = write_run(tmp_path / "run", measures=tasks)
+    page.write([run], tmp_path / "report.html")
+    seen = visit(tmp_path / "report.html").page
+    assert "interval: 0.48 to 0.52; nats per response" in seen.locator(".tiles").inner_text()
+    caption = seen.locator("#run1-task-scores .caption").inner_text()
+    assert caption.endswith("arc has come off worst: its score goes from 0.500 to 0.400.")
+    rows = [row.split("\t") for row in seen.locator("#run1-tasks > .scroll tbody tr").all_inner_texts()]
+    assert rows[0] == ["base", "arc", "50", "0.500 [0.480, 0.520]", "-"]
+    assert rows[-2] == ["iteration 2", "arc", "50", "0.400 [0.380, 0.420]", "-0.100 [-0.120, -0.080]"]
+
+
+def test_oracles_are_named_with_what_they_are_made_of(tmp_path):
+    member = {"type": "function", "function": "mine:prefer"}
+    oracle = {
+        "type": "near_tie",
+        "oracle": {"type": "panel", "members": [member, {"type": "pairrm", "model": "x"}]},
+    }
+    run = write_run(tmp_path / "run", recipe={**RECIPE, "oracle": oracle})
+    page.write([run], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "near_tie (panel (function mine:prefer, pairrm x))" in text
+
+
+@pytest.mark.parametrize(
+    ("winners", "losers", "words"),
+    [
+        (0.0, -0.01, "neither has moved to speak of"),
+        (-1.0, -3.0, "both have become less probable"),
+        (1.0, 2.0, "both have become more probable"),
+        (-1.0, 1.0, "both have moved the wrong way"),
+        (2.0, -1.0, "winners are raised at least as far"),
+        (0.5, -6.0, "losers are pushed down further"),
+    ],
+)
+def test_where_winners_and_losers_have_gone_is_said(tmp_path, winners, losers, words):
+    run = write_run(tmp_path / "run", iterations=1)
+    targets = {"target_winners": 7.0, "target_losers": -7.0}
+    line = {"stage": "train", "step": 1, "log_ratio_winners": winners, "log_ratio_losers": losers, **targets}
+    (run / "iter-1" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    page.write([run], tmp_path / "report.html")
+    assert f"where it is -7.00: {words}" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_fingerprints_come_last(written):
     assert written.rindex("<section ") == written.index('<section id="run1-fingerprints"')
 

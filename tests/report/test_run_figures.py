@@ -1,5 +1,6 @@
 """The figures that are read from a run folder, and the trends over several iterations."""
 
+import json
 import shutil
 
 from run_folders import RECIPE, interval, write_run
@@ -9,13 +10,14 @@ from typer.testing import CliRunner
 from sppo.cli.main import app
 from sppo.report import page, run_figures
 from sppo.rundir import guard
+from sppo.rundir.folder import write_json
 
 
 def test_figures_are_the_runs_own(run):
     found = run_figures.read(run)
     assert found.is_finished and found.has_ended
     assert found.status.startswith("Finished: all 2 iterations")
-    assert not found.notes and not found.warnings
+    assert not found.notes and not found.alarms and not found.warnings
     assert [one.measures["win_rate_vs_base"]["mean"] for one in found.evaluated] == [0.6, 0.7]
     assert found.started[1].seconds == dict.fromkeys(
         ("sample", "annotate", "select", "train", "evaluate"), 20.0
@@ -31,7 +33,7 @@ def test_who_was_the_predecessor_after_a_fall_back(tmp_path):
     )
     found = run_figures.read(run)
     assert found.previous == {1: 0, 2: 0}
-    assert "loses to its predecessor" in found.warnings[0]
+    assert "loses to its predecessor" in found.alarms[0]
 
 
 def test_a_predecessor_is_not_guessed_over_a_gap(tmp_path):
@@ -97,7 +99,32 @@ def test_what_is_no_run_is_refused(tmp_path):
     assert "named twice" in CliRunner().invoke(app, ["report", str(run), str(run)]).output
 
 
-def test_the_alarms_are_those_that_the_run_had(tmp_path):
+def test_what_oracles_could_not_read_or_compare_is_a_warning(tmp_path, visit):
+    run = write_run(
+        tmp_path / "run",
+        measures={0: {"unfinished_thoughts": 0}, 2: {"unfinished_thoughts": 3, "prompts_left_out": 1}},
+    )
+    sampled = json.loads((run / "iter-2" / "sample.json").read_text())
+    write_json(run / "iter-2" / "sample.json", {**sampled, "unfinished_thoughts": 1200})
+    with (run / "iter-1" / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps({"stage": "annotate", "shard": 0, "oracle": {"pairs_left_out": 4}}) + "\n")
+    thoughts = "end within a thought, and oracles read them as empty"
+    assert run_figures.read(run).warnings == [
+        "Iteration 1: 4 of the pairs of responses were not compared, because the oracle left them out",
+        f"Iteration 2: 1,200 of the responses that were sampled for training {thoughts}",
+        f"Iteration 2: 3 of the responses to held-out prompts {thoughts}",
+        "Iteration 2: 1 of the held-out prompts have no win rate, because the oracle left them out",
+    ]
+    page.write([run], tmp_path / "report.html")
+    seen = visit(tmp_path / "report.html").page
+    assert seen.locator(".warnings li").count() == 4
+    assert "There are 4 warnings below." in seen.locator(".verdict").inner_text()
+    rows = seen.locator("#run1-shape tr").all_inner_texts()
+    assert "unfinished thoughts" in rows[0] and "prompts left out by the oracle" in rows[0]
+    assert rows[-1].endswith("0.500\t3\t1")
+
+
+def test_alarms_and_warnings_are_those_that_the_run_had(tmp_path):
     """This includes the alarms about training, which do not look at the evaluation."""
     changes = {
         "iterations": 1,
@@ -109,7 +136,7 @@ def test_the_alarms_are_those_that_the_run_had(tmp_path):
     summary = play(small(**changes), tmp_path / "run")
     (row,) = summary["iterations"]
     (iteration,) = run_figures.read(tmp_path / "run").evaluated
-    assert iteration.alarms == row["alarms"]
+    assert iteration.alarms == row["alarms"] and iteration.warnings == row["warnings"] != []
     said = "\n".join(iteration.alarms)
     assert "at least 100% is demanded (guard.min_trained_share)" in said
     assert "is allowed (guard.max_sampler_deviation)" in said

@@ -228,7 +228,7 @@ def boxes(
             showfliers=False,
         )
         axes.set(xlabel=x, ylabel=y)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(max(marks) for marks in percentiles) or 1)
         return [
             Point(at, median, 0, name, f"{median:.0f} (half lie between {first:.0f} and {third:.0f})")
             for at, ((name, _), (_, first, median, third, _)) in enumerate(
@@ -300,10 +300,11 @@ def _shortened(name: str, length: int) -> str:
     return name if len(name) <= length else f"{name[: length - 3]}..."
 
 
-# The sizes are in inches: of a figure, of its margins, and of a row of its legend. The margins are fixed, because
-# fitting them to the words takes as long as all the rest of a page.
+# The sizes are in inches: of a figure, of its margins, and of a row of its legend. The margins are computed from the
+# number of characters, because fitting them to what is drawn takes as long as all the rest of a page.
 _WIDTH, _HEIGHT = 4.8, 3.3
-_LEFT, _RIGHT, _BOTTOM, _TOP = 1.0, 0.12, 0.62, 0.12
+_RIGHT, _BOTTOM, _TOP = 0.12, 0.62, 0.12
+_LEFT, _LABEL, _CHARACTER = 0.15, 0.25, 0.105  # with a label, and for each character of the longest tick
 _LEGEND_ROW = 0.24
 _LONGEST_NAME = 34
 _POINTS = 72
@@ -329,9 +330,15 @@ def _chart(
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # the page has its own fonts
         figure = Figure(figsize=(_WIDTH, height))
         top = 1 - (_TOP + legend_height) / height
-        figure.subplots_adjust(_LEFT / _WIDTH, _BOTTOM / height, 1 - _RIGHT / _WIDTH, top)
+        figure.subplots_adjust(bottom=_BOTTOM / height, right=1 - _RIGHT / _WIDTH, top=top)
         axes = figure.add_subplot()
         points = draw(axes)
+        if (
+            axes.get_ylim()[0] < 0 <= min((point.y for point in points), default=-1)
+            and not axes.yaxis_inverted()
+        ):
+            axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])  # what is never negative has no negative ticks
+        figure.subplots_adjust(left=_left_margin(axes) / _WIDTH)
         if shown:
             handles, _ = axes.get_legend_handles_labels()
             figure.legend(handles, shown, loc="upper center", ncols=columns, borderaxespad=0)
@@ -346,6 +353,13 @@ def _chart(
     ]
     svg = _for_the_page(file.getvalue(), identity, title, caption)
     return Chart(identity, title, caption, svg, values, place, names, hover)
+
+
+def _left_margin(axes: Any) -> float:
+    """The inches that the ticks and the label of the vertical axis need."""
+    ticks = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs())
+    label = _LABEL if axes.get_ylabel() else 0
+    return _LEFT + label + _CHARACTER * max(map(len, ticks), default=0)
 
 
 def _style(salt: str) -> AbstractContextManager[None]:

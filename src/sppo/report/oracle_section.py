@@ -81,9 +81,14 @@ def _cycles(run: RunFigures, prefix: str) -> Chart | None:
     if not values:
         return None
     line = Line("cyclic triples", list(values), list(values.values()))
+    if line.last:
+        found = (
+            f"It is {line.last:.1%} in the last iteration: a scalar reward cannot express these preferences."
+        )
+    else:
+        found = "There are none in the last iteration: a ranking of each prompt's responses agrees with the oracle."
     caption = (
-        "The share of triples of responses in which each is preferred to one and loses to another. It is"
-        f" {line.last:.1%} in the last iteration: a scalar reward cannot express these preferences."
+        f"The share of triples of responses in which each is preferred to one and loses to another. {found}"
     )
     return charts.lines(
         f"{prefix}-cycles", "Cyclic preferences", caption, [line], x="iteration", y="share of triples"

@@ -48,17 +48,19 @@
         ...row.map((value, j) => {
           if (i === j) return element("td", { className: "self", textContent: "-" });
           if (value === null) return element("td", { className: "self", textContent: "not compared" });
-          const className = value >= 0.5 ? "above" : "below";
+          const className = value > 0.5 ? "above" : value < 0.5 ? "below" : "even";
           return element("td", { className, textContent: value.toFixed(2), style: { "--p": value } });
         }),
       ]),
     );
     const table = element("table", { className: "heat" }, [
-      element("caption", { textContent: caption }),
       element("thead", {}, [head]),
       element("tbody", {}, rows),
     ]);
-    return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": caption }, [table]);
+    return [
+      element("p", { className: "head note", textContent: caption }),
+      element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": caption }, [table]),
+    ];
   }
 
   // The text with its new words inside <ins>; spans are counted in characters, not in UTF-16 units.
@@ -102,10 +104,10 @@
     return [
       element("div", { className: "cards" }, prompt.responses.map((response, k) =>
         card(title(k), figures(response), response, k === best ? "best" : k === worst ? "worst" : ""))),
-      heat(names, prompt.matrix, `${caption}, by the oracle`),
+      ...heat(names, prompt.matrix, `${caption}, by the oracle`),
       ...(prompt.components.length ? [element("details", { open: componentsAreOpen, ontoggle: (event) => { componentsAreOpen = event.target.open; } }, [
         element("summary", { textContent: "By the components of the oracle" }),
-        ...prompt.components.map((component) => heat(names, component.matrix, `${caption}, by ${component.name}`)),
+        ...prompt.components.flatMap((component) => heat(names, component.matrix, `${caption}, by ${component.name}`)),
       ])] : []),
     ];
   }

@@ -150,7 +150,12 @@ def _article(prefix: str, path: Path, evaluations: Sequence[Path], all_pairs: bo
     folders = [path / "evaluations", *evaluations]
     own = head_to_head.of_run(run, notes)
     matrices = [] if own is None else [(f"On held-out prompts, by {sections.measuring_oracle(run)}", own)]
-    first = shown({"win rates": lambda: evaluation_sections.win_rates(run, prefix)})
+    first = shown(
+        {
+            "win rates": lambda: evaluation_sections.win_rates(run, prefix),
+            "watched tasks": lambda: evaluation_sections.tasks(run, prefix),
+        }
+    )
     rest = shown(
         {
             "head to head": lambda: sections.head_to_head(

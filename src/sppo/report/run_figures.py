@@ -16,8 +16,7 @@ from typing import Any
 from sppo import __version__
 from sppo.progress import printable
 from sppo.recipe import Recipe, RecipeError
-from sppo.rundir import summary
-from sppo.rundir.guard import alarms, measured, trends
+from sppo.rundir import guard, summary
 from sppo.rundir.reader import BASE, STAGES, RunReader, Table, label
 
 TABLES: Mapping[str, Table] = {
@@ -35,6 +34,8 @@ _NUMBERS = (
     "kl_to_base",
     "held_out_prompts",
 )
+_GROUPS = ("by_oracle", "tasks")
+"""The measures of an evaluation that hold intervals by name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Iteration:
         seconds: the seconds of each stage.
         oracle_counts: what the oracle counted while it annotated.
         alarms: the guard's alarms.
+        warnings: the guard's warnings, and what oracles could not read or compare.
     """
 
     number: int
@@ -58,6 +60,7 @@ class Iteration:
     seconds: Mapping[str, float] = field(default_factory=dict)
     oracle_counts: Mapping[str, int] = field(default_factory=dict)
     alarms: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def measures(self) -> Mapping[str, Any]:
@@ -153,12 +156,21 @@ class RunFigures:
         return f"Not finished: {done}; the run is at {self._position()}; last written {when}."
 
     @property
-    def warnings(self) -> list[str]:
+    def alarms(self) -> list[str]:
         """The guard's alarms of every iteration, and what only several iterations together show."""
-        warnings = [
+        alarms = [
             f"Iteration {policy.number}: {alarm}" for policy in self.evaluated for alarm in policy.alarms
         ]
-        return warnings + trends([iteration.measures for iteration in self.evaluated], self.base.measures)
+        return alarms + guard.trends([iteration.measures for iteration in self.evaluated], self.base.measures)
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings about every iteration."""
+        return [
+            f"{iteration.label.capitalize()}: {warning}"
+            for iteration in self.iterations
+            for warning in iteration.warnings
+        ]
 
     def _position(self) -> str:
         for iteration in self.iterations:
@@ -211,6 +223,10 @@ def read(path: Path) -> RunFigures:
         if missing:
             notes.append(f"Iteration {iteration.number}: its evaluation lacks {', '.join(missing)}.")
     previous = _previous(iterations, recipe)
+    iterations = [
+        replace(iteration, warnings=[*_warnings(iteration, iterations, previous), *_left_out(iteration)])
+        for iteration in iterations
+    ]
     notes = [printable(note) for note in notes]
     return RunFigures(
         path, recipe, printable(text), printable(versions), iterations, previous, notes, reader.written
@@ -250,15 +266,19 @@ def _valid_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
     """An evaluation without the entries that should be numbers or intervals and are not."""
 
     def is_valid(name: str, value: Any) -> bool:
-        if name == "by_oracle":
+        if name in _GROUPS:
             return isinstance(value, Mapping)
-        return (
-            is_interval(value) if name.startswith("win_rate_") else name not in _NUMBERS or is_number(value)
-        )
+        if name.startswith("win_rate_") or name == "kl_interval":
+            return is_interval(value)
+        return name not in _NUMBERS or is_number(value)
 
     valid = {name: value for name, value in measures.items() if is_valid(name, value)}
-    by_oracle = {name: rate for name, rate in valid.get("by_oracle", {}).items() if is_interval(rate)}
-    return valid | ({"by_oracle": by_oracle} if "by_oracle" in valid else {})
+    groups = {
+        name: {key: value for key, value in valid[name].items() if is_interval(value)}
+        for name in _GROUPS
+        if name in valid
+    }
+    return valid | groups
 
 
 def _with_alarms(iteration: Iteration, base: Mapping[str, Any], recipe: Recipe | None) -> Iteration:
@@ -269,9 +289,53 @@ def _with_alarms(iteration: Iteration, base: Mapping[str, Any], recipe: Recipe |
     if iteration.number and recipe is not None:
         # an older version recorded less than the guard looks at
         with contextlib.suppress(KeyError, TypeError):
-            selected, prompts = (iteration.records.get(stage, {}) for stage in ("select", "prompts"))
-            reasons = alarms(measured(measures, selected, prompts), base, recipe.guard)
+            reasons = guard.alarms(_measured(iteration, measures), base, recipe.guard)
     return replace(iteration, records={**iteration.records, "evaluate": measures}, alarms=reasons)
+
+
+def _measured(iteration: Iteration, measures: Mapping[str, Any]) -> dict[str, Any]:
+    selected, prompts = (iteration.records.get(stage, {}) for stage in ("select", "prompts"))
+    return guard.measured(measures, selected, prompts)
+
+
+def _warnings(
+    iteration: Iteration, iterations: Sequence[Iteration], previous: Mapping[int, int]
+) -> list[str]:
+    """The guard's warnings about an iteration; none where it is not known which policy it started from."""
+    if iteration.number not in previous:
+        return []
+    before = iterations[previous[iteration.number]].measures
+    # an older version recorded less than the guard looks at
+    with contextlib.suppress(KeyError, TypeError):
+        steps = iteration.records["train"]["steps"]
+        return guard.warnings(_measured(iteration, iteration.measures), before, steps)
+    return []
+
+
+def _left_out(iteration: Iteration) -> list[str]:
+    """Sentences about the responses that oracles read as empty, and about what they did not compare."""
+    sampled, evaluated = (iteration.records.get(stage, {}) for stage in ("sample", "evaluate"))
+    asked = iteration.oracle_counts
+    thoughts = "end within a thought, and oracles read them as empty"
+    counts = (
+        (sampled, "unfinished_thoughts", f"of the responses that were sampled for training {thoughts}"),
+        (evaluated, "unfinished_thoughts", f"of the responses to held-out prompts {thoughts}"),
+        (
+            asked,
+            "pairs_left_out",
+            "of the pairs of responses were not compared, because the oracle left them out",
+        ),
+        (
+            evaluated,
+            "prompts_left_out",
+            "of the held-out prompts have no win rate, because the oracle left them out",
+        ),
+    )
+    return [
+        f"{record[name]:,.0f} {words}"
+        for record, name, words in counts
+        if is_number(record.get(name)) and record[name] > 0
+    ]
 
 
 def _missing_measures(iteration: Iteration, recipe: Recipe | None) -> list[str]:

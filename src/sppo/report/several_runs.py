@@ -50,7 +50,7 @@ _COLUMNS: Mapping[str, Callable[[RunFigures], str]] = {
     "win rate against the base": lambda run: interval(run.policies[-1].measures.get("win_rate_vs_base")),
     "KL": lambda run: number(run.policies[-1].measures.get("kl_to_base")),
     "seconds": lambda run: number(run.seconds, 0),
-    "alarms": lambda run: str(len(run.warnings)),
+    "alarms": lambda run: str(len(run.alarms)),
 }
 
 

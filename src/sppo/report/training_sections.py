@@ -14,6 +14,9 @@ Step = tuple[int, Mapping[str, Any]]
 EDGE = 0.1
 """The share of an iteration's steps, at either end, that captions average over, because single steps are noisy."""
 
+UNMOVED = 0.05
+"""A mean log-ratio below this, in nats, is within what the noise of a few responses makes."""
+
 
 class _Curves(NamedTuple):
     """A chart of metrics of training.
@@ -130,15 +133,28 @@ def _last_iteration(chart: _Curves, last: Sequence[Mapping[str, Any]]) -> str:
             ends[name] = (float(np.mean(values[:count])), float(np.mean(values[-count:])))
     if chart.names is _LOG_RATIOS and len(ends) == len(_LOG_RATIOS):
         (_, winners), (_, winner_target), (_, losers), (_, loser_target) = ends.values()
-        more = "losers are pushed down further than winners are raised"
-        if winners >= -losers:
-            more = "winners are raised at least as far as losers are pushed down"
         return (
             f"At the end of training, winners stand at {signed(winners)} nats, where the target is"
-            f" {signed(winner_target)}, and losers at {signed(losers)}, where it is {signed(loser_target)}: {more}."
+            f" {signed(winner_target)}, and losers at {signed(losers)}, where it is {signed(loser_target)}:"
+            f" {_way(winners, losers)}"
         )
     moves = [f"{chart.names[name]} goes from {first:.2f} to {end:.2f}" for name, (first, end) in ends.items()]
     return f"In the last iteration, {' and '.join(moves)} {chart.unit}".rstrip() + "." if moves else ""
+
+
+def _way(winners: float, losers: float) -> str:
+    """Where winners and losers have gone, in words."""
+    if max(abs(winners), abs(losers)) < UNMOVED:
+        return "neither has moved to speak of, so this iteration has taught the policy next to nothing."
+    if winners < 0 and losers < 0:
+        return "both have become less probable, and the policy writes something else instead."
+    if winners > 0 and losers > 0:
+        return "both have become more probable, losers too."
+    if winners < 0 < losers:
+        return "both have moved the wrong way."
+    if winners >= -losers:
+        return "winners are raised at least as far as losers are pushed down."
+    return "losers are pushed down further than winners are raised."
 
 
 def cost(run: RunFigures, prefix: str) -> Section | None:
