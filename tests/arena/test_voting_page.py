@@ -1,5 +1,7 @@
 """The arena's page, in a real browser."""
 
+import pytest
+from accessibility import faults
 from arena_votes import READY, served, vote
 
 
@@ -121,6 +123,27 @@ def test_results_are_shown_as_a_matrix(tmp_path, person):
             "iteration 1 1.000 1.000 to 1.000 prompts: 1 -",
         ]
         assert "too few votes to tell whether iteration 1 or base" in person.inner_text("#figures")
+
+
+@pytest.mark.slow
+def test_axe_finds_no_fault(tmp_path, person):
+    given = {
+        policy: {f"p{n}": ("a prompt", [f"{HOSTILE}\n\n{policy} {n}"]) for n in range(3)}
+        for policy in ("base", "iteration 1")
+    }
+    with served(tmp_path, given=given) as (arena, address):
+        arena.ballot.record(vote(0, label="b"))
+        person.goto(address)
+        person.wait_for_selector(READY)
+        person.click("summary")
+        person.wait_for_selector("#figures table")
+        assert faults(person) == []
+        person.check("#plain")
+        person.keyboard.press("Tab")
+        for count in (1, 2, 3):
+            person.keyboard.press("b")
+            person.wait_for_selector(f"body[data-votes='{count}']")
+        assert "You have seen every pair" in person.inner_text("#status") and faults(person) == []
 
 
 def test_the_address_can_be_a_link_on_another_page(tmp_path, person):

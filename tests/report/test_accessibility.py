@@ -1,21 +1,46 @@
-"""Names, headings and contrast, in a real browser."""
+"""What axe-core finds, and the contrast of what it does not look at, in a real browser."""
 
 import pytest
+from accessibility import SCREENS, faults
+from run_folders import RECIPE, interval, write_run
+
+from sppo.report import page
+
+
+def failing_run(folder):
+    """A run with alarms, warnings and notes, a held-out oracle, watched tasks and what could not be compared."""
+    score = {**interval(0.4), "items": 50, "change": interval(-0.1)}
+    measures = {
+        number: {
+            "win_rate_vs_previous": interval(0.3),
+            "by_oracle": {"win_rate_vs_base": interval(0.7)},
+            "prompts_left_out": 1,
+            "tasks": {"arc": score},
+            "kl_interval": interval(0.5),
+        }
+        for number in (1, 2)
+    }
+    held_out = {"evaluation": {"oracle": {"type": "panel"}}, "guard": {"on_failure": "keep"}}
+    return write_run(folder, measures=measures, recipe={**RECIPE, **held_out}, versions="# sppo 0.0.1\n")
 
 
 @pytest.mark.slow
-def test_every_control_and_figure_has_a_name(run, written, visit):
-    seen = visit(run / "report.html").page
-    nameless = seen.evaluate(
-        """() => [...document.querySelectorAll('input, select, button, [role=region], summary')].filter((one) =>
-        !(one.getAttribute('aria-label') || one.textContent.trim() || (one.labels && one.labels.length))).length"""
-    )
-    assert nameless == 0
-    assert seen.evaluate("document.documentElement.lang") == "en"
-    levels = seen.evaluate(
-        "[...document.querySelectorAll('h1,h2,h3,h4')].map((one) => Number(one.tagName[1]))"
-    )
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:]))
+def test_axe_finds_no_fault_in_the_report(tmp_path, visit):
+    run = failing_run(tmp_path / "run")
+    page.write([run], tmp_path / "report.html", reload=1000)
+    seen = visit(tmp_path / "report.html").page
+    assert all(seen.locator(f".{name}").count() == 1 for name in ("alarms", "warnings", "notes"))
+    assert faults(seen) == []
+    seen.locator("[name=t]").select_option("held-out")
+    seen.locator("#run1-win-rates .drawing").hover()
+    seen.evaluate("document.documentElement.removeAttribute('lang')")
+    assert {fault.split(": ")[1] for fault in faults(seen, SCREENS[:1])} == {"html-has-lang"}
+
+
+@pytest.mark.slow
+def test_axe_finds_no_fault_in_a_page_about_several_runs(tmp_path, run, visit):
+    page.write([run, failing_run(tmp_path / "run")], tmp_path / "report.html")
+    assert faults(visit(tmp_path / "report.html").page, SCREENS[::3]) == []
 
 
 @pytest.mark.slow

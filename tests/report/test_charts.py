@@ -57,7 +57,7 @@ def test_a_csv_file_has_the_numbers_as_they_are():
 def test_long_ticks_have_room_and_what_is_never_negative_has_no_negative_ticks():
     def ticks(values):
         chart = lines("one", "T", "C", [Line("a", [1, 2], values)], x="x", y="nats")
-        texts = re.findall(r'<text style="[^"]*text-anchor: end"[^>]*x="([\d.]+)"[^>]*>([^<]*)', chart.svg)
+        texts = re.findall(r'<text style="[^"]*text-anchor: end;[^>]*x="([\d.]+)"[^>]*>([^<]*)', chart.svg)
         return [(float(x), text) for x, text in texts]
 
     for values in ([0.0083, 0.0092], [-0.0083, -0.0092], [0.0, 0.0], [1e6, 2e6]):

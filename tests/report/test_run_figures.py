@@ -119,7 +119,7 @@ def test_what_oracles_could_not_read_or_compare_is_a_warning(tmp_path, visit):
     seen = visit(tmp_path / "report.html").page
     assert seen.locator(".warnings li").count() == 4
     assert "There are 4 warnings below." in seen.locator(".verdict").inner_text()
-    rows = seen.locator("#run1-shape tr").all_inner_texts()
+    rows = seen.locator("#run1-shape > .scroll tr").all_inner_texts()
     assert "unfinished thoughts" in rows[0] and "prompts left out by the oracle" in rows[0]
     assert rows[-1].endswith("0.500\t3\t1")
 

@@ -59,7 +59,7 @@
     ]);
     return [
       element("p", { className: "head note", textContent: caption }),
-      element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": caption }, [table]),
+      element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": caption }, [table]),
     ];
   }
 
@@ -80,7 +80,7 @@
     return element("div", { className: `card ${className}` }, [
       element("h4", { textContent: title }),
       element("div", { className: "figures", textContent: figures }),
-      element("div", { className: "text", dir: "auto", tabIndex: 0, role: "region", "aria-label": `text of ${title}` }, marked(response.text, response.new)),
+      element("div", { className: "text", dir: "auto", tabIndex: 0, role: "group", "aria-label": `text of ${title}` }, marked(response.text, response.new)),
     ]);
   }
 
@@ -184,7 +184,7 @@
     const [filters, fields] = filterFields(data);
     const count = element("p", { className: "note", role: "status", "aria-live": "polite" });
     const list = element("ol", { className: "prompts", "aria-label": `${title}: list of prompts` });
-    const detail = element("div", { className: "detail", tabIndex: -1, role: "region", "aria-label": `${title}: one prompt` });
+    const detail = element("div", { className: "detail", tabIndex: -1, role: "group", "aria-label": `${title}: one prompt` });
     home.append(filters, count, element("div", { className: "panes" }, [list, detail]));
     const kept = remembered(home.id);
     const key = (prompt) => `${prompt.t ?? "held out"} ${prompt.id}`;
@@ -210,7 +210,7 @@
       for (const button of list.querySelectorAll("button")) button.setAttribute("aria-current", button.prompt === prompt);
       detail.replaceChildren(...(prompt ? [
         element("h4", { textContent: "Prompt" }),
-        element("div", { className: "text", dir: "auto", tabIndex: 0, role: "region", "aria-label": "text of the prompt", textContent: prompt.prompt }),
+        element("div", { className: "text", dir: "auto", tabIndex: 0, role: "group", "aria-label": "text of the prompt", textContent: prompt.prompt }),
         element("div", { className: "note", textContent: `${measures(prompt)}; prompt ${prompt.id}` }),
         ...(prompt.t === undefined ? heldOutDetail(prompt) : sampledDetail(prompt)),
         element("div", { className: "moves" }, [move("Previous prompt", -1), move("Next prompt", 1)]),
