@@ -2,7 +2,6 @@
 
 import pytest
 
-
 SCREENS = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 400)]
 
 
