@@ -198,6 +198,14 @@ class JudgeOptions:
         typer.Option("--judge-prompt", help="The benchmark's own judge prompt, a file of its repository."),
     ] = None
 
+    responses_only: Annotated[
+        bool,
+        typer.Option(
+            "--responses-only",
+            help="Write the policies' responses in the benchmark's format, and ask no judge.",
+        ),
+    ] = False
+
     def server(self, home: Path) -> "Judge":
         """The judge, whose answers are kept in a folder.
 

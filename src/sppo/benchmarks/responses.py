@@ -1,7 +1,8 @@
 """Policies respond to the questions of a benchmark, each turn after their own responses to the turns before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -80,6 +81,7 @@ class CollectedResponses(NamedTuple):
         stage: the stage that holds them; None where they come from a file.
         fingerprint: the fingerprint of what judgments of them depend on.
         shortcomings: how many are empty, truncated or without room, as shares.
+        path: the file of a policy's responses in the benchmark's format; None where there is none.
     """
 
     turns: list[tuple[str, ...]]
@@ -87,6 +89,29 @@ class CollectedResponses(NamedTuple):
     stage: EvaluationStage | None
     fingerprint: str
     shortcomings: dict[str, float]
+    path: Path | None = None
+
+
+def only_responses(
+    evaluation: Evaluation,
+    participants: Sequence[Participant],
+    respond: Callable[[Participant], CollectedResponses],
+) -> None:
+    """Let policies respond without any judging, and say where their responses lie in the benchmark's format.
+
+    Raises:
+        RunError: a participant is a file of responses, or there is none.
+    """
+    if not participants or not all(participant.is_policy for participant in participants):
+        raise RunError("--responses-only: name policies, which respond; files have their responses already")
+    for participant in participants:
+        collected = respond(participant)
+        truncated = collected.shortcomings["truncated_share"]
+        evaluation.terminal.say(
+            f"{evaluation.name(participant)}: {len(collected.turns)} responses,"
+            f" {collected.shortcomings['response_tokens']:.1f} tokens on average, {truncated:.1%} truncated, in"
+            f" {collected.path}"
+        )
 
 
 def collect_responses(
@@ -113,7 +138,7 @@ def collect_responses(
     path = collected.stage.folder / "model_answer" / f"{participant.file_name}.jsonl"
     tokens = [count or 0 for count in collected.tokens] if with_tokens else None
     write_responses(path, participant.file_name, questions, collected.turns, tokens)
-    return collected
+    return collected._replace(path=path)
 
 
 def sample_best(

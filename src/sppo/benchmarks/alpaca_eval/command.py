@@ -50,10 +50,20 @@ class AlpacaEval:
         from sppo.benchmarks.alpaca_eval import play
         from sppo.benchmarks.alpaca_eval.files import read_length_control
         from sppo.benchmarks.alpaca_eval.judge import PROMPT, read_prompt
+        from sppo.benchmarks.responses import only_responses
         from sppo.rundir.folder import RunError
 
         participants = common.participants()
         options.require_policies_or_judgments(participants, annotations, "--annotations")
+        if judging.responses_only:
+            with common.evaluation(AlpacaEval.name, best_of) as evaluation:
+                instructed = play.read_baseline(baseline)
+                only_responses(
+                    evaluation,
+                    participants,
+                    lambda policy: play.collect_outputs(evaluation, instructed, policy),
+                )
+                return
         control = None if no_length_control else read_length_control(length_control)
         instructions = None if baseline is None else play.read_baseline(baseline).instructions
         rows = [play.score_file(path, control, instructions) for path in annotations or []]

@@ -18,7 +18,7 @@ from sppo.benchmarks.judge_server import JUDGED, Judge, judged, scoring, summary
 from sppo.benchmarks.outputs import Outputs, read_outputs, read_rows, write_outputs
 from sppo.benchmarks.participants import Participant
 from sppo.benchmarks.question_files import Question
-from sppo.benchmarks.responses import empty_share, sample_best
+from sppo.benchmarks.responses import CollectedResponses, empty_share, sample_best
 from sppo.endpoint.exchange import chat
 from sppo.progress import Advance
 from sppo.recipe import OracleConfig
@@ -62,6 +62,33 @@ def read_baseline(path: Path | None) -> Baseline:
     return Baseline(outputs, datasets, file_digest(path))
 
 
+def collect_outputs(
+    evaluation: Evaluation, baseline: Baseline, participant: Participant
+) -> CollectedResponses:
+    """A participant's output to each instruction; those of a policy are written in the benchmark's format as well."""
+    instructions = baseline.instructions
+    if not participant.is_policy:
+        texts = read_outputs(participant.path, participant.name).to(instructions)
+        empty = {"empty_share": empty_share(texts)}
+        unknown = [None] * len(texts)
+        return CollectedResponses([(text,) for text in texts], unknown, None, participant.fingerprint, empty)
+    questions = [Question(number, (text,)) for number, text in enumerate(instructions)]
+    collected = sample_best(evaluation, participant, questions)
+    assert collected.stage is not None
+    rows = [
+        {
+            "dataset": baseline.datasets.get(instruction, ""),
+            "instruction": instruction,
+            "output": output,
+            "generator": participant.name,
+        }
+        for instruction, (output, *_) in zip(instructions, collected.turns, strict=True)
+    ]
+    path = collected.stage.folder / "outputs.json"
+    write_outputs(path, rows)
+    return collected._replace(path=path)
+
+
 class AlpacaEval:
     """The benchmark with its baseline and a judge.
 
@@ -96,12 +123,13 @@ class AlpacaEval:
 
     def evaluate(self, participant: Participant) -> dict[str, Any]:
         """Evaluate a participant and return its row, which is written to its folder as well."""
-        outputs, fingerprint, shortcomings = self._outputs(participant)
+        collected = collect_outputs(self.evaluation, self.baseline, participant)
+        outputs = [turns[0] for turns in collected.turns]
         judge = self.judge
         annotator = judge.config.model if isinstance(judge, Judge) else f"oracle-{judge.type}"
         identity = self._judge_identity()
         stage = self.evaluation.judgments_stage(
-            participant, annotator, {**identity, "baseline": self.baseline.digest}, fingerprint
+            participant, annotator, {**identity, "baseline": self.baseline.digest}, collected.fingerprint
         )
         rows = self._judge(stage, outputs)
         baselines = list(self.baseline.outputs.texts.values())
@@ -128,33 +156,12 @@ class AlpacaEval:
             figures = score(preferences, list(map(len, outputs)), list(map(len, baselines)), self.control)
         figures |= {
             "unjudged": sum(value is None for value in preferences),
-            "responses": shortcomings,
+            "responses": collected.shortcomings,
             "judge": {**identity, **summary(rows)},
             "baseline": self.baseline.outputs.name,
             "annotations": str(path),
         }
         return self.evaluation.save_result(stage, participant, figures)
-
-    def _outputs(self, participant: Participant) -> tuple[list[str], str, dict[str, float]]:
-        """A participant's output to each instruction, its fingerprint, and what is wrong with the outputs."""
-        if not participant.is_policy:
-            texts = read_outputs(participant.path, participant.name).to(self.instructions)
-            return texts, participant.fingerprint, {"empty_share": empty_share(texts)}
-        questions = [Question(number, (text,)) for number, text in enumerate(self.instructions)]
-        collected = sample_best(self.evaluation, participant, questions)
-        outputs = [turns[0] for turns in collected.turns]
-        assert collected.stage is not None
-        rows = [
-            {
-                "dataset": self.baseline.datasets.get(instruction, ""),
-                "instruction": instruction,
-                "output": output,
-                "generator": participant.name,
-            }
-            for instruction, output in zip(self.instructions, outputs, strict=True)
-        ]
-        write_outputs(collected.stage.folder / "outputs.json", rows)
-        return outputs, collected.fingerprint, collected.shortcomings
 
     def _judge(self, stage: Any, outputs: Sequence[str]) -> list[dict[str, Any]]:
         pairs = list(self.baseline.outputs.texts.items())

@@ -30,6 +30,8 @@ class ArenaHard:
         from sppo.benchmarks import results
         from sppo.benchmarks.arena_hard import play
         from sppo.benchmarks.arena_hard.judge import PROMPT, read_prompt
+        from sppo.benchmarks.question_files import read_questions
+        from sppo.benchmarks.responses import collect_responses, only_responses
 
         participants = common.participants()
         options.require_policies_or_judgments(participants, judgments)
@@ -37,6 +39,14 @@ class ArenaHard:
         if participants:
             folder = options.needed(data, "--data")
             with common.evaluation(ArenaHard.name, best_of) as evaluation:
+                if judging.responses_only:
+                    questions = read_questions(folder / "question.jsonl")
+                    only_responses(
+                        evaluation,
+                        participants,
+                        lambda policy: collect_responses(evaluation, policy, questions, with_tokens=True),
+                    )
+                    return
                 judge = judging.server(evaluation.home)
                 prompt = PROMPT if judging.judge_prompt is None else read_prompt(judging.judge_prompt)
                 benchmark = play.ArenaHard(evaluation, folder, baseline, judge, prompt)

@@ -32,6 +32,7 @@ class MtBench:
         from sppo.benchmarks import results
         from sppo.benchmarks.mt_bench import play
         from sppo.benchmarks.mt_bench.judge import PROMPTS, read_prompts
+        from sppo.benchmarks.responses import collect_responses, only_responses
 
         participants = common.participants()
         options.require_policies_or_judgments(participants, judgments)
@@ -39,6 +40,14 @@ class MtBench:
         if participants:
             folder = options.needed(data, "--data")
             with common.evaluation(MtBench.name) as evaluation:
+                if judging.responses_only:
+                    questions = play.read_tempered_questions(folder)
+                    only_responses(
+                        evaluation,
+                        participants,
+                        lambda policy: collect_responses(evaluation, policy, questions, with_tokens=False),
+                    )
+                    return
                 judge = judging.server(evaluation.home)
                 prompts = PROMPTS if judging.judge_prompt is None else read_prompts(judging.judge_prompt)
                 benchmark = play.MtBench(evaluation, folder, reference, judge, prompts)

@@ -24,6 +24,14 @@ from sppo.rundir.shards import file_digest
 _GRADES = pa.schema([("asked", pa.string()), ("said", pa.string()), *JUDGED])
 
 
+def read_tempered_questions(data: Path) -> list[Question]:
+    """The questions in the benchmark's folder, each with the temperature of its category."""
+    return [
+        replace(question, temperature=TEMPERATURES.get(question.category, OTHER_TEMPERATURE))
+        for question in read_questions(data / "question.jsonl")
+    ]
+
+
 class MtBench:
     """The benchmark with its reference answers and a judge.
 
@@ -47,10 +55,7 @@ class MtBench:
         prompts: Mapping[str, JudgePrompt],
     ) -> None:
         self.evaluation, self.judge, self.prompts = evaluation, judge, prompts
-        self.questions = [
-            replace(question, temperature=TEMPERATURES.get(question.category, OTHER_TEMPERATURE))
-            for question in read_questions(data / "question.jsonl")
-        ]
+        self.questions = read_tempered_questions(data)
         self.references, self.digest = self._references(data / "reference_answer" / f"{reference}.jsonl")
         self.judgments = [
             (n, turn)

@@ -35,8 +35,9 @@ class OpenLlm:
         batch_size: Annotated[str, typer.Option(help="lm-eval's batch size: a number, or auto.")] = "8",
         limit: Annotated[
             int | None,
-            typer.Option(min=1, help="Evaluate only this many examples of each task, for a first look."),
+            typer.Option(min=1, help="Evaluate only this many items of each task, drawn by --seed."),
         ] = None,
+        seed: Annotated[int, typer.Option(min=0, help="Random seed that draws the items of --limit.")] = 0,
         chat_template: Annotated[
             bool,
             typer.Option(
@@ -62,6 +63,7 @@ class OpenLlm:
                 dtype=common.dtype,
                 batch_size=batch_size,
                 limit=limit,
+                seed=seed,
                 chat_template=chat_template,
             )
             rows = [benchmark.evaluate(participant) for participant in participants]
@@ -83,7 +85,7 @@ class OpenLlm:
                 *(row["tasks"].get(column, {}).get("score") for column in columns),
                 row["average"],
                 f"lm-eval {row['lm_eval']}"
-                + ("" if row["limit"] is None else f", {row['limit']} of each task"),
+                + ("" if row["limit"] is None else f", {row['limit']} items of each task"),
             ]
             for row in rows
         ]

@@ -1,9 +1,10 @@
-"""Measuring a policy on one of the leaderboard's tasks by lm-eval."""
+"""Measuring a policy on lm-eval's tasks: all items, or a sample of them that a seed draws."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sppo import randomness
 from sppo.benchmarks.open_llm.files import missing_lm_eval
 from sppo.benchmarks.open_llm.score import OpenLlmError, Task, TaskScore, weighted
 from sppo.policy.chat_format import ChatFormat
@@ -57,6 +58,101 @@ def load_model(
         raise OpenLlmError(f"{folder} does not load: {_reasons(error)}{trust}") from error
 
 
+Sample = Mapping[str, Sequence[int]]
+"""The items to evaluate: ascending positions within each of lm-eval's tasks; a task without any is left out."""
+
+
+def task_manager(tasks_folder: Path | None) -> Any:
+    """lm-eval's index of tasks: the packaged ones, or those of a folder alone.
+
+    Raises:
+        OpenLlmError: lm-eval is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise missing_lm_eval(error) from error
+    folder = None if tasks_folder is None else str(tasks_folder)
+    return TaskManager(include_path=folder, include_defaults=folder is None)
+
+
+def load_tasks(manager: Any, names: Sequence[str], title: str, way_out: str) -> dict[str, Any]:
+    """lm-eval's tasks by name, with their data; a group is replaced by its members.
+
+    Raises:
+        OpenLlmError: lm-eval cannot get or read a task or its data; the message ends with the way out.
+    """
+    try:
+        tasks: dict[str, Any] = manager.load(list(names))["tasks"]
+        for task in tasks.values():
+            len(task.eval_docs)
+    except Exception as error:  # what the hub, the disk, the formats and the tasks' own Python raise
+        raise OpenLlmError(f"{title}: lm-eval fails: {_reasons(error)}; {way_out}") from error
+    return tasks
+
+
+def draw(tasks: Mapping[str, Any], count: int, seed: int) -> dict[str, list[int]]:
+    """Draw items of the tasks together, without replacement; all of them if there are no more than `count`.
+
+    The sample depends on the seed and on the number of items of each task. A smaller sample is part of a larger one.
+    """
+    items = [(name, number) for name, task in sorted(tasks.items()) for number in range(len(task.eval_docs))]
+    order = randomness.generator("items", seed).permutation(len(items))
+    drawn: dict[str, list[int]] = {}
+    for position in sorted(order[:count].tolist()):
+        name, number = items[position]
+        drawn.setdefault(name, []).append(number)
+    return drawn
+
+
+def evaluate(
+    model: Any,
+    manager: Any,
+    names: Sequence[str],
+    *,
+    shots: int | None,
+    title: str,
+    way_out: str,
+    sample: Sample | None = None,
+    cache: Path | None = None,
+    chat_template: bool = False,
+) -> dict[str, Any]:
+    """lm-eval's results of a model on tasks, with the figures of each item under `samples`.
+
+    Args:
+        model: the result of :func:`load_model`.
+        manager: the result of :func:`task_manager`.
+        names: lm-eval's tasks.
+        shots: the number of examples in the prompt; None: as the tasks say.
+        title: the name of the tasks in errors.
+        way_out: the end of the message of an error.
+        sample: the items to evaluate; None: all.
+        cache: a file of the model's responses, from which an interrupted measurement continues.
+        chat_template: whether prompts are chat messages.
+
+    Raises:
+        OpenLlmError: lm-eval cannot get or read the data.
+    """
+    import lm_eval  # the model is lm-eval's, so it is installed
+
+    try:
+        evaluated = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(names if sample is None else sample),
+            num_fewshot=shots,
+            task_manager=manager,
+            use_cache=None if cache is None else str(cache),
+            samples=None if sample is None else {name: list(items) for name, items in sample.items()},
+            apply_chat_template=chat_template,
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+    except Exception as error:  # as in load_tasks, and what the model raises
+        raise OpenLlmError(f"{title}: lm-eval fails: {_reasons(error)}; {way_out}") from error
+    assert evaluated is not None
+    return dict(evaluated)
+
+
 def measure(
     model: Any,
     task: Task,
@@ -65,9 +161,10 @@ def measure(
     tasks_folder: Path | None = None,
     cache: Path | None = None,
     limit: int | None = None,
+    seed: int = 0,
     chat_template: bool = False,
 ) -> tuple[TaskScore, dict[str, Any]]:
-    """Measure a policy on a task.
+    """Measure a policy on a task of the leaderboard.
 
     Args:
         model: the result of :func:`load_model`.
@@ -75,7 +172,8 @@ def measure(
         names: the names of local tasks; None: the packaged task with the hub's data.
         tasks_folder: the folder of local task files.
         cache: a file of the model's responses, from which an interrupted measurement continues.
-        limit: the number of examples of each task to evaluate; None: all of them.
+        limit: the number of items to evaluate, which are drawn from the whole task; None: all of them.
+        seed: the seed that draws them.
         chat_template: whether prompts are chat messages; the leaderboard's are plain.
 
     Returns:
@@ -84,37 +182,32 @@ def measure(
     Raises:
         OpenLlmError: lm-eval cannot get or read the data.
     """
-    import lm_eval  # the model is lm-eval's, so it is installed
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(
-        include_path=None if tasks_folder is None else str(tasks_folder), include_defaults=names is None
+    manager = task_manager(tasks_folder)
+    way_out = HUB if names is None else LOCAL
+    wanted = [task.name] if names is None else list(names)
+    sample = None
+    if limit is not None:
+        sample = draw(load_tasks(manager, wanted, task.column, way_out), limit, seed)
+    evaluated = evaluate(
+        model,
+        manager,
+        wanted,
+        shots=task.shots,
+        title=task.column,
+        way_out=way_out,
+        sample=sample,
+        cache=cache,
+        chat_template=chat_template,
     )
-    try:
-        evaluated = lm_eval.simple_evaluate(
-            model=model,
-            tasks=[task.name] if names is None else list(names),
-            num_fewshot=task.shots,
-            task_manager=manager,
-            use_cache=None if cache is None else str(cache),
-            limit=limit,
-            apply_chat_template=chat_template,
-            log_samples=False,
-            bootstrap_iters=0,
-        )
-    except Exception as error:  # what the hub, the disk, the formats and the tasks' own Python raise
-        way_out = (
-            "without the hub name a folder of local data"
-            if names is None
-            else "local data are whole JSON lines with the columns of the hub's data sets, at least one in every file"
-        )
-        raise OpenLlmError(f"{task.column}: lm-eval fails: {_reasons(error)}; {way_out}") from error
-    assert evaluated is not None
     counts = {name: int(count["effective"]) for name, count in evaluated["n-samples"].items()}
     leaves = {name: evaluated["results"][name] for name in counts}
     kept = {"results": leaves, "n-samples": counts}
     kept |= {key: evaluated.get(key, {}) for key in ("versions", "n-shot")}
     return weighted(leaves, counts, task.metric), kept
+
+
+HUB = "without the hub name a folder of local data"
+LOCAL = "local data are whole JSON lines with the columns of the hub's data sets, at least one in every file"
 
 
 def _reasons(error: BaseException) -> str:

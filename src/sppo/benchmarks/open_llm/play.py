@@ -32,7 +32,8 @@ class OpenLlm:
         columns: the columns of the tasks to run; None: all six.
         dtype: the data type of the weights; None: by the device.
         batch_size: lm-eval's batch size: a number or `auto`.
-        limit: the number of examples of each task to evaluate; None: all of them.
+        limit: the number of items of each task to evaluate; None: all of them.
+        seed: the seed that draws these items.
         chat_template: whether prompts are chat messages; the leaderboard's are plain.
         terminal: where progress is shown.
 
@@ -50,6 +51,7 @@ class OpenLlm:
         dtype: str | None = None,
         batch_size: str = "8",
         limit: int | None = None,
+        seed: int = 0,
         chat_template: bool = False,
     ) -> None:
         known = {task.column: task for task in TASKS}
@@ -61,7 +63,12 @@ class OpenLlm:
         self.tasks = [task for task in TASKS if not columns or task.column in columns]
         self.home, self.data, self.terminal, self.batch_size = home, data, terminal, batch_size
         dtype = dtype or policies.default_dtype()
-        self.settings: dict[str, Any] = {"dtype": dtype, "limit": limit, "chat_template": chat_template}
+        self.settings: dict[str, Any] = {
+            "dtype": dtype,
+            "limit": limit,
+            "seed": None if limit is None else seed,
+            "chat_template": chat_template,
+        }
 
     def evaluate(self, participant: Participant) -> dict[str, Any]:
         """Evaluate a policy and return its row; each task is kept as soon as it is measured."""
@@ -132,6 +139,7 @@ class OpenLlm:
                 tasks_folder=None if names is None else folder,
                 cache=stage.folder / "answers",
                 limit=self.settings["limit"],
+                seed=self.settings["seed"] or 0,
                 chat_template=self.settings["chat_template"],
             )
             stage.publish([], score=asdict(score), lm_eval=kept)
