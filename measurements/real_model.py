@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED = 0
-ITEMS = {"winogrande": 200, "mmlu": 120, "truthfulqa": 60, "hellaswag": 60, "arc": 40, "gsm8k": 20}
+ITEMS = {"winogrande": 200, "mmlu": 100, "truthfulqa": 50, "hellaswag": 50, "arc": 30, "gsm8k": 12}
 """The items of each task of the Open LLM Leaderboard."""
 IFEVAL, ALPACA_EVAL, MT_BENCH = 180, 24, 16
 """The prompts of IFEval, the instructions of AlpacaEval and the questions of MT-Bench (two of each category)."""

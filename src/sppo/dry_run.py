@@ -13,6 +13,7 @@ from sppo.reading import read_mapping
 from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
 from sppo.rundir.guard import few_steps
 from sppo.rundir.summary import settings_text
+from sppo.stages import watched_tasks
 from sppo.stages.models import Models
 from sppo.stages.oracle_trial import try_oracles
 from sppo.training import CHECKPOINTS_KEPT
@@ -26,6 +27,7 @@ _OPTIMISER_VALUES = {"adamw": 2.0, "rmsprop": 1.0, "sgd": 0.0, "adafactor": 0.1,
 # Token ids and text of a response on disk, compressed to about a half.
 _DISK_BYTES_PER_TOKEN = 4.0
 _PROMPT_TOKENS = 100.0
+_CHARACTERS_PER_TOKEN = 4.0
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,10 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     noun = "held-out prompt"
     held_out = f"? {noun}s" if estimated.held_out is None else counted_text(estimated.held_out, noun)
     terminal.show(
-        f"evaluation  {held_out} x {counted_text(recipe.evaluation.responses, 'response')}, after each iteration\n"
+        f"evaluation  {held_out} x {counted_text(recipe.evaluation.responses, 'response')}, after each iteration"
+    )
+    _show_tasks(recipe, terminal)
+    terminal.show(
         f"memory      {_size(estimated.training_bytes)} for weights, gradients and optimiser state"
         f" {_where(recipe.training)}; activations{_on_top(recipe)} come on top\n"
         f"disk        {_size(estimated.policy_bytes)} of policies and at most {_size(estimated.table_bytes)} of tables;"
@@ -242,8 +247,30 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
         )
 
 
+def _show_tasks(recipe: Recipe, terminal: Terminal) -> None:
+    """Say what the watched tasks cost; those whose data lie on this machine are loaded.
+
+    Raises:
+        WatchedTaskError: a task does not load.
+    """
+    for config in recipe.evaluation.tasks:
+        if not watched_tasks.is_local(config):
+            terminal.say(
+                f"            {config.name}: {config.items} items; their number of tokens is known when the task's data"
+                " have been downloaded"
+            )
+            continue
+        with watched_tasks.opened(config) as task:
+            items = task.draw(recipe.seed)
+            requests, characters = task.requests(items)
+        terminal.say(
+            f"            {config.name}: {len(items):,} of {task.size:,} items, {requests:,} requests of about"
+            f" {characters / requests / _CHARACTERS_PER_TOKEN:,.0f} tokens, for the base and after each iteration"
+        )
+
+
 def check(recipe: Recipe) -> None:
-    """Check what lies on this machine beside the prompts: the policy's context, and oracle functions.
+    """Check what lies on this machine beside the prompts: the policy's context, oracle functions, names of tasks.
 
     Raises:
         ValueError: the message names the key and the way out.
@@ -255,6 +282,9 @@ def check(recipe: Recipe) -> None:
             " that a prompt fits as well"
         )
     try_oracles(Models(recipe), local_only=True)
+    for task in recipe.evaluation.tasks:
+        if not watched_tasks.is_local(task):
+            watched_tasks.check_name(task)
 
 
 def _context(recipe: Recipe) -> int | None:

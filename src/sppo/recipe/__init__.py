@@ -22,7 +22,7 @@ from sppo.reading import regular
 from sppo.recipe.algorithm import Algorithm, AlgorithmConfig
 from sppo.recipe.endpoint import ANSWERS, EndpointConfig, keep_answers_in
 from sppo.recipe.inputs import Policy, Prompts, PromptSource
-from sppo.recipe.judgment import Evaluation, Guard
+from sppo.recipe.judgment import Evaluation, Guard, WatchedTask
 from sppo.recipe.mistakes import describe
 from sppo.recipe.oracle import OracleConfig, OracleSection
 from sppo.recipe.oracle_training import OracleTraining
@@ -54,6 +54,7 @@ __all__ = [
     "Sampling",
     "Section",
     "Training",
+    "WatchedTask",
     "Workers",
     "dump",
     "keep_answers_in",

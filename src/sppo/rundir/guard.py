@@ -44,7 +44,8 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
     Args:
         measures: from :func:`measured`, of the new policy: `win_rate_vs_previous` with `low` and `high` (if there is an
             oracle), `response_tokens`, `repetition`, `truncated_share` and `kl_to_base` on the held-out prompts; `trained`
-            as :func:`untrained` takes it, and `sampler_deviation` as :func:`deviation` does, where they are known.
+            as :func:`untrained` takes it, `sampler_deviation` as :func:`deviation` does, and `tasks` as :func:`fallen`
+            does, where they are known.
         base: `response_tokens`, `repetition` and `truncated_share` of the base policy.
         guard: the limits.
     """
@@ -90,7 +91,7 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
         )
     if (deviates := deviation(measures.get("sampler_deviation"), guard.max_sampler_deviation)) is not None:
         reasons.append(deviates)
-    return reasons
+    return [*reasons, *fallen(measures.get("tasks", {}), guard.max_task_fall)]
 
 
 LOUD_SHARE = 0.9
@@ -133,6 +134,23 @@ def deviation(measured: Mapping[str, float] | None, limit: float) -> str | None:
         f" {limit:g} is allowed (guard.max_sampler_deviation). The engine computes this model in another way"
         " (sampling.engine), rounds it more coarsely (sampling.dtype), or serves another policy (sampling.endpoint)"
     )
+
+
+def fallen(tasks: Mapping[str, Mapping[str, Any]], limit: float) -> list[str]:
+    """Alarms for the watched tasks whose score has fallen below the base's by more than a limit, beyond its interval.
+
+    Args:
+        tasks: for each task `mean`, the policy's score in [0, 1], `items`, and under `change` the mean of the differences
+            from the base's score of the same items with its interval, `low` and `high`.
+        limit: the fall that is allowed.
+    """
+    return [
+        f"it has lost what it knew: on {name} its score is {score['mean']:.3f}, which is"
+        f" {score['change']['mean']:+.3f} [{score['change']['low']:+.3f}, {score['change']['high']:+.3f}] from the base's on"
+        f" the same {score['items']} items; a fall of {limit:g} is allowed (guard.max_task_fall)"
+        for name, score in tasks.items()
+        if score["change"]["high"] < -limit
+    ]
 
 
 def few_steps(steps: int) -> str | None:

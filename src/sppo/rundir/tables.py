@@ -291,7 +291,48 @@ class EvaluationRow(Row):
     win_rates: list[WinRate]
 
 
-TableRow = TypeVar("TableRow", PromptRow, ResponsesRow, PreferencesRow, TrainingRow, EvaluationRow)
+@dataclass(frozen=True)
+class ItemRow(Row):
+    """An item of a watched task.
+
+    Attributes:
+        task: the name of the watched task.
+        member: the name of lm-eval's task, which differs from `task` if that is a group.
+        number: the item's position among the member's items.
+    """
+
+    schema: ClassVar[pa.Schema] = pa.schema(
+        [("task", pa.string()), ("member", pa.string()), ("number", pa.int32())]
+    )
+
+    task: str
+    member: str
+    number: int
+
+
+@dataclass(frozen=True)
+class ItemScoreRow(ItemRow):
+    """An item with a policy's score.
+
+    Attributes:
+        score: the task's figure for this item, such as 1 for a right answer.
+    """
+
+    schema: ClassVar[pa.Schema] = pa.schema([*ItemRow.schema, ("score", pa.float64())])
+
+    score: float
+
+
+TableRow = TypeVar(
+    "TableRow",
+    PromptRow,
+    ResponsesRow,
+    PreferencesRow,
+    TrainingRow,
+    EvaluationRow,
+    ItemRow,
+    ItemScoreRow,
+)
 
 
 def to_table(rows: Sequence[TableRow], kind: type[TableRow]) -> pa.Table:

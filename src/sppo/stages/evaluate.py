@@ -19,12 +19,14 @@ from sppo.recipe import Recipe
 from sppo.rundir.folder import StageFolder
 from sppo.rundir.tables import EvaluationRow, ResponsesRow, WinRate, read_rows, to_table
 from sppo.stages.annotate import ORACLE_PROMPTS
+from sppo.stages.capabilities import Capabilities
 from sppo.stages.jobs import Work
 from sppo.stages.models import Models
 from sppo.stages.prompts import Prompts
 from sppo.stages.run import HELD_OUT, PolicyState, Run
 from sppo.stages.sample import Sample, response_statistics
 from sppo.stages.stage import ShardedStage, make_together
+from sppo.winrates import Array
 
 Opponent = Literal["base", "previous"]
 OracleName = Literal["oracle", "held_out"]
@@ -139,6 +141,8 @@ class Evaluate(ShardedStage):
     ) -> None:
         super().__init__(run, iteration)
         self.responses = Respond(run, iteration, prompts, policy)
+        watches = bool(run.recipe.evaluation.tasks)
+        self.capabilities = Capabilities(run, iteration, policy) if watches else None
         self.opponents: dict[Opponent, Evaluate] = {}
         if base is not None and previous is not None:
             self.opponents["base"] = base
@@ -154,7 +158,7 @@ class Evaluate(ShardedStage):
         """The oracles, how intervals are computed, and how log-probabilities under the base are."""
         recipe = self.run.recipe
         settings: dict[str, Any] = {
-            "evaluation": recipe.evaluation.model_dump(exclude={"oracle"}),
+            "evaluation": recipe.evaluation.model_dump(exclude={"oracle", "tasks"}),
             "oracle": self.run.oracle_identity,
             "policy": self.run.policy_settings,
             "mixed_precision": recipe.training.mixed_precision,
@@ -166,17 +170,28 @@ class Evaluate(ShardedStage):
         return settings
 
     def reads(self) -> Sequence[str]:
-        """The responses that are compared, and the base, under which their log-probabilities are computed."""
+        """The responses that are compared, the base, under which their log-probabilities are computed, and the scores.
+
+        The scores on watched tasks are those of the policy and of the base.
+        """
         opponents = [opponent.responses.fingerprint for opponent in self.opponents.values()]
-        return [self.responses.fingerprint, *opponents, self.run.base.fingerprint]
+        scores = [stage.fingerprint for stage in self._scored()]
+        return [self.responses.fingerprint, *opponents, self.run.base.fingerprint, *scores]
+
+    def _scored(self) -> list[Capabilities]:
+        """The scores on watched tasks: the policy's, and for a policy that is compared with the base, the base's."""
+        evaluations = [self, *([self.opponents["base"]] if self.opponents else [])]
+        return [stage.capabilities for stage in evaluations if stage.capabilities is not None]
 
     def all_files(self) -> list[StageFolder]:
-        """The folders of the responses and of the comparisons."""
-        return [self.responses.files, self.files]
+        """The folders of the scores on watched tasks, of the responses and of the comparisons."""
+        scores = [] if self.capabilities is None else self.capabilities.all_files()
+        return [*scores, self.responses.files, self.files]
 
     def is_done(self) -> bool:
-        """Whether the responses and the comparisons are there and whole."""
-        return self.responses.is_done() and super().is_done()
+        """Whether the scores, the responses and the comparisons are there and whole."""
+        scored = self.capabilities is None or self.capabilities.is_done()
+        return scored and self.responses.is_done() and super().is_done()
 
     def sources(self) -> list[list[Path]]:
         """A shard of responses of each policy for each shard; none for the base."""
@@ -196,7 +211,9 @@ class Evaluate(ShardedStage):
         return CompareWithOpponents(tuple(self.opponents), self.oracles, responses)
 
     def make(self) -> StageFolder:
-        """Make the responses and the comparisons that are missing, and publish the stage."""
+        """Make the scores, the responses and the comparisons that are missing, and publish the stage."""
+        if self.capabilities is not None:
+            self.capabilities.make()
         make_together([self.responses, self])
         return self.files
 
@@ -204,22 +221,49 @@ class Evaluate(ShardedStage):
         """The statistics of the responses, and the measures of the comparisons."""
         responses = self.responses.files.shards()
         statistics = response_statistics(responses, self.run)
-        return {**statistics, **(self._measures(responses, shards) if self.opponents else {})}
+        measures = self._measures(responses, shards) if self.opponents else {}
+        return {**statistics, **measures, **self._task_scores()}
+
+    def _task_scores(self) -> dict[str, Any]:
+        """The mean score on each watched task with its interval, and its change from the base's on the same items."""
+        scored = [stage.scores() for stage in self._scored()]
+        if not scored:
+            return {}
+        found = {}
+        for task, scores in scored[0].items():
+            values = np.array(list(scores.values()))
+            found[task] = {**self._interval(values), "items": len(values)}
+            if self.opponents:
+                base = np.array([scored[1][task][item] for item in scores])
+                found[task]["change"] = self._interval(values - base)
+        return {"tasks": found}
+
+    def _interval(self, values: Array) -> dict[str, Any]:
+        """The mean of values and its bootstrap interval, by the recipe's settings."""
+        evaluation = self.run.recipe.evaluation
+        return interval(
+            values,
+            confidence=evaluation.confidence,
+            resamples=evaluation.resamples,
+            seed=randomness.seed("bootstrap", self.run.recipe.seed, self.iteration),
+        )
 
     def _measures(self, responses: Sequence[Path], comparisons: Sequence[Path]) -> dict[str, Any]:
         r"""Win rates against the base and against pi_t with intervals, and the KL to the base in nats per response.
 
-        The KL is the mean of :math:`\log\pi_{t+1}(y|x) - \log\pi_1(y|x)` over the responses y of pi_{t+1}. If there is
+        The KL is the mean of :math:`\log\pi_{t+1}(y|x) - \log\pi_1(y|x)` over the responses y of pi_{t+1}, and its interval
+        a bootstrap over prompts, because the responses to one prompt are not independent. If there is
         a held-out oracle, the win rates are its own, and those of the recipe's oracle stand under `by_oracle`. Without
         an oracle there are no win rates.
         """
         rows = [row for path in comparisons for row in read_rows(path, EvaluationRow)]
         sampled = [row for path in responses for row in read_rows(path, ResponsesRow)]
-        divergences = [
-            response.log_prob - value
-            for row, compared in zip(sampled, rows, strict=True)
-            for response, value in zip(row.responses, compared.base_log_probs, strict=True)
-        ]
+        divergences = np.array(
+            [
+                [response.log_prob - value for response, value in zip(row.responses, log_probs, strict=True)]
+                for row, log_probs in zip(sampled, (row.base_log_probs for row in rows), strict=True)
+            ]
+        )
         intervals = {oracle: self._intervals(rows, oracle) for oracle in self.oracles}
         measures: dict[str, Any] = {}
         if self.oracles:
@@ -231,19 +275,18 @@ class Evaluate(ShardedStage):
             measures["win_rates_vs_base"] = rates
             if None in rates:
                 measures["prompts_left_out"] = rates.count(None)
-        return {"kl_to_base": float(np.mean(divergences)), "held_out_prompts": len(rows), **measures}
+        by_prompt = divergences.mean(axis=1)
+        kl_interval = {"kl_interval": self._interval(by_prompt)} if np.isfinite(by_prompt).all() else {}
+        return {
+            "kl_to_base": float(np.mean(divergences)),
+            **kl_interval,
+            "held_out_prompts": len(rows),
+            **measures,
+        }
 
     def _intervals(self, rows: Sequence[EvaluationRow], oracle: OracleName) -> dict[str, dict[str, float]]:
-        evaluation = self.run.recipe.evaluation
-        seed = randomness.seed("bootstrap", self.run.recipe.seed, self.iteration)
         by_opponent = {
-            opponent: interval(
-                np.array(_rates(rows, opponent, oracle)),
-                confidence=evaluation.confidence,
-                resamples=evaluation.resamples,
-                seed=seed,
-            )
-            for opponent in self.opponents
+            opponent: self._interval(np.array(_rates(rows, opponent, oracle))) for opponent in self.opponents
         }
         previous = by_opponent.get("previous", by_opponent["base"])  # in iteration 1, pi_t is the base
         return {"win_rate_vs_base": by_opponent["base"], "win_rate_vs_previous": previous}

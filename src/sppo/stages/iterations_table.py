@@ -31,11 +31,12 @@ class IterationsTable:
         return self._line([name for name, _ in _COLUMNS])
 
     def base(self, record: Mapping[str, Any], seconds: float) -> str:
-        """The row of the base policy, of which only the responses are measured."""
-        return self._line(["base", "", "", "", *_of_responses(record, None), f"{seconds:.0f}"])
+        """The row of the base policy, of which only the responses and the scores on watched tasks are measured."""
+        figures = self._line(["base", "", "", "", *_of_responses(record, None), f"{seconds:.0f}"])
+        return "\n".join([figures, *_scores(record)])
 
     def row(self, number: int, record: Mapping[str, Any], seconds: float) -> str:
-        """The row of an iteration: a line of figures, and below it the intervals of the win rates.
+        """The row of an iteration: a line of figures, and below it the intervals of the win rates, then the watched tasks.
 
         Args:
             number: the iteration.
@@ -52,7 +53,7 @@ class IterationsTable:
         trained = record["trained"]
         below = f"trained on {trained['trained_prompts']} of {trained['prompts']} prompts"
         intervals = ["" if rate is None else f"{rate['low']:.3f}-{rate['high']:.3f}" for rate in rates]
-        return f"{self._line(figures)}\n{self._line(['', *intervals, below])}"
+        return "\n".join([self._line(figures), self._line(["", *intervals, below]), *_scores(record)])
 
     def _line(self, cells: list[str]) -> str:
         padded = [cell.ljust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=False)]
@@ -68,3 +69,15 @@ def _of_responses(record: Mapping[str, Any], kl: float | None) -> list[str]:
         "" if kl is None else f"{kl:z.2f}",
         f"{record['truncated_share']:.1%}",
     ]
+
+
+def _scores(record: Mapping[str, Any]) -> list[str]:
+    """A line for each watched task: the score with its interval, and its change from the base's."""
+    lines = []
+    for name, score in record.get("tasks", {}).items():
+        known = f"{name}: {score['mean']:.3f} ({score['low']:.3f}-{score['high']:.3f})"
+        change = score.get("change")
+        if change is not None:
+            known += f", {change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}] from the base's"
+        lines.append(f"      {known}")
+    return lines

@@ -87,6 +87,10 @@ class Models:
         scorer: Scorer = self._held("scorer", policy, self._load_scorer)
         return scorer
 
+    def examinee(self, policy: Path | None) -> Any:
+        """A policy as a model that lm-eval's tasks can ask; None: the base."""
+        return self._held("examinee", policy, self._load_examinee)
+
     def in_loading_order(self, policies: Sequence[Path | None]) -> list[Path | None]:
         """The distinct policies, beginning with the one that is loaded as a scorer, so that it is not loaded again."""
         return sorted(dict.fromkeys(policies), key=lambda policy: self._holds("scorer", policy), reverse=True)
@@ -134,6 +138,11 @@ class Models:
         return self.recipe.policy.model_dump(
             include={"dtype", "attn_implementation", "trust_remote_code", "quantization"}
         )
+
+    def _load_examinee(self, policy: Path) -> Any:
+        from sppo.benchmarks.open_llm.lm_eval_tasks import as_lm_eval_model
+
+        return as_lm_eval_model(policies.load(policy, **self._loading), self.chat.tokenizer)
 
     def _load_scorer(self, policy: Path) -> Scorer:
         from sppo.training.log_probs import Tree, log_probs, measure_capabilities

@@ -13,6 +13,7 @@ from sppo.rundir.environment import changes, environment, header
 from sppo.rundir.folder import RunFolder, StageFolder, StaleRun, write_text
 from sppo.rundir.records import read_lines
 from sppo.rundir.summary import flatten
+from sppo.stages.capabilities import Items
 from sppo.stages.evaluate import evaluate_base
 from sppo.stages.iterations import iterations
 from sppo.stages.oracle_trial import try_oracles
@@ -50,6 +51,8 @@ def open_run(
         check(run)
         if not all(stage.is_done() for prompts in all_prompts(run) for stage in prompts.all_files()):
             _ = run.split_prompts  # reads and checks all prompts
+        if recipe.evaluation.tasks and not Items(run).is_done():
+            _ = run.watched_items  # reads and checks all watched tasks
         try_oracles(run.models)
     for stage in stale:
         terminal.say(f"removed as stale: {stage.title}", "yellow")

@@ -19,6 +19,8 @@ from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, OracleConfig, PromptSource, Recipe, keep_answers_in
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import file_digest
+from sppo.rundir.tables import ItemRow
+from sppo.stages import watched_tasks
 from sppo.stages.models import Models
 
 HELD_OUT = 0
@@ -137,6 +139,20 @@ class Run:
                 " lower it, so that a prompt fits as well"
             )
         return min(room, recipe.prompts.max_tokens or room)
+
+    @cached_property
+    def watched_items(self) -> list[list[ItemRow]]:
+        """The items of each watched task that the seed draws; reading the tasks checks that they load.
+
+        Raises:
+            WatchedTaskError: a task cannot be used.
+        """
+        drawn = []
+        for config in self.recipe.evaluation.tasks:
+            with watched_tasks.opened(config) as task:
+                items = task.draw(self.recipe.seed)
+            drawn.append([ItemRow(config.name, member, number) for member, number in items])
+        return drawn
 
     @cached_property
     def split_prompts(self) -> prompt_sources.Split:

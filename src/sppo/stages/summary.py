@@ -21,12 +21,14 @@ _MEASURES = (
     "win_rate_vs_previous",
     "response_tokens",
     "kl_to_base",
+    "kl_interval",
     "truncated_share",
     "missing_end_of_turn",
     "unfinished_thoughts",
     "prompts_left_out",
     "repetition",
     "by_oracle",
+    "tasks",
 )
 _SAMPLED = (
     "responses_drawn",
@@ -135,7 +137,7 @@ class Summary:
                 run.folder.forget_metrics(iteration.number, "summary")
                 run.folder.log(iteration.number, line)
         base, prompts = self.base.record(), all_prompts(run)[0].record()
-        measures = (*_SAMPLED[1:], "repetition")
+        measures = (*_SAMPLED[1:], "repetition", "tasks")
         content = {
             "iterations": rows,
             "policy": str(policy),

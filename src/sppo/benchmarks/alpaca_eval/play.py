@@ -70,7 +70,7 @@ def collect_outputs(
     if not participant.is_policy:
         texts = read_outputs(participant.path, participant.name).to(instructions)
         empty = {"empty_share": empty_share(texts)}
-        unknown = [None] * len(texts)
+        unknown: list[int | None] = [None] * len(texts)
         return CollectedResponses([(text,) for text in texts], unknown, None, participant.fingerprint, empty)
     questions = [Question(number, (text,)) for number, text in enumerate(instructions)]
     collected = sample_best(evaluation, participant, questions)

@@ -105,5 +105,5 @@ def _tasks_folder() -> Path:
 def missing_lm_eval(error: ImportError) -> OpenLlmError:
     """An error that says how lm-eval is installed."""
     return OpenLlmError(
-        f"the Open LLM Leaderboard needs lm-eval, which does not load ({error}); install it with: pip install 'sppo[eval]'"
+        f"lm-eval is needed, which does not load ({error}); install it with: pip install 'sppo[eval]'"
     )

@@ -58,6 +58,22 @@ def load_model(
         raise OpenLlmError(f"{folder} does not load: {_reasons(error)}{trust}") from error
 
 
+def as_lm_eval_model(model: Any, tokenizer: Any) -> Any:
+    """A model that is loaded already as lm-eval's.
+
+    Raises:
+        OpenLlmError: lm-eval is not installed.
+    """
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise missing_lm_eval(error) from error
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+
+
+BATCH = 8
+"""The number of requests that a model which is loaded already computes together."""
+
 Sample = Mapping[str, Sequence[int]]
 """The items to evaluate: ascending positions within each of lm-eval's tasks; a task without any is left out."""
 
