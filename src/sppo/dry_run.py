@@ -212,6 +212,7 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
         ValueError: something on this machine cannot be used as the recipe says, as `sppo run` would find out later.
     """
     check(recipe)
+    tasks = _task_lines(recipe)
     estimated = estimate(recipe)
     _show_settings(recipe, estimated, terminal)
     _show_iterations(recipe, estimated, terminal)
@@ -223,7 +224,8 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     terminal.show(
         f"evaluation  {held_out} x {counted_text(recipe.evaluation.responses, 'response')}, after each iteration"
     )
-    _show_tasks(recipe, terminal)
+    for line in tasks:
+        terminal.show(line)
     terminal.show(
         f"memory      {_size(estimated.training_bytes)} for weights, gradients and optimiser state"
         f" {_where(recipe.training)}; activations{_on_top(recipe)} come on top\n"
@@ -247,30 +249,31 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
         )
 
 
-def _show_tasks(recipe: Recipe, terminal: Terminal) -> None:
-    """Say what the watched tasks cost; those whose data lie on this machine are loaded.
+def _task_lines(recipe: Recipe) -> list[str]:
+    """What each watched task costs; those whose data lie on this machine are loaded.
 
     Raises:
-        WatchedTaskError: a task does not load.
+        WatchedTaskError: a task does not load, or lm-eval does not know it.
     """
+    lines = []
     for config in recipe.evaluation.tasks:
         if not watched_tasks.is_local(config):
-            terminal.say(
-                f"            {config.name}: {config.items} items; their number of tokens is known when the task's data"
-                " have been downloaded"
+            watched_tasks.check_name(config)
+            cost = f"{config.items} items, whose length is known only once the task's data are downloaded"
+        else:
+            with watched_tasks.opened(config) as task:
+                items = task.draw(recipe.seed)
+                requests, characters = task.requests(items)
+            tokens = characters / requests / _CHARACTERS_PER_TOKEN
+            cost = (
+                f"{len(items):,} of {task.size:,} items, {requests:,} requests of about {tokens:,.0f} tokens"
             )
-            continue
-        with watched_tasks.opened(config) as task:
-            items = task.draw(recipe.seed)
-            requests, characters = task.requests(items)
-        terminal.say(
-            f"            {config.name}: {len(items):,} of {task.size:,} items, {requests:,} requests of about"
-            f" {characters / requests / _CHARACTERS_PER_TOKEN:,.0f} tokens, for the base and after each iteration"
-        )
+        lines.append(f"            {config.name}: {cost}, for the base and after each iteration")
+    return lines
 
 
 def check(recipe: Recipe) -> None:
-    """Check what lies on this machine beside the prompts: the policy's context, oracle functions, names of tasks.
+    """Check what lies on this machine beside the prompts: the policy's context, and oracle functions.
 
     Raises:
         ValueError: the message names the key and the way out.
@@ -282,9 +285,6 @@ def check(recipe: Recipe) -> None:
             " that a prompt fits as well"
         )
     try_oracles(Models(recipe), local_only=True)
-    for task in recipe.evaluation.tasks:
-        if not watched_tasks.is_local(task):
-            watched_tasks.check_name(task)
 
 
 def _context(recipe: Recipe) -> int | None:

@@ -13,8 +13,16 @@ GOOD = {
 }
 
 
+def score(low, high):
+    """A watched task's score, with the interval of its change from the base's."""
+    return {"mean": 0.4, "items": 100, "change": {"mean": -0.03, "low": low, "high": high}}
+
+
 def test_a_sound_iteration_raises_no_alarm():
     assert alarms(GOOD, BASE, Guard()) == []
+    assert (
+        alarms({**GOOD, "tasks": {"mmlu": score(-0.06, 0.0), "arc": score(0.01, 0.02)}}, BASE, Guard()) == []
+    )
     for deviation in (None, {"mean_per_token": 0.01, "responses": 12}):
         assert alarms({**GOOD, "sampler_deviation": deviation}, BASE, Guard()) == []
 
@@ -53,6 +61,17 @@ def test_a_sound_iteration_raises_no_alarm():
             {"sampler_deviation": {"mean_per_token": float("nan"), "responses": 12}},
             {},
             "rounds it more coarsely (sampling.dtype)",
+        ),
+        (
+            {"tasks": {"mmlu": score(-0.06, -0.01), "arc": score(-0.06, 0.0)}},
+            {},
+            "it has lost what it knew: on mmlu its score is 0.400, which is -0.030 [-0.060, -0.010] from the base's on the same"
+            " 100 items; a fall of 0 is allowed",
+        ),
+        (
+            {"tasks": {"mmlu": score(-0.06, -0.03), "arc": score(-0.06, -0.01)}},
+            {"max_task_fall": 0.02},
+            "on mmlu its score is 0.400",
         ),
     ],
 )

@@ -61,6 +61,13 @@ def test_a_row_for_each_held_out_prompt_holds_what_the_measures_are_made_of(fini
             for response, value in zip(row["responses"], compared_row.base_log_probs, strict=True)
         ]
         assert record["kl_to_base"] == pytest.approx(np.mean(divergences))
+        by_prompt = np.reshape(divergences, (len(drawn), -1)).mean(axis=1)
+        resampled = np.random.default_rng(0).choice(by_prompt, (4000, len(by_prompt))).mean(axis=1)
+        assert record["kl_interval"]["mean"] == pytest.approx(record["kl_to_base"])
+        low, high = np.quantile(resampled, (0.025, 0.975))
+        width = high - low
+        assert record["kl_interval"]["low"] == pytest.approx(low, abs=0.15 * width)
+        assert record["kl_interval"]["high"] == pytest.approx(high, abs=0.15 * width)
     assert not (folder / "iter-0" / "comparisons").exists(), "the base has nobody to be compared with"
 
 

@@ -1,6 +1,7 @@
 """Measuring a policy on lm-eval's tasks: all items, or a sample of them that a seed draws."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ Sample = Mapping[str, Sequence[int]]
 """The items to evaluate: ascending positions within each of lm-eval's tasks; a task without any is left out."""
 
 
+@cache
 def task_manager(tasks_folder: Path | None) -> Any:
-    """lm-eval's index of tasks: the packaged ones, or those of a folder alone.
+    """lm-eval's index of tasks: the packaged ones, or those of a folder alone; read once, because there are thousands.
 
     Raises:
         OpenLlmError: lm-eval is not installed.
