@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from sppo.progress import Advance
 from sppo.rundir.folder import StageFolder
 from sppo.rundir.tables import ItemRow, ItemScoreRow, read_rows, to_table
 from sppo.stages import watched_tasks
-from sppo.stages.jobs import Advance
+from sppo.stages.jobs import Work
 from sppo.stages.models import Models
 from sppo.stages.run import HELD_OUT, PolicyState, Run
 from sppo.stages.stage import ShardedStage, Stage
@@ -55,7 +56,7 @@ class Items(Stage):
 
 
 @dataclass(frozen=True)
-class MeasureItems:
+class MeasureItems(Work):
     """Measures a policy on the items of a shard.
 
     Attributes:
@@ -131,7 +132,7 @@ class Capabilities(ShardedStage):
         """The number of items in each shard."""
         return self.items.counts()
 
-    def work(self) -> MeasureItems:
+    def work(self) -> Work:
         """Measure the policy on the items of one shard."""
         return MeasureItems(self.run.weights(self.policy))
 
