@@ -276,3 +276,17 @@ def test_a_policy_that_spells_a_special_token_is_compared(tmp_path, outputs, ora
     (shard,) = stage.glob("*.parquet")
     turns = [choice["turns"][0]["text"] for row in read_shard(shard).to_pylist() for choice in row["choices"]]
     assert turns == [text, text]
+
+
+def test_paths_in_the_home_folder_are_found_wherever_they_stand(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, text in (("a", "A fox runs."), ("b", "It runs.")):
+        rows = [{"instruction": "Describe a fox.", "output": text}]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    (tmp_path / "prompts.txt").write_text("Describe a fox.\n")
+    arguments = ["mine=~/a.json", "~/b.json", "--prompts=~/prompts.txt", "--oracle", "panel", "-o", "~/out"]
+    with pytest.raises(SystemExit) as ended:
+        app(["evaluate", "head-to-head", *arguments])
+    assert ended.value.code == 0, capsys.readouterr().err
+    content = json.loads((tmp_path / "out" / "head-to-head.json").read_text())
+    assert [policy["name"] for policy in content["policies"]] == ["mine", "b"]

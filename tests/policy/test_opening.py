@@ -146,6 +146,57 @@ def test_a_judged_benchmark(kind, tmp_path):
     assert "5.00" in shown
 
 
+@pytest.mark.parametrize(
+    "benchmark",
+    [
+        pytest.param("ifeval", marks=pytest.mark.slow),
+        pytest.param("arena-hard", marks=pytest.mark.long),
+        pytest.param("alpaca-eval", marks=pytest.mark.long),
+    ],
+)
+def test_the_other_benchmarks(kind, benchmark, tmp_path):
+    folder, options, system = kind
+    files = {
+        "ifeval.jsonl": [
+            {
+                "key": 1,
+                "prompt": "Describe a fox.",
+                "instruction_id_list": ["punctuation:no_comma"],
+                "kwargs": [{}],
+            }
+        ],
+        "question.jsonl": [{"question_id": "a", "turns": [{"content": "Describe a fox."}]}],
+        "model_answer/gpt-4-0314.jsonl": [
+            {"question_id": "a", "choices": [{"turns": [{"content": "A fox."}]}]}
+        ],
+        "baseline.json": [{"instruction": "Describe a fox.", "output": "A fox.", "generator": "base"}],
+    }
+    (tmp_path / "model_answer").mkdir()
+    for name, rows in files.items():
+        lines = (
+            json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+        )
+        (tmp_path / name).write_text(lines)
+    with serve(lambda path, body: said("[[A>B]]")) as server:
+        more = {
+            "ifeval": ["--data", tmp_path / "ifeval.jsonl"],
+            "arena-hard": ["--data", tmp_path, "--judge", json.dumps({"url": server.url, "model": "judge"})],
+            "alpaca-eval": [
+                "--baseline",
+                tmp_path / "baseline.json",
+                "--no-length-control",
+                "--oracle",
+                "panel",
+            ],
+        }[benchmark]
+        sppo(
+            "evaluate", benchmark, f"mine={folder}", *more, "--sampling", "{max_new_tokens: 8}", "-o", tmp_path / "out",
+            *options, *(["--system", system] if system else []),
+        )  # fmt: skip
+    (result,) = json.loads((tmp_path / "out" / f"{benchmark}.json").read_text())["results"]
+    assert result["name"] == "mine"
+
+
 def test_chat(kind):
     folder, options, system = kind
     more = ["--system", system] if system else []
@@ -189,6 +240,68 @@ def test_open_llm(kind, tmp_path, monkeypatch):
         "-o", tmp_path / "out", "--chat-template", *options,
     )  # fmt: skip
     assert "mine" in shown
+
+
+LENGTHS = """
+import numpy as np
+
+def prefer(prompts, responses):
+    lengths = np.array([[float(len(text)) for text in of_prompt] for of_prompt in responses])
+    return 1 / (1 + np.exp(lengths[:, None, :] - lengths[:, :, None]))
+"""
+
+
+@pytest.mark.parametrize(
+    "base_kind",
+    [
+        pytest.param("peft", marks=pytest.mark.slow),
+        pytest.param("merge", marks=pytest.mark.slow),
+        pytest.param("python", marks=pytest.mark.long),
+        pytest.param("template", marks=pytest.mark.long),
+        pytest.param("thought", marks=pytest.mark.long),
+    ],
+)
+def test_every_command_on_a_run(base_kind, tmp_path, monkeypatch):
+    """A run on each kind of base; its finished folder is all that the other commands are told."""
+    monkeypatch.chdir(tmp_path)
+    template = tmp_path / "template.jinja"
+    template.write_text((POLICY / "chat_template.jinja").read_text())
+    make, policy, prompts = {
+        "peft": (peft_folder, {}, {}),
+        "python": (own_python, {"trust_remote_code": True}, {}),
+        "template": (without_template, {"chat_template": str(template)}, {}),
+        "merge": (without_system, {}, {"system": "merge"}),
+        "thought": (base, {"thought": ["Hello", "!"]}, {}),
+    }[base_kind]
+    system = [{"role": "system", "content": "Be brief."}] if base_kind == "merge" else []
+    rows = [
+        {"messages": [*system, {"role": "user", "content": f"Describe a {thing}."}]}
+        for thing in ("fox", "drum", "hat", "tram")
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # the oracle reads prompts as the template writes them, so that checking it needs the run's chat format
+    (tmp_path / "lengths.py").write_text(LENGTHS)
+    lora = {"type": "lora", "r": 4, "lora_alpha": 8, "merge": False}
+    adapter = {"adapter": lora} if base_kind == "peft" else {}
+    recipe = {
+        "iterations": 1,
+        "policy": {"model": str(make(tmp_path / "base")), **policy},
+        "prompts": {"train": "prompts.jsonl", "held_out": 2, **prompts},
+        "sampling": {"k": 2, "max_new_tokens": 8},
+        "oracle": {"type": "function", "function": "lengths:prefer", "text": "chat"},
+        "training": {"truncated_responses": "train", **adapter},
+        "evaluation": {"responses": 1, "resamples": 100},
+        "guard": {"on_failure": "keep"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    sppo("run", "--dry-run", "recipe.yaml")
+    sppo("run", "recipe.yaml")
+    run = "runs/recipe"
+    sppo("oracle", "check", run)
+    sppo("game", "policies", run)
+    sppo("sample", run, "--best-of", 2)
+    sppo("chat", run, "--max-new-tokens", 8, input="Describe a fox.\n")
+    sppo("export", run, "exported")
 
 
 def test_an_adapter_and_its_export_respond_alike(tmp_path):

@@ -1,6 +1,8 @@
 """The `sppo` command: its groups of commands, its help page, and how errors are shown."""
 
 import errno
+import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,8 +15,16 @@ FAILED, STOPPED, INTERRUPTED = 1, 3, 130
 """The exit codes after an error, after the guard has stopped a run, and after Ctrl-C."""
 
 
+_PATH_AT_HOME = re.compile(r"^((?:[^\s=]+=)?)~(?=/\S*$)")
+
+
 class _Commands(typer.core.TyperGroup):
     """The group of all commands. It shows expected errors in words, without a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Expand the `~` of paths first; shells leave it alone behind `NAME=` and `--option=`."""
+        expanded = [_PATH_AT_HOME.sub(lambda match: f"{match[1]}{Path.home()}", text) for text in args]
+        return super().parse_args(ctx, expanded)
 
     def invoke(self, ctx: Any) -> Any:
         from rich.console import Console
