@@ -14,7 +14,8 @@ from small_runs import SHORTEST_ORACLE, SMALL, digests, play, play_aloud, rows, 
 from sppo import randomness
 from sppo.recipe import load
 from sppo.rundir.folder import RunFolder, StaleRun
-from sppo.rundir.reader import read_summary
+from sppo.rundir.reader import RunReader, read_summary
+from sppo.rundir.shards import DamagedShard
 
 
 @pytest.fixture(scope="module")
@@ -306,8 +307,37 @@ def test_damaged_metrics_are_said(copied):
     lines[step] = lines[step].replace('"step": 2', '"step": 3')
     path.write_text("\n".join(lines) + "\n")
     said = play_aloud(small(), copied)[1]
-    assert "1 lines of" in said
-    assert "are damaged" in said
+    assert f"1 line of {path} left out: damaged" in said
+
+
+def test_metrics_that_are_lost_are_said_once(copied):
+    path = copied / "iter-1" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
+    said = play_aloud(small(), copied)[1]
+    assert f"3 lines of {path} left out: damaged, lost" in said
+    assert "left out: damaged" not in play_aloud(small(), copied)[1]
+
+
+def test_a_changed_recipe_of_a_run_is_said_once(copied):
+    path = copied / "recipe.yaml"
+    path.write_text(path.read_text().replace("max_kl_per_token: 1.0", "max_kl_per_token: 7.0"))
+    said = play_aloud(small(**{"guard.max_kl_per_token": 7.0}), copied)[1]
+    assert "recipe.yaml has been changed since it was written" in said
+    assert "has been changed" not in play_aloud(small(**{"guard.max_kl_per_token": 7.0}), copied)[1]
+
+
+def test_shards_of_another_iteration_are_not_read_as_this_ones(copied):
+    reader = RunReader(copied)
+    first, second = (copied / f"iter-{t}" / "responses" / "part-00000.parquet" for t in (1, 2))
+    swapped = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(DamagedShard, match="belongs to another stage"):
+        list(reader.responses(1))
+    first.unlink()
+    with pytest.raises(DamagedShard, match="is missing"):
+        list(reader.responses(1))
+    first.write_bytes(swapped)
+    assert len(list(reader.responses(1))) == 12
 
 
 def test_other_versions_and_threads_are_said_and_recorded(copied):

@@ -169,11 +169,13 @@ def test_the_usual_shapes_of_csv(tmp_path, text: str, names: tuple[str, ...]) ->
         ("game.csv", "0.5,0.9\n0.2,0.5\n", "game.csv: P\\[0, 1\\] \\+ P\\[1, 0\\] = 1.1"),
         ("game.txt", "", "read from a .csv or .npy file, not from '.txt'"),
         ("game.npy", "not an array", "game.npy"),
+        ("game.npy", "\x93NUMPY\x01\x00\x10\x00{'descr': ('<f8',", "game.npy is not an array of numbers"),
+        ("game.csv", "0.5,0.5\n\udc80,0.5\n", "game.csv cannot be read as a CSV file in UTF-8"),
     ],
 )
 def test_bad_files_are_refused_by_line(tmp_path, name: str, text: str, said: str) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / name
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1", "surrogateescape"))
     with pytest.raises(GameError, match=said):
         read_table(path)
 

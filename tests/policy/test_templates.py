@@ -91,6 +91,20 @@ def test_merged_system_messages_are_not_left_out(load):
     assert "Be brief.\n\nHello" in format.text([SYSTEM, HELLO])
 
 
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for a in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    ],
+    ids=["loops", "doubling"],
+)
+def test_a_template_that_computes_for_ever_is_ended(load, monkeypatch, endless):
+    monkeypatch.setattr("sppo.policy.template.SECONDS", 0.05)
+    with pytest.raises(ChatError, match=r"TimeoutError: it computes for longer than 0\.05 seconds"):
+        load(endless + PROMPT).render([HELLO])
+
+
 # The end of a turn
 
 

@@ -5,7 +5,16 @@ import random
 
 import pytest
 
-from sppo.rundir.records import DamagedRecord, append_line, load_record, read_lines, read_record, write_record
+from sppo.rundir.records import (
+    DamagedRecord,
+    append_line,
+    holds_digest,
+    load_record,
+    read_lines,
+    read_record,
+    with_digest,
+    write_record,
+)
 
 RECORD = {
     "stage": "select",
@@ -85,3 +94,23 @@ def test_a_line_that_a_kill_has_interrupted_does_not_cost_the_next_one(tmp_path)
     records, damaged = read_lines(path)
     assert [record["step"] for record in records] == [1, 3]
     assert damaged == 1
+
+
+def test_lines_that_stand_twice_or_come_from_another_iteration_are_left_out(tmp_path):
+    for name in ("iter-1", "iter-2"):
+        for step in range(2):
+            append_line(tmp_path / name / "metrics.jsonl", {"step": step})
+    first, second = (tmp_path / name / "metrics.jsonl" for name in ("iter-1", "iter-2"))
+    first.write_bytes(first.read_bytes() + first.read_bytes().splitlines(keepends=True)[0])
+    assert read_lines(first) == ([{"step": 0}, {"step": 1}], 1)
+    second.write_bytes(first.read_bytes())
+    assert read_lines(second) == ([], 3)
+
+
+def test_a_text_notices_that_it_was_changed_or_truncated():
+    text = with_digest("# sppo 1\nseed: 3\n")
+    assert text.splitlines()[-1].startswith("# digest ")
+    assert holds_digest(text)
+    for changed in (text.replace("3", "4"), text[:-5], text.rpartition("# ")[0], text + text, ""):
+        assert not holds_digest(changed)
+    assert holds_digest(with_digest("<html>\n", "<!-- {} -->"))

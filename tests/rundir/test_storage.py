@@ -146,6 +146,38 @@ def test_the_lock_of_a_killed_run_is_taken_over(copies, monkeypatch):
         assert storage._copy_of(copies[1])._read_lock()["owner"].startswith(storage._copy_of(copies[1]).name)
 
 
+def test_a_clock_that_moves_changes_nothing_about_the_lock(copies, monkeypatch):
+    """The date of the holder, or of the other machine, goes back or forward by a year."""
+    here, there = map(RunFolder, copies)
+    monkeypatch.setattr(storage, "_RENEWAL_SECONDS", 0.05)
+    monkeypatch.setattr(storage, "_SILENCE_SECONDS", 1.0)
+    now = time.time
+    for shift in (-3e7, 3e7):
+        with here.locked():
+            monkeypatch.setattr(time, "time", lambda shift=shift: now() + shift)
+            with pytest.raises(storage.StorageLocked, match="another sppo is at work"), there.locked():
+                pass
+        with there.locked():
+            pass
+        monkeypatch.setattr(time, "time", now)
+
+
+def test_who_was_suspended_does_not_write_into_a_run_that_was_taken_over(copies, monkeypatch):
+    """As after a machine has slept: the holder's thread has not renewed the lock, and another machine has taken it."""
+    here, there = copies
+    monkeypatch.setattr(storage, "_SILENCE_SECONDS", 0.3)
+    with RunFolder(here).locked():
+        write_text(here / "a", "before")
+        with RunFolder(there).locked():
+            write_text(there / "a", "theirs")
+            with pytest.raises(storage.StorageLocked, match="another sppo has taken this run over"):
+                write_text(here / "a", "ours")
+    storage.fetch(there)
+    assert (there / "a").read_text() == "theirs"
+    with RunFolder(here).locked():
+        write_text(here / "a", "ours")
+
+
 def test_of_two_that_begin_at_the_same_moment_one_is_refused(copies):
     held = []
 

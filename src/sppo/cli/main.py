@@ -36,7 +36,7 @@ class _Commands(typer.core.TyperGroup):
             Console(stderr=True).print(message, style="yellow", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
         except (ValueError, OSError, RuntimeError) as error:
-            raise typer.Exit(_show_expected_error(error)) from None
+            raise typer.Exit(show_expected_error(error)) from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands under the headings of their groups, with whole summaries."""
@@ -50,7 +50,7 @@ class _Commands(typer.core.TyperGroup):
                 formatter.write_dl(rows)
 
 
-def _show_expected_error(error: Exception) -> int:
+def show_expected_error(error: Exception) -> int:
     """Print an error of this package or of the operating system and return the exit code.
 
     Raises:

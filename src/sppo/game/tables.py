@@ -43,7 +43,9 @@ def read_table(path: str | Path, *, tolerance: float = 1e-6) -> Table:
     if path.suffix == ".npy":
         try:
             payoff = np.load(path, allow_pickle=False)
-        except ValueError as error:
+        except OSError:
+            raise
+        except Exception as error:  # numpy parses the header as Python, whose errors are of many kinds
             raise GameError(f"{path} is not an array of numbers: {error}") from error
         names = tuple(map(str, range(payoff.shape[-1] if payoff.ndim else 0)))
     elif path.suffix == ".csv":
@@ -79,7 +81,10 @@ def write_table(path: str | Path, payoff: Array, names: tuple[str, ...] | None =
 
 def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:
     with regular(path).open(newline="", encoding="utf-8-sig") as file:
-        lines = [[cell.strip() for cell in row] for row in csv.reader(file)]
+        try:
+            lines = [[cell.strip() for cell in row] for row in csv.reader(file)]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise GameError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from error
     rows = [(number, row) for number, row in enumerate(lines, 1) if any(row)]
     if not rows:
         raise GameError(f"{path} is empty; expected n rows of n probabilities.")

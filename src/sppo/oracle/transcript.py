@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sppo.oracle import OracleError, Prompts, Responses, excerpt
 from sppo.policy.model_files import load_errors
+from sppo.policy.template import limited
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +98,8 @@ class Transcript:
         return min(len(ids), self.limit)
 
     def _rendered(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        with limited():
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
         return list(self.tokenizer(text, add_special_tokens=self.bos_again)["input_ids"])
 
     def _plain(self, text: str) -> str:

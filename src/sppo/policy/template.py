@@ -1,8 +1,12 @@
 """A chat template: a program of the tokenizer that writes a conversation as text."""
 
+import contextlib
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +14,34 @@ from sppo.policy.messages import ChatError, Message
 
 _ANOTHER = "mend it, or name another one as policy.chat_template"
 _TWO_TIMES = (datetime.datetime(2001, 2, 3, 4, 5, 6), datetime.datetime(2032, 11, 27, 18, 49, 50))
+
+SECONDS = 2.0
+"""The longest time that a template may compute for one conversation; others take milliseconds."""
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """Raise a TimeoutError if the template that is rendered inside computes for longer than :data:`SECONDS`.
+
+    A template is a program of the model's folder, whose loops may never end and whose text may fill the memory. Python can
+    interrupt its main thread only, so templates in other threads have no limit.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    end = time.thread_time() + SECONDS
+
+    def look(*_: Any) -> None:
+        if time.thread_time() > end:  # the timer counts the time of other threads, too
+            raise TimeoutError(f"it computes for longer than {SECONDS:g} seconds")
+
+    before = signal.signal(signal.SIGPROF, look)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS / 10)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 class Template:
@@ -65,12 +97,13 @@ class Template:
         self, messages: Sequence[Message], generation_prompt: bool, date: datetime.date | None
     ) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                [{"role": message["role"], "content": message["content"]} for message in messages],
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **self._variables(date),
-            )
+            with limited():
+                text: str = self._tokenizer.apply_chat_template(
+                    [{"role": message["role"], "content": message["content"]} for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=generation_prompt,
+                    **self._variables(date),
+                )
         except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(message["role"] for message in messages)
             system = any(message["role"] == "system" for message in messages)

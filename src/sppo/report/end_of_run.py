@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sppo.progress import Terminal
 from sppo.rundir.reader import RunReader
+from sppo.rundir.records import holds_digest
 
 
 @contextlib.contextmanager
@@ -29,9 +30,9 @@ def reported(run: Path, terminal: Terminal, stopped: type[Exception]) -> Iterato
 
 
 def _is_current(run: Path) -> bool:
-    """Whether nothing that the page shows has been written since the page was."""
+    """Whether the page is whole, and nothing that it shows has been written since it was."""
     page = run / "report.html"
-    if not page.is_file():
+    if not page.is_file() or not holds_digest(page.read_text(encoding="utf-8", errors="replace")):
         return False
     return all(path.stat().st_mtime_ns <= page.stat().st_mtime_ns for path in RunReader(run).files)
 

@@ -32,6 +32,7 @@ from sppo.report.overview import Overview, overview
 from sppo.report.run_figures import RunFigures
 from sppo.report.sections import Section
 from sppo.rundir.folder import RunError, write_text
+from sppo.rundir.records import with_digest
 
 T = TypeVar("T")
 RESPONSE_BYTES = 1_500_000
@@ -94,7 +95,7 @@ def write(
     articles = [
         _article(f"run{number}", path, evaluations, all_pairs, budget) for number, path in enumerate(runs, 1)
     ]
-    write_text(output, render(articles, reload=reload))
+    write_text(output, with_digest(render(articles, reload=reload) + "\n", "<!-- {} -->"))
 
 
 def render(articles: Sequence[Article], *, reload: float | None = None) -> str:

@@ -25,6 +25,7 @@ from sppo.rundir.environment import environment
 from sppo.rundir.records import (
     DamagedRecord,
     append_line,
+    digest_of_lines,
     load_record,
     read_lines,
     read_record,
@@ -345,6 +346,15 @@ class RunFolder:
         """The lines of the iteration's metrics; lines that are damaged or were interrupted by a kill are left out."""
         return read_lines(self.metrics(iteration))[0]
 
+    def lost_metrics(self, iteration: int) -> int:
+        """The number of lines of the iteration's metrics that are damaged, or missing since summary.json was written."""
+        records, damaged = read_lines(self.metrics(iteration))
+        summary = read_record(self.path / "summary.json") or {}
+        counted, digest = summary.get("metrics", {}).get(str(iteration), (0, None))
+        if damaged or digest in (None, digest_of_lines(records[:counted])[1]):
+            return damaged
+        return max(1, int(counted) - len(records))
+
     def forget_metrics(self, iteration: int, stage: str, after: int = 0) -> None:
         """Remove the lines of a stage that starts again, or those after the step that it continues from."""
 
@@ -355,7 +365,7 @@ class RunFolder:
         path = self.metrics(iteration)
         if path.is_file():
             kept = [record for record in self.read_metrics(iteration) if is_kept(record)]
-            write_text(path, "".join(map(to_line, kept)))
+            write_text(path, "".join(to_line(record, path) for record in kept))
 
 
 def describe(path: Path) -> dict[str, Any]:

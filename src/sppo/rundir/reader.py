@@ -18,8 +18,8 @@ from jaxtyping import Float
 
 from sppo import recipe as recipes
 from sppo.rundir.folder import RunError, RunFolder, read_stage_record
-from sppo.rundir.records import read_lines, read_record
-from sppo.rundir.shards import read_shard
+from sppo.rundir.records import read_record
+from sppo.rundir.shards import DamagedShard, read_shard, shard_metadata
 from sppo.rundir.tables import PromptRow, read_rows
 from sppo.winrates import Array
 
@@ -28,6 +28,15 @@ BASE = 0
 STAGES = ("prompts", "sample", "annotate", "select", "train", "evaluate")
 RENAMED = {"cut_share": "truncated_share"}
 """Keys of records as an older version wrote them, with their present names."""
+_RECORDS = {
+    "prompts": "prompts",
+    "responses": "sample",
+    "preferences": "annotate",
+    "training": "select",
+    "comparisons": "evaluation",
+    "evaluation": "respond",
+}
+"""The name of the record of each table."""
 Table = Literal["prompts", "responses", "preferences", "training", "comparisons", "evaluation"]
 
 
@@ -179,8 +188,8 @@ class RunReader:
         return self.folder.read_metrics(iteration)
 
     def damaged_metrics(self, iteration: int) -> int:
-        """The number of lines of an iteration's metrics.jsonl that are damaged or were interrupted by a kill."""
-        return read_lines(self.folder.metrics(iteration))[1]
+        """The number of lines of an iteration's metrics.jsonl that are damaged, lost, or were interrupted by a kill."""
+        return self.folder.lost_metrics(iteration)
 
     def steps(self, iteration: int) -> list[dict[str, Any]]:
         """The lines of an iteration's metrics that describe a step of the optimiser."""
@@ -193,6 +202,27 @@ class RunReader:
     def shards(self, iteration: int, table: Table) -> list[Path]:
         """The shards of one table of an iteration, in order; an empty list where there are none."""
         return sorted((self.folder.iteration(iteration) / table).glob("part-*.parquet"))
+
+    def whole_shards(self, iteration: int, table: Table) -> list[Path]:
+        """Like :meth:`shards`, after comparing them with the stage's record, if there is one.
+
+        Raises:
+            DamagedShard: a shard is missing, or it has been taken from another stage or another run.
+        """
+        shards = self.shards(iteration, table)
+        record = read_stage_record(self.folder.iteration(iteration) / f"{_RECORDS[table]}.json")
+        if record is None:
+            return shards
+        names = {shard.name for shard in shards}
+        lost = next((shard["name"] for shard in record["shards"] if shard["name"] not in names), None)
+        if lost is not None:
+            raise DamagedShard(f"{self.folder.iteration(iteration) / table / lost}: this shard is missing")
+        for shard in shards:
+            if shard_metadata(shard).get("fingerprint", record["fingerprint"]) != record["fingerprint"]:
+                raise DamagedShard(
+                    f"{shard}: this shard belongs to another stage, as the stage's record says"
+                )
+        return shards
 
     def policy(self, iteration: int) -> Path:
         """The folder of the policy that an iteration trains, whether or not it exists yet."""
@@ -230,7 +260,7 @@ class RunReader:
         Raises:
             RunError: there are none yet.
         """
-        shards = self.shards(iteration, table)
+        shards = self.whole_shards(iteration, table)
         if not shards:
             raise RunError(f"{self.path}: {label(iteration)} has no {table} yet")
         return shards
@@ -259,7 +289,9 @@ class RunReader:
 
     def prompts(self, iteration: int) -> list[PromptRow]:
         """The prompts of an iteration."""
-        return [row for shard in self.shards(iteration, "prompts") for row in read_rows(shard, PromptRow)]
+        return [
+            row for shard in self.whole_shards(iteration, "prompts") for row in read_rows(shard, PromptRow)
+        ]
 
     def held_out_prompts(self) -> list[PromptRow]:
         """The prompts that the run holds out for its evaluations.
@@ -276,20 +308,22 @@ class RunReader:
 
     def prompt_lengths(self, iteration: int) -> list[int]:
         """The number of tokens of each prompt of an iteration, without making lists of them."""
-        tables = [read_shard(shard, ["prompt_token_ids"]) for shard in self.shards(iteration, "prompts")]
+        tables = [
+            read_shard(shard, ["prompt_token_ids"]) for shard in self.whole_shards(iteration, "prompts")
+        ]
         return [n for table in tables for n in pc.list_value_length(table["prompt_token_ids"]).to_pylist()]
 
     def responses(self, iteration: int) -> Iterator[PromptResponses]:
         """The training prompts of an iteration with the responses that pi_t gave."""
-        return _responses(self.shards(iteration, "responses"))
+        return _responses(self.whole_shards(iteration, "responses"))
 
     def held_out(self, iteration: int) -> Iterator[PromptResponses]:
         """The held-out prompts with the responses of the policy that an iteration has trained; 0: the base policy."""
-        return _responses(self.shards(iteration, "evaluation"))
+        return _responses(self.whole_shards(iteration, "evaluation"))
 
     def compared(self, iteration: int) -> Iterator[tuple[PromptResponses, Float[Array, "K K"]]]:
         """The training prompts of an iteration with their responses and the oracle's preferences among them."""
-        for shard in self.shards(iteration, "preferences"):
+        for shard in self.whole_shards(iteration, "preferences"):
             matrices = dict(zip(*_preferences(shard), strict=True))
             for row in _responses([self.folder.iteration(iteration) / "responses" / shard.name]):
                 if row.prompt_id in matrices:
@@ -306,7 +340,7 @@ class RunReader:
         """
         by_iteration = {}
         for number in self.iterations:
-            shards = self.shards(number, "preferences")
+            shards = self.whole_shards(number, "preferences")
             if shards and iteration in (None, number):
                 parts = [_preferences(shard) for shard in shards]
                 prompt_ids = [name for names, _ in parts for name in names]

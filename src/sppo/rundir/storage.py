@@ -35,6 +35,10 @@ _SILENCE_SECONDS = 60.0
 """The lock of a run that is at work on another machine changes within this time."""
 
 
+_LOCKS: dict[Path, "_Lock"] = {}
+"""The locks that this process holds, by the folder of the working copy."""
+
+
 class StorageError(ValueError):
     """Storage that cannot be used; the message gives the reason and says what to do."""
 
@@ -181,8 +185,9 @@ def locked(folder: Path) -> Iterator[None]:
         return
     token = f"{copy.name}:{secrets.token_hex(8)}"
     copy.take_lock(token)
+    lock = _LOCKS[copy.folder] = _Lock(token, _now())
     ended = threading.Event()
-    renewal = threading.Thread(target=copy.renew_lock, args=(token, ended), daemon=True)
+    renewal = threading.Thread(target=copy.renew_lock, args=(lock, ended), daemon=True)
     renewal.start()
     try:
         copy.sweep()
@@ -191,6 +196,7 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         ended.set()
         renewal.join()
+        del _LOCKS[copy.folder]
         copy.release_lock(token)
 
 
@@ -202,6 +208,20 @@ def arrow_location(path: Path) -> tuple[str, Any] | None:
     if copy is None:
         return None
     return f"{copy.root}/{copy.relative(path)}", PyFileSystem(FSSpecHandler(copy.storage))
+
+
+@dataclass
+class _Lock:
+    """A lock that this process holds: its owner's name in the storage, and when it was renewed last."""
+
+    token: str
+    renewed: float
+    renewals: int = 0
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps, and that no change of the date moves."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -292,6 +312,9 @@ class _Copy:
 
     def put(self, file: Path, content: Path) -> None:
         at = self._at(file)
+        lock = _LOCKS.get(self.folder)
+        if lock is not None and _now() - lock.renewed > _SILENCE_SECONDS / 2:
+            self.keep_lock(lock)
         with self._asked(file):
             self.storage.invalidate_cache()
             if _protocol(self.storage) in _OBJECT_STORES:
@@ -357,14 +380,28 @@ class _Copy:
                     f"{self.address}: another sppo has just begun to work in this run; wait for it, or stop it"
                 ) from None
 
-    def renew_lock(self, token: str, ended: threading.Event) -> None:
-        count = 0
+    def renew_lock(self, lock: _Lock, ended: threading.Event) -> None:
         while not ended.wait(_RENEWAL_SECONDS):
-            count += 1
-            with contextlib.suppress(
-                Exception
-            ):  # a storage that fails for longer stops the stages themselves
-                self._write_lock(token, count, "overwrite")
+            # a storage that fails for longer stops the stages themselves, and so does a lock that is lost
+            with contextlib.suppress(Exception):
+                self.keep_lock(lock)
+
+    def keep_lock(self, lock: _Lock) -> None:
+        """Renew a lock of this process, unless another process has taken it over meanwhile.
+
+        Raises:
+            StorageLocked: this process or its machine was suspended, and the lock is another process's now.
+        """
+        held = self._read_lock()
+        silent = _now() - lock.renewed > _SILENCE_SECONDS
+        if silent if held is None else held["owner"] not in ("", lock.token):
+            raise StorageLocked(
+                f"{self.address}: another sppo has taken this run over, while this one was suspended or could not reach the"
+                " storage; wait for it, or stop it, then start this one again"
+            )
+        lock.renewals += 1
+        self._write_lock(lock.token, lock.renewals, "overwrite")
+        lock.renewed = _now()
 
     def release_lock(self, token: str) -> None:
         with contextlib.suppress(Exception):

@@ -11,7 +11,7 @@ from sppo.recipe import Recipe, RecipeError, dump, load
 from sppo.rundir import storage
 from sppo.rundir.environment import changes, environment, header
 from sppo.rundir.folder import RunFolder, StageFolder, StaleRun, write_text
-from sppo.rundir.records import read_lines
+from sppo.rundir.records import holds_digest, with_digest
 from sppo.rundir.summary import flatten
 from sppo.stages.capabilities import Items
 from sppo.stages.evaluate import evaluate_base
@@ -109,11 +109,11 @@ def _say_what_is_damaged(run: Run, planned: Sequence[StageFolder]) -> None:
                 "yellow",
             )
     for number in range(run.recipe.iterations + 1):
-        path = run.folder.metrics(number)
-        damaged = read_lines(path)[1]
-        if damaged:
+        lost = run.folder.lost_metrics(number)
+        if lost:
             run.terminal.say(
-                f"note: {counted_text(damaged, 'line')} of {path} left out, damaged or interrupted by a kill",
+                f"note: {counted_text(lost, 'line')} of {run.folder.metrics(number)} left out: damaged, lost, or interrupted"
+                " by a kill",
                 "yellow",
             )
 
@@ -126,7 +126,13 @@ def _record(run: Run, *, unfinished: bool) -> None:
     """
     path, resolved = run.folder.path / "recipe.yaml", dump(run.recipe)
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if text.partition("\n")[2] == resolved and not unfinished:
+    if text and not holds_digest(text):
+        run.terminal.say(
+            f"note: {path} has been changed since it was written (or an earlier version wrote it); the run goes on by the"
+            " recipe that was given",
+            "yellow",
+        )
+    elif text.partition("\n")[2].startswith(resolved) and not unfinished:
         return
     run.models.limit_threads()
     now = environment()
@@ -139,8 +145,8 @@ def _record(run: Run, *, unfinished: bool) -> None:
             " was computed with",
             "yellow",
         )
-    if text != head + resolved:
-        write_text(path, head + resolved)
+    if text != with_digest(head + resolved):
+        write_text(path, with_digest(head + resolved))
 
 
 def planned_files(run: Run) -> list[StageFolder]:

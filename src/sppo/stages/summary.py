@@ -7,7 +7,7 @@ from sppo import randomness
 from sppo.progress import counted_text, printable
 from sppo.rundir import storage
 from sppo.rundir.reader import read_summary
-from sppo.rundir.records import read_record, write_record
+from sppo.rundir.records import digest_of_lines, read_record, write_record
 from sppo.rundir.summary import oracle_counts, remarks, seconds, settings_text
 from sppo.rundir.tables import ResponsesRow, read_rows
 from sppo.stages.evaluate import Evaluate, evaluate_base, evaluating_oracles
@@ -148,6 +148,10 @@ class Summary:
             },
             "prompts": {name: prompts[name] for name in ("read", "skipped", "doubled_bos")},
             "examples": _examples(self.base, accepted, seed=run.recipe.seed),
+        }
+        content["metrics"] = {
+            str(number): digest_of_lines(run.folder.read_metrics(number))
+            for number in (HELD_OUT, *(iteration.number for iteration in self.played))
         }
         path = run.folder.path / "summary.json"
         if read_record(path) != content:
