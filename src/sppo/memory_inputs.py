@@ -29,7 +29,7 @@ def oracle_values(oracle: Oracle) -> Any:
         return oracle
     from sppo.oracle.function import named
 
-    return {"type": "function", "function": named(oracle)}
+    return {"type": "function", "function": named(oracle), "own_process": False}
 
 
 def source(rows: Rows, folder: Path, name: str) -> Any:

@@ -19,7 +19,7 @@ from sppo.recipe import parse
 from sppo.rundir import storage
 
 RECIPE = SMALL | {
-    "oracle": {"type": "function", "function": "deadly_oracle:prefer"},
+    "oracle": {"type": "function", "function": "deadly_oracle:prefer", "own_process": False},
     "algorithm": {"type": "sppo", "eta": 10},
     "workers": {"sample": 2},
 }

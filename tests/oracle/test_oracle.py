@@ -51,7 +51,9 @@ def module(tmp_path, monkeypatch, request):
 
 
 def _load(module_name: str, function: str = "compare", **more):
-    return oracle.load({"type": "function", "function": f"{module_name}:{function}", **more})
+    # in this process, which is quicker; tests/oracle/test_own_process.py asks functions in processes of their own
+    own = {"own_process": False, **more}
+    return oracle.load({"type": "function", "function": f"{module_name}:{function}", **own})
 
 
 # the protocol
@@ -354,7 +356,9 @@ def test_an_oracle_that_is_not_described_rightly():
 
 
 def _identity(name: str, **more):
-    return oracle.identity(parse_oracle({"type": "function", "function": f"{name}:compare", **more}))
+    return oracle.identity(
+        parse_oracle({"type": "function", "function": f"{name}:compare", "own_process": False, **more})
+    )
 
 
 def test_an_edited_function_is_another_oracle(module, tmp_path):

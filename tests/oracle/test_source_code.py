@@ -35,7 +35,9 @@ def identity(tmp_path, monkeypatch):
             place.write_text(text, encoding="utf-8")
         forget()
         importlib.invalidate_caches()
-        return oracle.identity(parse_oracle({"type": "function", "function": name, **more}))
+        return oracle.identity(
+            parse_oracle({"type": "function", "function": name, "own_process": False, **more})
+        )
 
     yield of
     forget()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from sppo.progress import shortened
 from sppo.recipe import parse_oracle
 from sppo.recipe.oracle import Oracle, OracleSection, Pairs, Preferences, Prompts, Responses
 from sppo.winrates import Array
@@ -240,15 +241,7 @@ def checked(answer: Any, prompts: Prompts, k: int, *, leaves_gaps: bool = False)
     Raises:
         OracleError: it is no preference matrix; the message names the entry and the prompt.
     """
-    try:
-        if np.ma.isMaskedArray(answer):
-            answer = np.ma.filled(answer.astype(np.float64), np.nan)
-        raw = np.asarray(answer)
-        if raw.dtype.kind not in "biufO":
-            raise TypeError(f"its entries are {raw.dtype}")
-        matrix = raw.astype(np.float64)
-    except Exception as error:  # whatever stands in for an array may raise anything
-        raise OracleError(f"the oracle's answer is not an array of numbers: {error}") from error
+    matrix = as_numbers(answer)
     expected = (len(prompts), k, k)
     if matrix.shape != expected:
         raise OracleError(
@@ -277,6 +270,24 @@ def checked(answer: Any, prompts: Prompts, k: int, *, leaves_gaps: bool = False)
     margin = matrix - opposite
     winner: Array = np.minimum(0.5 + np.abs(margin) / 2, 1)
     return np.where(margin >= 0, winner, 1 - winner)
+
+
+def as_numbers(answer: Any) -> Array:
+    """The answer of an oracle as an array of float64, of whatever shape.
+
+    Raises:
+        OracleError: it is not an array of numbers.
+    """
+    try:
+        if np.ma.isMaskedArray(answer):
+            answer = np.ma.filled(answer.astype(np.float64), np.nan)
+        raw = np.asarray(answer)
+        if raw.dtype.kind not in "biufO":
+            raise TypeError(f"its entries are {raw.dtype}")
+        return raw.astype(np.float64)
+    except Exception as error:  # whatever stands in for an array may raise anything
+        text = shortened(str(error))
+        raise OracleError(f"the oracle's answer is not an array of numbers: {text}") from error
 
 
 def excerpt(text: str, length: int = 120) -> str:

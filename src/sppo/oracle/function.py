@@ -11,15 +11,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from sppo.oracle import OracleError, OracleSection, Preferences, Prompts, Responses, excerpt
+from sppo.oracle import OracleError, OracleSection, Preferences, Prompts, Responses, excerpt, own_process
 from sppo.oracle.source_code import code_digest, files_digest
+from sppo.progress import shortened
 from sppo.recipe.oracle import Text
 
 
 class FunctionOracle(OracleSection):
     """A Python function `(prompts, responses) -> [N, K, K]` named as `module:function`."""
 
-    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"timeout_seconds"})
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"timeout_seconds", "own_process"})
 
     type: Literal["function"] = "function"
     function: str
@@ -29,7 +30,9 @@ class FunctionOracle(OracleSection):
     text: Text = "prompt"
     """The form in which the function sees prompts: plain or templated."""
     timeout_seconds: float = Field(600, gt=0)
-    """How long one call may take, which is for at most 64 prompts."""
+    """How long one call may take, which is for at most 64 prompts; importing the function's module likewise."""
+    own_process: bool = True
+    """Run the function in a process of its own, which can crash, exit or hang without harm to the run."""
 
     @field_validator("function")
     @classmethod
@@ -45,12 +48,12 @@ class FunctionOracle(OracleSection):
         Raises:
             OracleError: there is no such function.
         """
-        return Function(self.function, self.timeout_seconds)
+        return Function(self.function, self.timeout_seconds, own_process=self._has_own_process)
 
     def identity(self) -> dict[str, Any]:
         """The settings, and digests of the function's code and of the files that it depends on."""
         return super().identity() | {
-            "source": source_digest(self.function),
+            "source": self._source_digest(),
             "depends_on": files_digest(self.depends_on),
         }
 
@@ -59,6 +62,17 @@ class FunctionOracle(OracleSection):
         """The function's name."""
         return self.function
 
+    @property
+    def _has_own_process(self) -> bool:
+        # A function of a program or notebook that is running cannot be imported anywhere else.
+        return self.own_process and not self.function.startswith("__main__:")
+
+    def _source_digest(self) -> str:
+        if not self._has_own_process:
+            return source_digest(self.function)
+        digest: str = _asked(self.function, "digest", self.timeout_seconds)
+        return digest
+
 
 class Function:
     """Calls ``function(prompts, responses)``, which returns what :meth:`sppo.oracle.Oracle.compare` returns.
@@ -66,15 +80,20 @@ class Function:
     Args:
         name: ``module:function``; modules in the working folder are found.
         timeout_seconds: how long one call may take.
+        own_process: import and call the function in a process of its own.
 
     Raises:
         OracleError: there is no such function.
     """
 
-    def __init__(self, name: str, timeout_seconds: float = 600) -> None:
+    def __init__(self, name: str, timeout_seconds: float = 600, *, own_process: bool = False) -> None:
         self.name = name
         self.timeout_seconds = timeout_seconds
-        self._function = find_function(name)
+        self.own_process = own_process
+        if own_process:
+            _asked(name, "find", timeout_seconds)
+        else:
+            find_function(name)
 
     def compare(self, prompts: Prompts, responses: Responses) -> Preferences:
         """Like :meth:`sppo.oracle.Oracle.compare`.
@@ -82,29 +101,65 @@ class Function:
         Raises:
             OracleError: the function raises, or does not return in time.
         """
-        outcome: list[Preferences] = []
-        failure: list[BaseException] = []
+        try:
+            if self.own_process:
+                return own_process.of(self.name).compare(prompts, responses, self.timeout_seconds)
+            answer: Preferences = _called_in_time(self.name, prompts, responses, self.timeout_seconds)
+            return answer
+        except own_process.NoAnswer:
+            reason = f"the oracle {self.name} has not answered within {self.timeout_seconds:g} s"
+            way_out = "; raise oracle.timeout_seconds if it needs longer"
+        except OracleError as error:
+            reason, way_out = str(error), ""
+        raise OracleError(
+            f"{reason}; among {len(prompts)} prompts, the first of them {excerpt(prompts[0])}{way_out}"
+        )
 
-        def call() -> None:
-            try:
-                outcome.append(self._function(list(prompts), [list(of_prompt) for of_prompt in responses]))
-            except BaseException as error:  # whatever the user's code raises, SystemExit included
-                failure.append(error)
 
-        # A daemon: a function that never returns must not keep the program from ending.
-        thread = threading.Thread(target=call, daemon=True, name=f"oracle {self.name}")
-        thread.start()
-        thread.join(min(self.timeout_seconds, threading.TIMEOUT_MAX))
-        among = f"among {len(prompts)} prompts, the first of them {excerpt(prompts[0])}"
-        if failure:
-            error = failure[0]
-            raise OracleError(f"the oracle {self.name} raised {_in_one_line(error)}; {among}") from error
-        if not outcome:
-            raise OracleError(
-                f"the oracle {self.name} has not answered within {self.timeout_seconds:g} s; {among};"
-                " raise oracle.timeout_seconds if it needs longer"
-            )
-        return outcome[0]
+def call(name: str, prompts: Prompts, responses: Responses) -> Any:
+    """What a function returns for copies of the texts.
+
+    Raises:
+        OracleError: it raises anything, an exit of the program included.
+    """
+    function = find_function(name)
+    try:
+        return function(list(prompts), [list(of_prompt) for of_prompt in responses])
+    except BaseException as error:  # whatever the user's code raises, SystemExit included
+        raise OracleError(f"the oracle {name} raised {_in_one_line(error)}") from error
+
+
+def _called_in_time(name: str, prompts: Prompts, responses: Responses, seconds: float) -> Any:
+    """What a function of this process returns, in a thread that is left alone when the time is over."""
+    outcome: list[Any] = []
+    failure: list[OracleError] = []
+
+    def work() -> None:
+        try:
+            outcome.append(call(name, prompts, responses))
+        except OracleError as error:
+            failure.append(error)
+
+    # A daemon: a function that never returns must not keep the program from ending.
+    thread = threading.Thread(target=work, daemon=True, name=f"oracle {name}")
+    thread.start()
+    thread.join(min(seconds, threading.TIMEOUT_MAX))
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise own_process.NoAnswer
+    return outcome[0]
+
+
+def _asked(name: str, question: str, seconds: float) -> Any:
+    """The answer of a function's own process to a question about its module."""
+    try:
+        return own_process.of(name).ask(question, seconds)
+    except own_process.NoAnswer:
+        raise OracleError(
+            f"oracle.function: {name!r}: its module was not imported within {seconds:g} s; raise oracle.timeout_seconds if"
+            " it needs longer"
+        ) from None
 
 
 def find_function(name: str) -> Callable[..., Any]:
@@ -169,7 +224,7 @@ def source_digest(name: str) -> str:
 
 def _in_one_line(error: BaseException) -> str:
     """An exception in a line, with the place in the user's code that it came from."""
-    message = traceback.format_exception_only(error)[-1].strip()
+    message = shortened(traceback.format_exception_only(error)[-1].strip())
     ours = ("<", __file__, importlib.__file__)
     frames = traceback.extract_tb(error.__traceback__)
     places = [(frame.filename, frame.lineno) for frame in frames if not frame.filename.startswith(ours)]
