@@ -351,6 +351,16 @@ def test_chat_refuses_a_folder_that_is_neither(capsys, tmp_path):
     assert "neither a run with a finished iteration nor a policy" in err
 
 
+@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
+def test_the_text_of_an_error_is_never_megabytes(capsys, kind):
+    from sppo.cli.main import _show_expected_error
+
+    error = type("Said", (kind,), {"__module__": "sppo.x"})("a" * 5_000_000 + "the end")
+    assert _show_expected_error(error) == 1
+    said = capsys.readouterr().err
+    assert len(said) < 11_000 and said.rstrip().endswith("the end")
+
+
 def test_text_of_models_cannot_drive_the_terminal():
     assert (
         printable("a\x1b[2Jb\x07\u202ec\r\n\td\u00e9\U0001f98a\u3000e\xa0f\u200d\u200f")

@@ -155,6 +155,33 @@ def test_a_card_is_plain_markdown_whatever_the_recipe_says(tmp_path):
     assert "belongs to no run" in model_card.card("x", POLICY)
 
 
+MARKUP = (
+    "<b>*x*</b> [x](http://x) ![x](http://x) `x` | # ~~x~~ &lt; http://x.org www.x.org _x_ \x1b[2J \r\n> x"
+)
+
+
+@pytest.mark.parametrize("place", ["name", "versions", "model"])
+def test_a_card_shows_markup_in_any_text_of_the_run_as_it_is(tmp_path, place):
+    from markdown_it import MarkdownIt
+
+    changes = {"policy": {"model": MARKUP.replace("\r\n", "")}} if place == "model" else {}
+    run = write_run(tmp_path / "run", recipe={**RECIPE, **changes}, measures={2: {"response_tokens": 400.0}})
+    if place == "versions":
+        file = run / "recipe.yaml"
+        rest = file.read_text().partition("\n")[2]
+        file.write_text(f"# sppo 1, {MARKUP.partition(chr(13))[0]}\n{rest}")
+    name = MARKUP.replace("/", "") if place == "name" else "x"
+    text = model_card.card(name, run / "iter-2" / "policy")
+    prose = (
+        text.partition("## Recipe")[0].rpartition("---\n")[2] + text.partition("Made with")[2].split("\n")[0]
+    )
+    html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(prose)
+    for tag in ("<b>", "<em>", "<img", "<code>x", "<s>", "<blockquote>", 'href="http://x'):
+        assert tag not in html, tag
+    for address in ("http://x", "www.x"):
+        assert address not in prose
+
+
 class Hub:
     """As much of the hub's interface as an upload needs."""
 

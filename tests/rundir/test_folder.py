@@ -35,6 +35,19 @@ def run(tmp_path):
     return RunFolder(tmp_path / "run")
 
 
+@pytest.mark.parametrize("mask", [0o002, 0o027, 0o077])
+def test_the_files_of_a_run_have_the_modes_that_the_umask_says(run, mask):
+    before = os.umask(mask)
+    try:
+        with run.locked():
+            write_text(run.path / "recipe.yaml", "seed: 1")
+            run.log(1, {"step": 1})
+    finally:
+        os.umask(before)
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask} and len(files) == 3
+
+
 def _stage(run, settings=None, upstream=("u",), **more):
     return run.stage("sample", 1, settings or {"k": 5}, upstream, folder="responses", **more)
 

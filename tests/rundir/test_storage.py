@@ -226,6 +226,7 @@ def test_a_folder_whose_name_ends_with_a_colon_is_no_address(tmp_path, monkeypat
     ("address", "said"),
     [
         ("nonsense://bucket/run", "nonsense://bucket/run: no storage that fsspec can use"),
+        ("ab:/run", "give its whole path, or make the folder ab: first"),
         ("file:///proc/nothing/run", "file:///proc/nothing/run: the storage refuses"),
     ],
 )

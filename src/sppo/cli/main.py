@@ -14,6 +14,9 @@ from sppo.cli import evaluate, game, look, options, oracle, policies, run, start
 FAILED, STOPPED, INTERRUPTED = 1, 3, 130
 """The exit codes after an error, after the guard has stopped a run, and after Ctrl-C."""
 
+_LONGEST_ERROR = 10_000
+"""Characters; the text of an error from elsewhere can have megabytes."""
+
 
 _PATH_AT_HOME = re.compile(r"^((?:[^\s=]+=)?)~(?=/\S*$)")
 
@@ -59,7 +62,7 @@ def show_expected_error(error: Exception) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from sppo.progress import printable
+    from sppo.progress import printable, shortened
 
     text = str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -71,7 +74,8 @@ def show_expected_error(error: Exception) -> int:
         text = f"{error}; a file or folder of another kind lies at this path: move it away"
     elif type(error).__module__.split(".")[0] != "sppo" and not isinstance(error, OSError):
         raise error
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), printable(text)), soft_wrap=True)
+    shown = printable(shortened(text, _LONGEST_ERROR))
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), shown), soft_wrap=True)
     # the class lies in a module that loads the loop, which an error of the recipe has no need of
     return STOPPED if type(error).__name__ == "GuardStop" else FAILED
 

@@ -42,8 +42,9 @@ def card(name: str, policy: Path) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escapes a text so that Markdown shows it as it is, in one line."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(text).replace("\n", " "))
+    """Escapes a text so that Markdown shows it as it is, in one line, and makes no links of addresses in it."""
+    line = printable(text).replace("\n", " ")
+    return re.sub(r"([\\`*_~\[\]<>|#&]|:(?=//)|(?<=www)\.)", r"\\\1", line)
 
 
 def _fence(text: str) -> str:

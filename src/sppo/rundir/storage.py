@@ -475,7 +475,11 @@ def _connect(address: str) -> tuple[Any, str]:
         extra = " (pip install 'sppo[s3]')" if address.startswith("s3") else ""
         raise StorageError(f"{address}: {error}{extra}") from error
     except Exception as error:
-        raise StorageError(f"{address}: no storage that fsspec can use ({error})") from error
+        folder = address.partition("://")[0] + ":"
+        raise StorageError(
+            f"{address}: no storage that fsspec can use ({error}). If a folder of this machine is meant, give its whole path,"
+            f" or make the folder {folder} first"
+        ) from error
     return storage, root.rstrip("/")
 
 
