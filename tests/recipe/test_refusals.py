@@ -1,7 +1,7 @@
 import pytest
 from recipe_texts import SMALLEST, refusal_lines, smallest, with_oracle, with_train
 
-from sppo.recipe import Recipe, RecipeError, load, parse, parse_oracle
+from sppo.recipe import Recipe, RecipeError, load, parse, parse_oracle, trl_names
 
 
 @pytest.mark.parametrize(
@@ -350,3 +350,45 @@ def test_adapters_are_checked_with_what_they_are_combined_with():
     ):
         with pytest.raises(RecipeError, match=message):
             parse(plain, changes)
+
+
+@pytest.mark.parametrize("name", trl_names.NAMES)
+def test_a_name_of_trl_is_answered_with_the_key_that_does_the_same(name):
+    """At the top of a recipe, where TRL's settings stand; what is our own key elsewhere is answered by the usual rule."""
+    key = trl_names.NAMES[name][0]
+    with pytest.raises(RecipeError) as refused:
+        parse({"policy": {"model": "m"}, "prompts": {"train": "a"}, "oracle": {"type": "panel"}, name: 1})
+    assert f"{name}: unknown key; here it is `{key}`" in str(refused.value)
+
+
+def test_the_answer_depends_on_the_algorithm():
+    def refusal(algorithm):
+        with pytest.raises(RecipeError) as refused:
+            parse(
+                {
+                    "policy": {"model": "m"},
+                    "prompts": {"train": "a"},
+                    "oracle": {"type": "panel"},
+                    "algorithm": algorithm,
+                    "beta": 0.1,
+                }
+            )
+        return str(refused.value)
+
+    assert "beta: unknown key; here it is `algorithm.eta` (1 / beta" in refusal({"type": "sppo"})
+    assert "beta: unknown key; did you mean `algorithm.beta`?" in refusal({"type": "dpo"})
+    assert "algorithm.eta`" not in refusal({"type": "ipo"})
+
+
+@pytest.mark.parametrize(("given", "meant"), [("wandb", ["wandb"]), ("none", []), (["wandb"], ["wandb"])])
+def test_one_tracker_may_stand_by_itself(given, meant):
+    smallest = {"policy": {"model": "m"}, "prompts": {"train": "a"}, "oracle": {"type": "panel"}}
+    assert parse({**smallest, "report_to": given}).report_to == meant
+
+
+def test_an_algorithm_without_a_type_is_replaced_by_one_of_another_type():
+    smallest = {"policy": {"model": "m"}, "prompts": {"train": "a"}, "oracle": {"type": "panel"}}
+    recipe = {**smallest, "algorithm": {"eta": 30.0}}
+    assert parse(recipe).algorithm.eta == 30
+    assert parse(recipe, {"algorithm.type": "dpo"}).algorithm.type == "dpo"
+    assert parse(recipe, {"algorithm.eta": 5.0}).algorithm.eta == 5
