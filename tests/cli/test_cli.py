@@ -299,6 +299,7 @@ def test_chat_talks_to_the_policy_of_a_run(tmp_path):
     assert "contains the special token '<|end|>'" in found.stderr
 
 
+@pytest.mark.slow
 def test_chat_has_commands_and_places(recipe, tmp_path):
     sppo("run", recipe(), "--quiet", "--no-report", cwd=tmp_path)
     lines = "/help\n/nothing\nDescribe a fox.\n/new\nDescribe a fox.\n/quit\nDescribe a drum.\n"
@@ -319,6 +320,7 @@ def test_chat_has_commands_and_places(recipe, tmp_path):
     assert "iteration 9 has no policy; there are base, iteration 1" in found.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_chat_gives_up_a_line_and_lines_can_be_edited():
     """A person types a wrong line, gives it up, writes another with a letter to mend, and recalls it."""
     child = pexpect.spawn(
