@@ -3,7 +3,7 @@
     python measurements/screenshots.py RUN [--to docs/figures]
 
 They show the report as it would be written now, and the arena of a copy of the run, so that the run is left as it is.
-Chromium is needed (`apt-get install chromium`). The pictures have 64 colours, which is all that such a page needs.
+Chromium is needed (`apt-get install chromium`). The pictures have 256 colours, so that they stay small.
 """
 
 import argparse
@@ -28,6 +28,8 @@ TALLEST = 1400
 """What is taller is shown by its upper part."""
 PARTS = {"top": "main > article > :not(section)", "responses": ".browser", "training": "#run1-training"}
 """The parts of the report by the name of their screenshot, as selectors; each part reaches from the first to the last."""
+TWICE = [("light", 1280), ("dark", 400)]
+"""The first screen is shown in every way, everything else in these two."""
 
 
 def main() -> None:
@@ -47,10 +49,13 @@ def main() -> None:
                 shown.goto((work / "report.html").as_uri())
                 shown.wait_for_selector(".detail h4")
                 for part, selector in PARTS.items():
+                    if part != "top" and (scheme, width) not in TWICE:
+                        continue
                     save(shown, selector, given.to / f"report-{part}-{scheme}-{width}.png")
-                shown.goto(address)
-                shown.wait_for_selector("body[data-ready=true]")
-                save(shown, "body", given.to / f"arena-{scheme}-{width}.png")
+                if (scheme, width) in TWICE:
+                    shown.goto(address)
+                    shown.wait_for_selector("body[data-ready=true]")
+                    save(shown, "body", given.to / f"arena-{scheme}-{width}.png")
                 context.close()
         browser.close()
 
@@ -82,9 +87,18 @@ def save(shown: Page, selector: str, path: Path) -> None:
     taken = shown.screenshot(
         full_page=True, clip={"x": 0, "y": max(top, 0), "width": width, "height": height}
     )
-    image = Image.open(io.BytesIO(taken)).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    image = with_few_colours(Image.open(io.BytesIO(taken)).convert("RGB"))
     image.save(path, optimize=True)
     print(f"{path}: {image.width} x {image.height} pixels, {path.stat().st_size / 1000:.0f} kB")
+
+
+def with_few_colours(image: Image.Image) -> Image.Image:
+    """The image in its 256 most frequent colours, among which those of thin lines still are."""
+    counted = image.getcolors(image.width * image.height)
+    assert counted is not None  # there are no more colours than pixels
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([channel for _, colour in sorted(counted)[-256:] for channel in colour])
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sppo.rundir.tables import PREFERENCES
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-    "<b>bold</b> &amp; \x1b[31mred\x1b[0m \u202egnp.exe\u202c \u2028 ${1+1} {{ 7*7 }} שלום"
+    "<b>bold</b> &amp; \0 \x1b[31mred\x1b[0m \u202egnp.exe\u202c \u2028 ${1+1} {{ 7*7 }} שלום"
 )
 
 
@@ -302,7 +302,7 @@ def test_texts_are_shown_and_never_executed(tmp_path, visit):
 
 
 def test_names_from_the_recipe_and_the_oracle_are_data_everywhere(tmp_path, visit):
-    recipe = {**RECIPE, "policy": {"model": f"tinyworld'{HOSTILE}"}}
+    recipe = {**RECIPE, "policy": {"model": f"tinyworld'{HOSTILE}".replace("\0", "")}}
     run = write_run(tmp_path / "run", recipe=recipe)
     for shard in run.glob("iter-*/preferences/part-*.parquet"):
         rows = read_shard(shard).to_pylist()
