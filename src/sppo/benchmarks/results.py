@@ -30,7 +30,7 @@ def save_all(
     """Write the results of all participants to one file, and say what the judge has cost where there was one."""
     save(output / f"{benchmark}.json", benchmark, {"results": rows})
     if usage is not None:
-        terminal.say(
+        terminal.show(
             f"judge: {counted_text(usage.requests, 'request')}, {usage.prompt_tokens:,} prompt and {usage.completion_tokens:,}"
             f" completion tokens, {usage.cached} answers known already, {usage.retries} repeated",
             "bright_black",
@@ -39,7 +39,7 @@ def save_all(
             terminal.warn(
                 f"the judge refused {usage.refusals} requests, which have no verdict and are in no figure"
             )
-    terminal.say(f"all of it is in {output / benchmark}.json")
+    terminal.show(f"all of it is in {output / benchmark}.json")
 
 
 def show_table(
