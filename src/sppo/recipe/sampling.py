@@ -12,6 +12,8 @@ from sppo.recipe.registered import Registered
 from sppo.recipe.section import Section
 
 Key = tuple[str | int, ...]
+_ROUNDING = 1e-3
+"""How far above 0 a log-probability may be."""
 _KEYS_OF_ENGINES = {"engine_args": "vllm", "endpoint": "openai", "batch_tokens": "transformers"}
 
 
@@ -29,6 +31,14 @@ class Response:
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     token_log_probs: list[float]
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the log-probabilities, of whatever engine; None if nothing is."""
+        if len(self.token_log_probs) != len(self.token_ids):
+            return f"{len(self.token_log_probs)} log-probabilities for {len(self.token_ids)} tokens"
+        wrong = [value for value in self.token_log_probs if not -math.inf < value <= _ROUNDING]
+        return f"the log-probability {wrong[0]}; it must be finite and at most 0" if wrong else None
 
     @property
     def log_prob(self) -> float:

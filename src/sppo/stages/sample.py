@@ -10,7 +10,7 @@ import pyarrow as pa
 from sppo.benchmarks.head_to_head.score import repetition
 from sppo.progress import Advance
 from sppo.rundir.tables import PromptRow, ResponseRecord, ResponsesRow, read_rows, to_table
-from sppo.sampling import PromptBatch, Response
+from sppo.sampling import PromptBatch, Response, SamplingError
 from sppo.sampling.stop_strings import StopStrings
 from sppo.stages.jobs import Work
 from sppo.stages.models import Models
@@ -58,6 +58,13 @@ class DrawResponses(Work):
     def _table(
         self, models: Models, rows: Sequence[PromptRow], drawn: Sequence[Sequence[Response]]
     ) -> pa.Table:
+        for row, responses in zip(rows, drawn, strict=True):
+            for number, response in enumerate(responses):
+                if response.fault is not None:
+                    raise SamplingError(
+                        f"prompt {row.prompt_id!r}: the engine {models.recipe.sampling.engine} gives response {number}"
+                        f" {response.fault}"
+                    )
         stop_strings = StopStrings(tuple(models.recipe.sampling.stop), models.chat.decode)
         answered = [
             ResponsesRow(
