@@ -10,6 +10,7 @@ import pytest
 from sppo.benchmarks.open_llm import files, lm_eval_tasks
 from sppo.benchmarks.open_llm.score import TASKS, OpenLlmError, weighted
 from sppo.cli.main import app
+from sppo.policy import chat_format
 
 pytest.importorskip("lm_eval")
 
@@ -180,7 +181,7 @@ def test_all_six_tasks_run_on_local_files(tmp_path, tiny_model):
     scores = [found["score"] for found in row["tasks"].values()]
     assert all(0 <= score <= 100 for score in scores)
     assert row["average"] == pytest.approx(sum(scores) / 6)
-    assert "2 of its 57 subjects" in done.stdout
+    assert "2 of its 57 subjects" in done.stderr
     assert "66.75" in done.stdout  # the published average of SPPO's second iteration
     records = sorted((tmp_path / "out" / "tiny").glob("*/record.json"))
     kept = [json.loads(path.read_text())["lm_eval"]["n-shot"] for path in records]
@@ -193,3 +194,22 @@ def test_all_six_tasks_run_on_local_files(tmp_path, tiny_model):
     assert again.returncode == 0, again.stderr
     assert [path.stat().st_mtime_ns for path in records] == before
     assert len(records) == 6
+
+
+@pytest.mark.slow
+def test_the_settings_of_the_chat_template_reach_lm_eval(tmp_path, tiny_model):
+    folder = tiny_model("qwen3")
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + (folder / "chat_template.jinja").read_text())
+    chat = chat_format.load(
+        str(folder),
+        chat_template=str(template),
+        template_date="2024-07-26",
+        template_arguments={"enable_thinking": False},
+        thought=["<think>", "</think>"],
+    )
+    model = lm_eval_tasks.load_model(folder, dtype="float32", batch_size="1", device="cpu", chat=chat)
+    messages = [{"role": "user", "content": "Describe a fox."}]
+    assert model.apply_chat_template(messages) == chat.text(messages)
+    assert "26 Jul 2024" in chat.text(messages)
+    assert model.think_end_token == "</think>"
