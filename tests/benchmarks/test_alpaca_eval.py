@@ -371,3 +371,18 @@ def test_published_rows_have_sources():
     assert best["Mistral-7B SPPO iteration 3"].values["lc_win_rate"] == 28.53
     assert best["Mistral-7B SPPO iteration 3, best of 16"].values["lc_win_rate"] == 32.13
     assert best["Llama-3-8B SPPO iteration 3"].values["lc_win_rate"] == 38.77
+
+
+def test_a_file_without_preferences_does_not_keep_the_others_from_the_table(capsys, tmp_path):
+    row = {"instruction": "a", "output_1": "x", "output_2": "yy", "generator_2": "mine"}
+    for name, preference in (("good", 1.5), ("none", None)):
+        rows = [{**row, "instruction": text, "preference": preference} for text in "ab"]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    files = [str(tmp_path / f"{name}.json") for name in ("none", "good")]
+    with pytest.raises(SystemExit) as ended:
+        app(["evaluate", "alpaca-eval", "--no-length-control", *(f"--annotations={file}" for file in files)])
+    shown = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "mine" in shown.out
+    assert "50.00" in shown.out
+    assert "none.json" in shown.err

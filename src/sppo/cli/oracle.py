@@ -112,6 +112,7 @@ def inspect_oracle(
 @options.described_by_docstring
 def check_oracle(
     oracle: Annotated[str, typer.Argument(metavar="ORACLE")],
+    held_out: Annotated[bool, typer.Option("--held-out")] = False,
     responses: Path | None = None,
     run: options.OtherRun = None,
     iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=1)] = None,
@@ -124,6 +125,7 @@ def check_oracle(
 
     Args:
         oracle: A run, a recipe, an oracle's type, or a mapping (or a file with one) as under a recipe's `oracle:`.
+        held_out: Check the held-out oracle (`evaluation.oracle`) of a run instead of the one that it learns from.
         responses: A .jsonl file of prompts with responses. [default: the run's own responses]
         iteration: The iteration of the run.
         limit: The largest number of prompts to check.
@@ -132,10 +134,17 @@ def check_oracle(
     from sppo.benchmarks.options import read_oracle
     from sppo.oracle import check as oracle_check
     from sppo.progress import Terminal
+    from sppo.rundir.folder import RunError
 
-    config = read_oracle(oracle)
-    source = run or (Path(oracle) if (Path(oracle) / "recipe.yaml").is_file() else None)
-    material = oracle_check.responses_for(source, responses, iteration, limit)
+    of_run = (Path(oracle) / "recipe.yaml").is_file()
+    if held_out and not of_run:
+        raise RunError(f"--held-out: {oracle} is no run, so it has no held-out oracle; leave --held-out out")
+    config = oracle_check.oracle_of_run(Path(oracle), held_out=held_out) if of_run else read_oracle(oracle)
+    source = run or (Path(oracle) if of_run else None)
+    material = oracle_check.responses_for(source, responses, iteration, limit, config.prompt_form())
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    if of_run:
+        role = "held-out oracle" if held_out else "oracle that the run learns from"
+        terminal.say(f"checking {config.type} ({config.label}), the {role}")
     findings = oracle_check.check_oracle(config, material, terminal, run=source, tie=tie)
     oracle_check.show(findings, terminal)

@@ -13,6 +13,7 @@ from sppo.policy.opening import open_policy
 from sppo.progress import Terminal
 from sppo.reading import parse, regular
 from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in
+from sppo.recipe.oracle import Text
 from sppo.rundir.folder import RunError
 from sppo.rundir.reader import RunReader
 
@@ -24,7 +25,21 @@ class Material(NamedTuple):
     responses: list[list[str]]
 
 
-def of_run(path: Path, iteration: int | None, limit: int) -> Material:
+def oracle_of_run(path: Path, *, held_out: bool) -> OracleConfig:
+    """The oracle that a run learns from, or its held-out oracle.
+
+    Raises:
+        RunError: the run has no such oracle.
+    """
+    recipe = RunReader(path).recipe
+    config = recipe.evaluation.oracle if held_out else recipe.oracle
+    if config is None:
+        other = "leave --held-out out" if held_out else "see --held-out"
+        raise RunError(f"{path}: the recipe has no {'evaluation.oracle' if held_out else 'oracle'}; {other}")
+    return config
+
+
+def of_run(path: Path, iteration: int | None, limit: int, form: Text = "prompt") -> Material:
     """The first prompts, with their responses, of a given iteration or of the first iteration that has any.
 
     Raises:
@@ -34,17 +49,17 @@ def of_run(path: Path, iteration: int | None, limit: int) -> Material:
     for number in [iteration] if iteration is not None else run.iterations:
         rows = list(islice(run.responses(number), limit))
         if rows:
-            return Material(_shown(run, [row.messages for row in rows]), [row.texts for row in rows])
+            return Material(_shown(run, [row.messages for row in rows], form), [row.texts for row in rows])
     which = "" if iteration is None else f" in iteration {iteration}"
     raise RunError(
         f"{path}: nothing has been sampled{which}; run `sppo sample` first, or give --responses FILE"
     )
 
 
-def _shown(run: RunReader, conversations: Sequence[list[Any]]) -> list[str]:
-    """The prompts as the run's oracle sees them."""
+def _shown(run: RunReader, conversations: Sequence[list[Any]], form: Text) -> list[str]:
+    """The prompts as an oracle sees them that sees them in the given form."""
     recipe = run.recipe
-    if recipe.needed_oracle("comparing responses").prompt_form() != "chat":
+    if form != "chat":
         return [plain_text(messages) for messages in conversations]
     chat = open_policy(recipe.policy.model, run=run.path).chat
     return [chat.text(messages) for messages in conversations]
@@ -139,7 +154,9 @@ def _print(terminal: Terminal, title: str, rows: dict[str, str]) -> None:
         terminal.show(f" {name.ljust(widths[0])}  {value.rjust(widths[1])}")
 
 
-def responses_for(run: Path | None, file: Path | None, iteration: int | None, limit: int) -> Material:
+def responses_for(
+    run: Path | None, file: Path | None, iteration: int | None, limit: int, form: Text
+) -> Material:
     """The prompts and responses of a file, or else of a run.
 
     Raises:
@@ -151,4 +168,4 @@ def responses_for(run: Path | None, file: Path | None, iteration: int | None, li
         raise RunError(
             f"there are no responses to compare; give a run, or --responses FILE with lines like {_LINE}"
         )
-    return of_run(run, iteration, limit)
+    return of_run(run, iteration, limit, form)

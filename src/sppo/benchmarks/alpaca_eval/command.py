@@ -66,7 +66,12 @@ class AlpacaEval:
                 return
         control = None if no_length_control else read_length_control(length_control)
         instructions = None if baseline is None else play.read_baseline(baseline).instructions
-        rows = [play.score_file(path, control, instructions) for path in annotations or []]
+        rows, failures = [], []
+        for path in annotations or []:
+            try:
+                rows.append(play.score_file(path, control, instructions))
+            except ValueError as error:  # the other files are scored all the same
+                failures.append(str(error))
         if participants:
             if (judging.judge is None) == (oracle is None):
                 raise RunError(
@@ -80,7 +85,10 @@ class AlpacaEval:
                 rows += [benchmark.evaluate(participant) for participant in participants]
                 usage = server.endpoint.usage if server else None
                 results.save_all(evaluation.home, AlpacaEval.name, rows, evaluation.terminal, usage)
-        common.show(AlpacaEval.table(rows), rows)
+        if rows:
+            common.show(AlpacaEval.table(rows), rows)
+        if failures:
+            raise RunError("\n".join(failures))
 
     @staticmethod
     def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
