@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+TRANSFORMERS_4 = .venv-transformers-4
 BIN = $(VENV)/bin
 PIP = PIP_CONSTRAINT=requirements.lock $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: docs quickstart real test test-all test-vllm lint lock clean
+.PHONY: docs quickstart real test test-all test-slow test-vllm lint lock clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/sppo run recipes/quickstart.yaml
@@ -19,8 +20,12 @@ real: $(VENV)/.installed-gguf
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Those that .ci/run adds.
+test-slow: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+
 # The long tests as well.
-test-all: $(VENV)/.installed-dev
+test-all: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed
 	$(BIN)/python -m pytest -m "not gpu and not vllm"
 
 # Tests with a real vLLM on the CPU, in an environment of its own: its torchaudio, torchvision and torchcodec have no
@@ -47,6 +52,12 @@ $(VLLM_VENV)/.installed: requirements-vllm.lock pyproject.toml
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+# An earlier transformers for what policies are saved for. It goes before the environment's on the path and shares the rest.
+$(TRANSFORMERS_4)/.installed: requirements-transformers-4.lock | $(VENV)/.installed
+	rm -rf $(TRANSFORMERS_4)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRANSFORMERS_4) -r $<
+	touch $@
+
 $(VENV)/.installed: $(VENV)/.python requirements.lock pyproject.toml
 	$(PIP) --editable .
 	touch $@
@@ -69,4 +80,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .venv-lock
+	rm -rf $(VENV) $(VLLM_VENV) $(TRANSFORMERS_4) .venv-lock

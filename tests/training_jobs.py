@@ -5,8 +5,12 @@ import json
 import torch
 from transformers import AutoModelForCausalLM
 
-from sppo.rundir.shards import table
+from sppo import recipe
+from sppo.algorithms.sppo import SPPO
+from sppo.policy import load as policies
+from sppo.rundir.shards import table, write_shard
 from sppo.rundir.tables import TRAINING
+from sppo.training import TrainingJob
 from sppo.training.log_probs import Tree, log_probs
 
 FAMILIES = ["llama-3", "mistral", "qwen2", "qwen3", "gemma-2", "phi-3"]
@@ -73,3 +77,34 @@ def assert_same_weights(one, two, **tolerance):
         torch.testing.assert_close(
             first[name], second[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def jobs_on(folder, tmp_path):
+    """A function that makes jobs, which train the policy in a folder."""
+    model = policies.load(folder, dtype="float32", device="cpu")
+
+    def make(name="run", count=12, win_rate=None, log_partition=None, algorithm=None, **training):
+        shard = tmp_path / f"part-{name}.parquet"
+        given = {"win_rate": win_rate, "log_partition": log_partition}
+        values = {key: value for key, value in given.items() if value is not None}
+        write_shard(shard, examples_table(model, count, **values), {})
+        work = tmp_path / f"work-{name}"
+        work.mkdir()
+        return TrainingJob(
+            policy=str(folder),
+            opponent=OPPONENT,
+            shards=[str(shard)],
+            output=str(tmp_path / f"out-{name}"),
+            work=str(work),
+            metrics=str(tmp_path / f"{name}.jsonl"),
+            prompts=count,
+            seed=7,
+            dtype="float32",
+            attn_implementation=None,
+            trust_remote_code=False,
+            chat_template=None,
+            algorithm=SPPO(**(algorithm or {"eta": 2.0})),
+            settings=recipe.Training(**{"learning_rate": 1e-3, "batch_prompts": 4, "epochs": 2, **training}),
+        )
+
+    return make

@@ -1,9 +1,9 @@
 import shutil
 
+import multimodal_models
 import pytest
 import tiny_models
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from training_jobs import TREES
 
@@ -70,44 +70,8 @@ def test_parameters_are_counted_from_the_headers():
     assert policy.count_parameters(POLICY) == AutoModelForCausalLM.from_pretrained(POLICY).num_parameters()
 
 
-def multimodal(folder, kind):
-    """A tiny model of text and images, as its releases are stored."""
-    text = {
-        "vocab_size": 400,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
-    }
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    if kind == "qwen3_5":
-        linear = {f"linear_{name}": size for name, size in LINEAR_ATTENTION.items()}
-        text |= {"layer_types": ["linear_attention", "full_attention"], **linear}
-        vision = {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "depth": 1,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-        }
-        config = transformers.Qwen3_5Config(text_config=text, vision_config=vision)
-        model = transformers.Qwen3_5ForConditionalGeneration(config)
-    else:
-        vision |= {"image_size": 28, "patch_size": 14}
-        config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
-        model = transformers.Gemma3ForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    return folder
-
-
-LINEAR_ATTENTION = {"num_value_heads": 4, "num_key_heads": 2, "key_head_dim": 8, "value_head_dim": 8}
-
-
 def test_weights_that_the_language_model_does_not_contain_are_named(tmp_path, caplog):
-    folder = multimodal(tmp_path / "base", "qwen3_5")
+    folder = multimodal_models.make(tmp_path / "base", "qwen3_5")
     model = policy.load(folder, dtype="float32", device="cpu")
     (message,) = [record.getMessage() for record in caplog.records if record.name == "sppo.policy.load"]
     names = set(load_file(folder / "model.safetensors"))
@@ -120,13 +84,13 @@ def test_weights_that_the_language_model_does_not_contain_are_named(tmp_path, ca
 @pytest.mark.parametrize("family", ["llama-3", "qwen2", "gemma-2", "gemma3"])
 def test_nothing_is_named_where_all_weights_are_part_of_the_model(tmp_path, family, caplog):
     folder = tmp_path / "base"
-    multimodal(folder, family) if family == "gemma3" else tiny_models.make(family, folder)
+    multimodal_models.make(folder, family) if family == "gemma3" else tiny_models.make(family, folder)
     policy.load(folder, dtype="float32", device="cpu")
     assert not [record for record in caplog.records if record.name == "sppo.policy.load"]
 
 
 def test_weights_that_text_never_reaches_are_frozen(tmp_path):
-    model = policy.load(multimodal(tmp_path / "base", "gemma3"), dtype="float32", device="cpu")
+    model = policy.load(multimodal_models.make(tmp_path / "base", "gemma3"), dtype="float32", device="cpu")
     freeze_unused(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen and all("vision" in name or "multi_modal" in name for name in frozen)

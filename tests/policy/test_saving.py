@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,8 @@ from sppo.policy.opening import open_policy
 from sppo.policy.saving import save_model, with_earlier_keys
 from sppo.policy.tokenizer_files import copy_tokenizer
 
-OLDER_PYTHON = "SPPO_OLDER_PYTHON"
-"""The environment variable that names a Python with transformers 4.57, which reads the keys of transformers 4 only."""
+TRANSFORMERS_4 = Path(__file__).parents[2] / ".venv-transformers-4"
+"""The folder with transformers 4.57 and what it needs in other versions than ours, which the Makefile installs."""
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.1, 2.2, 2.3]}
 LONGROPE = {
@@ -138,30 +138,35 @@ def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(tmp_path, valu
         policies.load(source, dtype="bfloat16", device="cpu")
 
 
+RELEASED = [
+    *((family, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}) for family in FAMILIES),
+    ("phi-3", LONGROPE),
+    ("llama-3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 2e4, "factor": 2.0}}),
+]
+IN_TRANSFORMERS_4 = """
+import sys, torch, transformers
+assert transformers.__version__.startswith("4."), transformers.__version__
+for folder in sys.argv[1:]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    torch.save(model(torch.arange(20, 60)[None]).logits.log_softmax(-1), f"{folder}/expected.pt")
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "overrides"),
-    [
-        *((family, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}) for family in FAMILIES),
-        ("phi-3", LONGROPE),
-        ("llama-3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 2e4, "factor": 2.0}}),
-    ],
-)
-def test_an_earlier_version_of_transformers_computes_the_same(tmp_path, family, overrides):
-    python = os.environ.get(OLDER_PYTHON)
-    if python is None or shutil.which(python) is None:
-        pytest.skip(f"{OLDER_PYTHON} names no Python with transformers 4.57")
-    source = tiny_models.make(family, tmp_path / "base", **overrides)
-    saved(source, tmp_path / "saved")
-    script = (
-        "import sys, torch, transformers as t; assert t.__version__.startswith('4.')\n"
-        "model = t.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()\n"
-        "torch.save(model(torch.arange(20, 60)[None]).logits.log_softmax(-1), sys.argv[2])\n"
-    )
-    subprocess.run([python, "-c", script, tmp_path / "saved", tmp_path / "logits"], check=True)
-    model = policies.load(tmp_path / "saved", dtype="float32", device="cpu")
-    expected = model(torch.arange(20, 60)[None]).logits.log_softmax(-1)
-    torch.testing.assert_close(torch.load(tmp_path / "logits"), expected, atol=1e-4, rtol=1e-4)
+def test_an_earlier_version_of_transformers_computes_the_same(tmp_path):
+    if not TRANSFORMERS_4.is_dir():
+        pytest.skip(
+            f"there is no transformers 4.57 in {TRANSFORMERS_4.name}; make {TRANSFORMERS_4.name}/.installed"
+        )
+    folders = [tmp_path / f"saved-{number}" for number in range(len(RELEASED))]
+    for number, ((family, overrides), folder) in enumerate(zip(RELEASED, folders)):
+        saved(tiny_models.make(family, tmp_path / f"base-{number}", **overrides), folder)
+    environment = {**os.environ, "PYTHONPATH": str(TRANSFORMERS_4)}
+    subprocess.run([sys.executable, "-c", IN_TRANSFORMERS_4, *folders], check=True, env=environment)
+    for folder in folders:
+        model = policies.load(folder, dtype="float32", device="cpu")
+        computed = model(torch.arange(20, 60)[None]).logits.log_softmax(-1)
+        torch.testing.assert_close(computed, torch.load(folder / "expected.pt"), atol=1e-4, rtol=1e-4)
 
 
 def test_weights_are_the_models_own(tmp_path):

@@ -4,13 +4,17 @@ import model_families
 import pytest
 import torch
 
+from sppo.policy.load import PolicyError
 from sppo.sampling import SamplingError
 from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.key_values import Cohorts, OneBatch, OnePrompt, Recomputed
+from sppo.sampling.probe import fastest_right_way
 from sppo.sampling.transformers import TransformersSampling
+from sppo.training.log_probs import measure_capabilities
 
 REFUSED = {"llama, dynamic NTK", "phi3, longrope"}
-IN_ROWS = {"falcon_mamba", "mamba", "minimax", "openai-gpt", "recurrent_gemma", "rwkv"}
+IN_ROWS = {"falcon_mamba", "mamba", "minimax", "openai-gpt", "recurrent_gemma", "rwkv", "xlstm"}
+IN_ROWS |= {"deepseek_v4", "qwen4_exp_text"}
 QUICK = ["gemma2", "gpt_neo", "llama4_text", "mamba", "phi3, longrope", "recurrent_gemma"]
 
 
@@ -48,6 +52,17 @@ def check(name):
 @pytest.mark.parametrize("name", QUICK)
 def test_what_is_drawn_has_the_probability_of_a_plain_forward(name):
     check(name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", model_families.NOT_CAUSAL)
+def test_a_model_that_sees_later_tokens_is_refused(name):
+    model = model_families.make(name)
+    message = "predicts a token from later tokens.* choose a causal language model"
+    with pytest.raises(SamplingError, match=message):
+        fastest_right_way(model)
+    with pytest.raises(PolicyError, match=message):
+        measure_capabilities(model)
 
 
 @pytest.mark.slow

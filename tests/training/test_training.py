@@ -5,13 +5,16 @@ import sys
 import time
 from pathlib import Path
 
+import multimodal_models
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_jobs import (
     FAMILIES,
     TREES,
     assert_same_weights,
+    jobs_on,
     metrics,
 )
 from transformers import AutoModelForCausalLM, get_scheduler
@@ -343,6 +346,21 @@ def test_two_processes_follow_one(job):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert_same_weights(one, two, atol=5e-5, rtol=1e-3)
     assert sum(seen) == two.steps.kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
+def test_two_processes_train_the_language_model_of_a_multimodal_base(tmp_path, kind):
+    folder = multimodal_models.make(tmp_path / "base", kind)
+    make_job = jobs_on(folder, tmp_path)
+    one, two = make_job("one", count=4), make_job("two", count=4, devices=2)
+    train(one)
+    train(two)
+    assert_same_weights(one, two, atol=5e-5, rtol=1e-3)
+    before, after = (load_file(Path(path) / "model.safetensors") for path in (folder, one.output))
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    seen = {name for name in after if "vision" in name or "multi_modal" in name}
+    assert changed and not changed & seen and bool(seen) == (kind == "gemma3")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the signal is Linux's")

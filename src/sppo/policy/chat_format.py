@@ -253,6 +253,11 @@ class ChatFormat:
         return text
 
     @cached_property
+    def vocabulary(self) -> frozenset[int]:
+        """The ids that have a text; a model's embedding can have rows for others."""
+        return frozenset(self.tokenizer.get_vocab().values())
+
+    @cached_property
     def _hidden(self) -> frozenset[int]:
         shown = "".join(self._thought_texts)
         return frozenset(

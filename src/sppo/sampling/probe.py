@@ -40,7 +40,7 @@ def fastest_right_way(model: Any) -> type[KeyValues]:
     Models of the same architecture, such as the policies of a run, are measured once in a process.
 
     Raises:
-        SamplingError: not even whole sequences without a cache can be computed.
+        SamplingError: not even whole sequences without a cache can be computed, or the model is not causal.
     """
     settings = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
     architecture = (type(model), str(settings), model.config._attn_implementation, model.dtype, model.device)
@@ -64,14 +64,21 @@ def _measure(model: Any) -> type[KeyValues]:
             return way
         if way is Cohorts:
             model.set_attn_implementation(before)
+    ids = torch.tensor([_draw_ids(model, 8)], device=model.device)
     try:
         with torch.inference_mode():
-            plain_logits(model, torch.tensor([_draw_ids(model, 4)], device=model.device))
+            first, whole = plain_logits(model, ids[:, :4])[0], plain_logits(model, ids)[0]
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, NotImplementedError) as error:
         raise SamplingError(
             f"policy.model: {type(model).__name__} cannot compute a sequence without a cache ({error}); it cannot be"
             " sampled here. Use the engine vllm, if vLLM supports the model, or another base policy"
         ) from error
+    if not _is_close(first, whole, model.dtype):
+        raise SamplingError(
+            f"policy.model: {type(model).__name__} predicts a token from later tokens, so that responses cannot be drawn"
+            " token by token; choose a causal language model, or set is_decoder in the configuration of one that was"
+            " trained as a decoder"
+        )
     return Recomputed
 
 

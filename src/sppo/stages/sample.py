@@ -149,7 +149,8 @@ def response_statistics(shards: Sequence[Path], run: Run) -> dict[str, Any]:
         `responses_drawn`: the number of responses; `response_tokens`: their mean length; `truncated_share`: the share
         that reached the length limit; `missing_end_of_turn`: the number that ended with another token; `repetition`:
         the mean share of their 4-grams that are repeats. With `policy.thought` also `unfinished_thoughts`: the number
-        that end within a thought, so that oracles read an empty text.
+        that end within a thought, so that oracles read an empty text. If tokens were drawn that the tokenizer does not
+        have, also `tokens_without_text`: their number.
     """
     chat = run.models.chat
 
@@ -158,7 +159,7 @@ def response_statistics(shards: Sequence[Path], run: Run) -> dict[str, Any]:
             for row in read_rows(path, ResponsesRow):
                 yield from row.responses
 
-    count = tokens = truncated = other_end = unfinished = 0
+    count = tokens = truncated = other_end = unfinished = without_text = 0
     repeated = 0.0
     for response in responses():
         ids = response.token_ids
@@ -167,6 +168,7 @@ def response_statistics(shards: Sequence[Path], run: Run) -> dict[str, Any]:
         truncated += response.finish_reason == "length"
         other_end += response.finish_reason == "stop" and ids[-1] != chat.end_of_turn
         unfinished += chat.answer(chat.decode(ids)) is None
+        without_text += sum(token not in chat.vocabulary for token in ids)
         repeated += repetition(ids)
     if unfinished:
         run.terminal.say(
@@ -174,7 +176,15 @@ def response_statistics(shards: Sequence[Path], run: Run) -> dict[str, Any]:
             " sampling.max_new_tokens, or see whether policy.thought names the texts that the policy writes",
             "yellow",
         )
+    if without_text:
+        run.terminal.say(
+            f"warning: {without_text} of {tokens} tokens are rows of the policy's embedding that its tokenizer has no text"
+            " for: oracles do not see them, and they are trained on. Remove the rows (model.resize_token_embeddings), or"
+            " use the tokenizer that the policy was trained with",
+            "yellow",
+        )
     return {
+        **({"tokens_without_text": without_text} if without_text else {}),
         **({} if chat.thought is None else {"unfinished_thoughts": unfinished}),
         "responses_drawn": count,
         "response_tokens": tokens / count,

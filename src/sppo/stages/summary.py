@@ -25,6 +25,7 @@ _MEASURES = (
     "truncated_share",
     "missing_end_of_turn",
     "unfinished_thoughts",
+    "tokens_without_text",
     "prompts_left_out",
     "repetition",
     "by_oracle",
@@ -36,6 +37,7 @@ _SAMPLED = (
     "truncated_share",
     "missing_end_of_turn",
     "unfinished_thoughts",
+    "tokens_without_text",
 )
 _EXAMPLES = 3
 _EXAMPLE_LENGTH = 600

@@ -176,6 +176,7 @@ def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilitie
     limits = _unmeasured_limits(config)
     model.eval()
     try:
+        _refuse_non_causal(model, allowed)
         logits = _result_or_error(lambda: measure_logits(model, mixed_precision))
         if not isinstance(logits, Logits):
             logits = None
@@ -201,6 +202,27 @@ def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilitie
     reason = f"its configuration has {limits}" if limits else "sharing the prompt would change the result"
     _log.warning("%s gets a row with the prompt for each response: %s", type(causal).__name__, reason)
     return alone
+
+
+def _refuse_non_causal(model: Any, allowed: float) -> None:
+    """Refuse a model whose prediction of a token depends on later tokens, such as an encoder."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, _vocabulary(model), (1, 8), generator=generator).to(
+        next(model.parameters()).device
+    )
+
+    def compute(part: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=part, use_cache=False).logits[0, :4]
+        return logits.float().log_softmax(dim=-1)
+
+    deviation = _result_or_error(lambda: (compute(ids[:, :4]) - compute(ids)).abs().mean())
+    # The mean over the vocabulary, because rounding changes single entries of a model in bfloat16 by more than `allowed`.
+    if isinstance(deviation, Tensor) and deviation > 10 * allowed:
+        raise PolicyError(
+            f"policy.model: {type(causal_model(model)).__name__} predicts a token from later tokens, so that it gives"
+            " responses no probabilities; choose a causal language model, or set is_decoder in the configuration of one"
+            " that was trained as a decoder"
+        )
 
 
 def _small_trees(vocabulary: int, size: int) -> list[Tree]:

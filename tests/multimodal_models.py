@@ -1,0 +1,38 @@
+"""Tiny random models of text and images, of which a policy is the language model."""
+
+import transformers
+
+LINEAR_ATTENTION = {"num_value_heads": 4, "num_key_heads": 2, "key_head_dim": 8, "value_head_dim": 8}
+
+
+def make(folder, kind):
+    """A tiny model of text and images, as its releases are stored."""
+    text = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+    }
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "qwen3_5":
+        linear = {f"linear_{name}": size for name, size in LINEAR_ATTENTION.items()}
+        text |= {"layer_types": ["linear_attention", "full_attention"], **linear}
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "depth": 1,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+        }
+        config = transformers.Qwen3_5Config(text_config=text, vision_config=vision)
+        model = transformers.Qwen3_5ForConditionalGeneration(config)
+    else:
+        vision |= {"image_size": 28, "patch_size": 14}
+        config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+        model = transformers.Gemma3ForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    return folder
