@@ -203,7 +203,7 @@ def test_log_ratios_reach_their_targets(job):
 def test_the_number_of_reported_steps_is_the_plans(job):
     counted = job(epochs=4, keep_epochs=1)
     seen = []
-    train(counted, seen.append)
+    train(counted, lambda count, text="": seen.append(count))
     assert sum(seen) == counted.steps.kept == 3
     rates = [record["learning_rate"] for record in metrics(counted)]
     expected = [learning_rate(step, counted.steps, "linear", 1e-3) for step in range(3)]
