@@ -201,14 +201,15 @@ class _Report(TrainerCallback):  # type: ignore[misc]
     def __init__(self, metrics: Path, on_step: Advance) -> None:
         self.metrics = metrics
         self.on_step = on_step
+        self.loss = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step(1)
+        self.on_step(1, self.loss)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and "loss" in logs:
             append_line(self.metrics, {"stage": "train", "step": state.global_step, **logs})
-            self.on_step(0, loss_text(logs))
+            self.loss = loss_text(logs)
 
 
 def main(path: str) -> None:

@@ -111,9 +111,10 @@ class _Report(TrainerCallback):  # type: ignore[misc]
     def __init__(self, log: Path, on_step: Advance) -> None:
         self.log, self.on_step = log, on_step
         self.seen = 0
+        self.loss = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step(state.global_step - self.seen)
+        self.on_step(state.global_step - self.seen, self.loss)
         self.seen = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -123,7 +124,7 @@ class _Report(TrainerCallback):  # type: ignore[misc]
             raise OracleError(
                 f"step {state.global_step}: the loss is {logs['loss']}; lower training.learning_rate"
             )
-        self.on_step(0, f"loss {logs['loss']:.4g}")
+        self.loss = f"loss {logs['loss']:.4g}"
         if state.is_world_process_zero:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
