@@ -341,7 +341,7 @@ def test_two_processes_follow_one(job):
     one, two = job("one", count=10), job("two", count=10, devices=2)
     seen = []
     train(one)
-    train(two, seen.append)
+    train(two, lambda count, note="": seen.append(count))
     losses = [[record["loss"] for record in metrics(which)] for which in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert_same_weights(one, two, atol=5e-5, rtol=1e-3)
