@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pairrm_checkpoints import FIXTURES, as_shards, recorded
 
+from sppo import oracle
 from sppo.oracle.pairrm import PairRM, averaged
 from sppo.oracle.pairrm_input import Limits
 
@@ -167,3 +168,20 @@ def test_the_hf_layout_in_several_files(tmp_path, expected, groups, logits_of):
     found = PairRM.from_pretrained(folder, device="cpu").logits([group["source"]], [group["candidates"][:2]])
     wanted = logits_of(group["source"], group["candidates"][:2])
     np.testing.assert_allclose(found[0], wanted, atol=1e-6)  # rounding depends on where weights lie in memory
+
+
+def test_limits_that_a_checkpoint_does_not_state_are_assumed_aloud_and_can_be_given(shared, caplog):
+    """PairRM-hf has none in its config.json; the original layout of the same weights has them."""
+    folder = shared / "data" / "pairrm" / "PairRM-hf"
+    if not folder.is_dir():
+        pytest.skip("there is no PairRM in shared/data/pairrm")
+    silent = oracle.load(
+        {"type": "pairrm", "model": str(folder), "source_maxlength": 40, "candidate_maxlength": 20}
+    )
+    assert "assumed" not in caplog.text
+    texts = [["word " * 60, "another " * 60]]
+    assumed = oracle.load({"type": "pairrm", "model": str(folder)})
+    assert "source_maxlength 1224, candidate_maxlength 412" in caplog.text
+    for loaded, truncated in ((silent, 1), (assumed, 0)):
+        loaded.compare(["long " * 100], texts)
+        assert loaded.counts["prompts_truncated"] == truncated

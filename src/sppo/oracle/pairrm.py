@@ -49,6 +49,7 @@ GPU_BATCH_PAIRS = 8
 CPU_BATCH_VALUES = 2**19
 """Hidden values that go side by side on a CPU, where larger batches leave its caches and were measured slower."""
 
+LIMITS = ("source_maxlength", "candidate_maxlength")
 Probability = Literal["pairwise", "calibrated", "averaged"]
 
 _PUBLISHED_PARAMETERS = 0.4e9
@@ -70,6 +71,10 @@ class PairRMOracle(ModelOracle):
     """The form in which PairRM sees prompts: plain or templated."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights."""
+    source_maxlength: int | None = Field(None, ge=3)
+    """Longest prompt in tokens; None takes the checkpoint's, or the published PairRM's 1224 if it states none."""
+    candidate_maxlength: int | None = Field(None, ge=3)
+    """Longest response in tokens; None takes the checkpoint's, or the published PairRM's 412 if it states none."""
     batch_pairs: int | None = Field(None, ge=1)
     """Ordered pairs that are computed side by side; None chooses by the device and the model's size."""
     opponents: int | None = Field(None, ge=1)
@@ -91,8 +96,13 @@ class PairRMOracle(ModelOracle):
     def load(self) -> PairRM:
         """PairRM, loaded."""
         model = self.folder if self.model == "tinyworld" else self.model
-        settings = self.model_dump(include={"revision", "probability", "dtype", "batch_pairs"})
+        settings = self.model_dump(include={"revision", "probability", "dtype", "batch_pairs", *LIMITS})
         return PairRM.from_pretrained(model, **settings)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings and the weights; limits only if they are given, so that runs without them stay valid."""
+        values = super().identity()
+        return {name: value for name, value in values.items() if name not in LIMITS or value is not None}
 
     @property
     def is_transitive(self) -> bool:
@@ -150,6 +160,8 @@ class PairRM:
         probability: Probability = "pairwise",
         dtype: Literal["float32", "bfloat16"] = "float32",
         batch_pairs: int | None = None,
+        source_maxlength: int | None = None,
+        candidate_maxlength: int | None = None,
         device: str | torch.device | None = None,
     ) -> PairRM:
         """Load a checkpoint in the layout of `llm-blender/PairRM` or of `llm-blender/PairRM-hf`.
@@ -160,6 +172,8 @@ class PairRM:
             probability: how P is made from M; see the module.
             dtype: of the encoder; the head is always float32.
             batch_pairs: at most so many ordered pairs in one forward pass; None: by device and size.
+            source_maxlength: the longest prompt in tokens; None: the checkpoint's.
+            candidate_maxlength: the longest response in tokens; None: the checkpoint's.
             device: None: the first accelerator, or else the CPU.
 
         Raises:
@@ -174,7 +188,10 @@ class PairRM:
 
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: {dtype!r}; known are float32, bfloat16")
-        checkpoint = pairrm_checkpoint.read(pairrm_checkpoint.find(os.fspath(model), revision))
+        checkpoint = pairrm_checkpoint.limited(
+            pairrm_checkpoint.read(pairrm_checkpoint.find(os.fspath(model), revision)),
+            {"source_maxlength": source_maxlength, "candidate_maxlength": candidate_maxlength},
+        )
         inputs = PairInput(
             checkpoint.tokenizer_json, checkpoint.limits, checkpoint.declared_ids, checkpoint.markers
         )

@@ -4,10 +4,11 @@ The original layout (`llm-blender/PairRM`) has the configuration of a ranker, wh
 (`llm-blender/PairRM-hf`) is a transformers folder whose architecture is a `...PairRM`. Weights are safetensors.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ PICKLED_WEIGHTS, PICKLED_SHARDS = "pytorch_model.bin", "pytorch_model*.bin"
 ARCHITECTURE = "PairRM"
 """The end of the architecture's name in a transformers folder, as in DebertaV2PairRM."""
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -42,6 +45,7 @@ class Checkpoint:
         n_tasks: the number of outputs of the head, whose mean is the logit.
         declared_ids: the token ids of the prefixes, as the configuration states them.
         markers: the tokens that begin and end each part.
+        assumed_limits: the names of the limits that the configuration does not state.
     """
 
     folder: Path
@@ -52,6 +56,7 @@ class Checkpoint:
     n_tasks: int
     declared_ids: Mapping[str, int]
     markers: tuple[str, str] = ("[CLS]", "[SEP]")
+    assumed_limits: tuple[str, ...] = ()
 
 
 def convert_bin(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
@@ -141,6 +146,26 @@ def read(folder: Path) -> Checkpoint:
     )
 
 
+def limited(checkpoint: Checkpoint, given: Mapping[str, int | None]) -> Checkpoint:
+    """A checkpoint with the limits that are given; a note is logged for those that neither say.
+
+    Args:
+        checkpoint: the checkpoint.
+        given: `source_maxlength` and `candidate_maxlength`; None keeps the checkpoint's.
+    """
+    own = {"source_maxlength": checkpoint.limits.source, "candidate_maxlength": checkpoint.limits.candidate}
+    assumed = [f"{name} {own[name]}" for name in checkpoint.assumed_limits if given[name] is None]
+    if assumed:
+        _log.warning(
+            "note: %s/config.json states no limits; those of the published PairRM are assumed: %s. Set them in the recipe"
+            " if the model was trained with others (oracle.source_maxlength, oracle.candidate_maxlength)",
+            checkpoint.folder,
+            ", ".join(assumed),
+        )
+    values = {name: own[name] if value is None else value for name, value in given.items()}
+    return replace(checkpoint, limits=Limits(values["source_maxlength"], values["candidate_maxlength"]))
+
+
 def _original_layout(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
     where = f"{folder}/config.json"
     for field, expected in {"ranker_type": "pairranker", "reduce_type": "linear"}.items():
@@ -166,6 +191,9 @@ def _original_layout(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
         resized=True,
         tokenizer_json=_existing(own if own.exists() else backbone / "tokenizer.json"),
         limits=_limits(config, where),
+        assumed_limits=tuple(
+            name for name in ("source_maxlength", "candidate_maxlength") if name not in config
+        ),
         n_tasks=_n_tasks(config, where),
         declared_ids={},
     )
@@ -185,6 +213,9 @@ def _hf_layout(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
         resized=False,
         tokenizer_json=_existing(folder / "tokenizer.json"),
         limits=_limits(config, where),
+        assumed_limits=tuple(
+            name for name in ("source_maxlength", "candidate_maxlength") if name not in config
+        ),
         n_tasks=_n_tasks(config, where),
         declared_ids={prefix: config[name] for prefix, name in fields.items() if name in config},
         markers=markers(folder),
