@@ -10,7 +10,7 @@ from sppo.recipe import registry
 from sppo.report.charts import Table
 from sppo.report.head_to_head import HeadToHead
 from sppo.rundir.reader import RunReader
-from sppo.rundir.records import read_record
+from sppo.rundir.records import DamagedRecord, load_record
 
 _INVALID = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What reading a result raises that another version has written."""
@@ -26,8 +26,8 @@ def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[s
     """
     shown, reader = [], RunReader(run)
     for name in registry.names("benchmarks"):
-        contents = [read_record(path) or {} for path in _files(folders, f"{name}.json")]
-        results = [row for content in contents for row in _mappings(content.get("results"))]
+        contents = _contents(folders, f"{name}.json", notes)
+        results = [row for _, content in contents for row in _mappings(content.get("results"))]
         own = [row for row in results if reader.owns(_policy_path(row))]
         if not own:
             continue
@@ -43,8 +43,7 @@ def tables(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[s
 def matrices(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple[str, HeadToHead]]:
     """The matrices of `sppo evaluate head-to-head` with a policy of the run; arguments as for :func:`tables`."""
     shown, reader = [], RunReader(run)
-    for path in _files(folders, "head-to-head.json"):
-        content = read_record(path) or {}
+    for path, content in _contents(folders, "head-to-head.json", notes):
         policies = _mappings(content.get("policies"))
         if not any(reader.owns(policy.get("path", "")) for policy in policies):
             continue
@@ -59,9 +58,19 @@ def matrices(run: Path, folders: Sequence[Path], notes: list[str]) -> list[tuple
     return shown
 
 
-def _files(folders: Sequence[Path], name: str) -> list[Path]:
-    paths = [path for folder in folders for path in (folder / name, *folder.glob(f"*/{name}"))]
-    return sorted({path.resolve() for path in paths if path.is_file()})
+def _contents(folders: Sequence[Path], name: str, notes: list[str]) -> list[tuple[Path, Mapping[str, Any]]]:
+    """The files of a name in the folders and one level below, with their contents; damaged files are noted."""
+    paths = {path.resolve() for folder in folders for path in (folder / name, *folder.glob(f"*/{name}"))}
+    contents: list[tuple[Path, Mapping[str, Any]]] = []
+    for path in sorted(paths):
+        try:
+            content = load_record(path)
+        except DamagedRecord as error:
+            notes.append(f"{path} is left out: {error}")
+            continue
+        if content is not None:
+            contents.append((path, content))
+    return contents
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
