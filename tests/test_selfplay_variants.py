@@ -151,7 +151,7 @@ def test_prompts_that_are_not_trained_on_are_said_loudly(tmp_path):
     assert 0 < trained < 0.9 * prompts
     warning = f"WARNING: iteration 1: it is trained on {trained} of {prompts} prompts"
     assert said.index(warning) < said.index("iteration 1: train:"), "before the training"
-    assert f"  {trained} of {prompts} " in said
+    assert f"  trained on {trained} of {prompts} prompts" in said
     assert any("trained on" in text for text in row["warnings"])
     assert "at least 99% is demanded (guard.min_trained_share)" in row["alarms"][-1]
     assert "WARNING: iteration 1 has failed" in said

@@ -355,10 +355,10 @@ def test_chat_refuses_a_folder_that_is_neither(capsys, tmp_path):
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
 def test_the_text_of_an_error_is_never_megabytes(capsys, kind):
-    from sppo.cli.main import _show_expected_error
+    from sppo.cli.main import show_expected_error
 
     error = type("Said", (kind,), {"__module__": "sppo.x"})("a" * 5_000_000 + "the end")
-    assert _show_expected_error(error) == 1
+    assert show_expected_error(error) == 1
     said = capsys.readouterr().err
     assert len(said) < 11_000 and said.rstrip().endswith("the end")
 

@@ -20,7 +20,7 @@ from sppo.recipe import Recipe, RecipeError, load, parse, parse_oracle, trl_name
             SMALLEST + "guard: {colour: red}\n",
             [
                 "guard.colour: unknown key; known here: max_kl, max_kl_per_token, max_length_ratio, max_repetition, max_sampler_deviation,"
-                " max_truncated_rise, min_length_ratio, min_trained_share, on_failure"
+                " max_task_fall, max_truncated_rise, min_length_ratio, min_trained_share, on_failure"
             ],
         ),
         (
