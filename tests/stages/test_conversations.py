@@ -13,7 +13,7 @@ from small_runs import play_aloud, rows, small
     [
         ("mistral", "Try <s>!"),
         pytest.param("gemma-2", "a <bos>", marks=pytest.mark.slow),
-        pytest.param("phi-3", "So </>: it", marks=pytest.mark.slow),
+        pytest.param("phi-3", "So</>: it", marks=pytest.mark.slow),
         pytest.param("phi-3", "</s>: it", marks=pytest.mark.slow),
     ],
 )
