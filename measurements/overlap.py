@@ -65,7 +65,7 @@ def texts(count: int) -> list[str]:
     """The first UltraFeedback prompts that fit into the model's context."""
     with (SHARED / "data/prompts/ultrafeedback/prompts.jsonl").open(encoding="utf-8") as file:
         found = [json.loads(line)["prompt"] for line in file]
-    return [text for text in found if len(text) < 2000][:count]
+    return [text for text in found if len(text) < 1000][:count]
 
 
 def idle(prompts: list[str], shard: int, max_new_tokens: int) -> None:
@@ -177,7 +177,7 @@ def seconds(
         {
             "iterations": 1,
             "policy": {"model": str(POLICY)},
-            "prompts": {"train": str(source), "held_out": 1},
+            "prompts": {"train": str(source), "held_out": 1, "invalid": "skip"},
             "sampling": {"k": K, "max_new_tokens": max_new_tokens},
             "oracle": {
                 "type": "judge",
