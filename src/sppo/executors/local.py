@@ -87,13 +87,10 @@ class Local(Executor):
                     made.put(number)
             models.release()
             on_made(jobs[0])
-        except BaseException as error:
+        except BaseException:
             follower.is_stopped = True
             made.put(None)
-            if isinstance(
-                error, Exception
-            ):  # after a Ctrl-C, the answers that are on their way are not waited for
-                follower.join()
+            follower.join()  # after a Ctrl-C too: the interpreter may abort if it ends while a thread is at work
             raise
         made.put(None)
         follower.join()
