@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -195,7 +194,8 @@ def seconds(
     sample = Sample(run, 1, prompts[-1], run.base)
     annotate = Annotate(run, 1, sample)
     found: dict[str, Any] = {}
-    for name, stages in {"both": [sample, annotate]}.items() if together else _apart(sample, annotate):
+    groups = {"both": [sample, annotate]} if together else {"sample": [sample], "annotate": [annotate]}
+    for name, stages in groups.items():
         begin = time.perf_counter()
         make_together(stages)
         found[name] = time.perf_counter() - begin
@@ -205,11 +205,6 @@ def seconds(
         for path in sorted(stage.files.folder.glob("part-*"))
     ]
     return found
-
-
-def _apart(sample: Sample, annotate: Annotate) -> Iterator[tuple[str, list[Any]]]:
-    yield "sample", [sample]
-    yield "annotate", [annotate]
 
 
 if __name__ == "__main__":

@@ -134,10 +134,11 @@ class VllmSampler(Sampler):
                 number, batch = next(coming, (-1, None))
                 if batch is None:
                     break
+                if not batch.prompts:
+                    yield number, []
+                    continue
                 begun[number] = _Begun(batch)
                 self._begin(number, begun[number], k)
-                if not batch.prompts:
-                    yield number, begun.pop(number).responses
             if not begun:
                 return
             number, prompt, responses = self._next_responses(begun, k)
@@ -145,7 +146,9 @@ class VllmSampler(Sampler):
             on_response(k)
             if not begun[number].missing:
                 self._attempts = 0
-                yield number, begun.pop(number).responses
+                finished = begun.pop(number)
+                self.engine.is_idle = not begun
+                yield number, finished.responses
 
     def _begin(self, number: int, begun: "_Begun", k: int) -> None:
         """Hand the engine the prompts of a batch that have no responses yet."""
@@ -177,7 +180,6 @@ class VllmSampler(Sampler):
                 for number, batch in begun.items():
                     self._begin(number, batch, k)
         number, _, prompt = name.partition(":")
-        self.engine.is_idle = sum(len(batch.missing) for batch in begun.values()) == 1
         return int(number), int(prompt), [self.stop_strings.shortened(Response(*fields)) for fields in drawn]
 
     def close(self) -> None:
