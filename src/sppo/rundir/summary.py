@@ -34,7 +34,7 @@ def oracle_counts(run: RunFolder, iteration: int) -> dict[str, int]:
 
 
 def remarks(row: Mapping[str, Any]) -> list[str]:
-    """What an iteration left out, truncated or did not finish, in sentences.
+    """Sentences about what an iteration left out, truncated or did not finish.
 
     Args:
         row: the iteration's entry in summary.json. Of its keys, these are counted here: `sampled.unfinished_thoughts` and

@@ -1,6 +1,7 @@
 """The watched tasks of a run: their items are drawn once, and every policy is measured on the same ones."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sppo.stages.jobs import Work
 from sppo.stages.models import Models
 from sppo.stages.run import HELD_OUT, PolicyState, Run
 from sppo.stages.stage import ShardedStage, Stage
+from sppo.stages.watched_tasks import LoadedTask
 
 
 class Items(Stage):
@@ -67,11 +69,27 @@ class MeasureItems(Work):
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """The items of the shard with their scores."""
-        rows = read_rows(sources[0], ItemRow)
-        (config,) = (task for task in models.recipe.evaluation.tasks if task.name == rows[0].task)
-        with watched_tasks.opened(config) as task:
-            scores = task.measure(models.examinee(self.policy), [(row.member, row.number) for row in rows])
-        advance(len(rows))
+        ((_, table),) = self.stream(models, [sources], advance)
+        return table
+
+    def stream(
+        self, models: Models, shards: Iterable[Sequence[Path]], advance: Advance
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """The items of each shard with their scores; a task is read once for all shards in a row that hold its items."""
+        configs = {config.name: config for config in models.recipe.evaluation.tasks}
+        task: LoadedTask | None = None
+        with contextlib.ExitStack() as opened:
+            for number, sources in enumerate(shards):
+                rows = read_rows(sources[0], ItemRow)
+                if task is None or task.config.name != rows[0].task:
+                    opened.close()
+                    task = opened.enter_context(watched_tasks.opened(configs[rows[0].task]))
+                scored = self._table(models, task, rows)
+                advance(len(rows))
+                yield number, scored
+
+    def _table(self, models: Models, task: LoadedTask, rows: Sequence[ItemRow]) -> pa.Table:
+        scores = task.measure(models.examinee(self.policy), [(row.member, row.number) for row in rows])
         scored = [
             ItemScoreRow(row.task, row.member, row.number, score)
             for row, score in zip(rows, scores, strict=True)

@@ -95,7 +95,7 @@ class Summary:
         return self._table.base(self.base.record(), sum(seconds(self.run.folder, HELD_OUT).values()))
 
     def _introduction(self) -> str:
-        """What was run, and what the columns of the table mean."""
+        """A paragraph about the run and the columns of the table."""
         recipe = self.run.recipe
         held_out, *trained = [prompts.record()["prompts"] for prompts in all_prompts(self.run)]
         k = f"K = {recipe.sampling.k}; " if recipe.algorithm.samples else ""
@@ -190,8 +190,8 @@ class Summary:
         terminal.show(self._base_row())
         for iteration in self.played:
             terminal.show(self._row(iteration))
-        for iteration in self.played:
-            for remark in remarks(self.row(iteration)):
+        for iteration, row in zip(self.played, content["iterations"], strict=True):
+            for remark in remarks(row):
                 terminal.show(f"note: iteration {iteration.number}: {remark}", "yellow")
             for warning in (*iteration.alarms, *iteration.warnings):
                 terminal.show(f"WARNING: iteration {iteration.number}: {warning}", "bold yellow")

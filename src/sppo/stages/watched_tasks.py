@@ -115,10 +115,12 @@ def opened(config: WatchedTask) -> Iterator[LoadedTask]:
         WatchedTaskError: lm-eval is not installed, does not know the task or cannot read its data, or the task has no
             figure of an item that is better when higher.
     """
-    with _quiet(), _named(config), tempfile.TemporaryDirectory() as folder:
-        manager, names = _found(config, Path(folder))
-        tasks = lm_eval_tasks.load_tasks(manager, names, config.name, _way_out(config))
-        yield LoadedTask(config, manager, tasks, *_metric(config, tasks))
+    with tempfile.TemporaryDirectory() as folder:
+        with _quiet(), _named(config):
+            manager, names = _found(config, Path(folder))
+            tasks = lm_eval_tasks.load_tasks(manager, names, config.name, _way_out(config))
+            loaded = LoadedTask(config, manager, tasks, *_metric(config, tasks))
+        yield loaded
 
 
 def check_name(config: WatchedTask) -> None:
