@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sppo.progress import Terminal, counted_text
+from sppo.progress import Terminal, counted_text, printable
 
 
 def terminal(**options):
@@ -67,3 +67,10 @@ def test_nouns_follow_their_number():
     assert [counted_text(n, "prompt") for n in (0, 1, 2, 1000)] == [
         "0 prompts", "1 prompt", "2 prompts", "1,000 prompts",
     ]  # fmt: skip
+
+
+def test_text_of_models_cannot_drive_the_terminal():
+    assert (
+        printable("a\x1b[2Jb\x07\u202ec\r\n\td\u00e9\U0001f98a\u3000e\xa0f\u200d\u200f")
+        == "a\\x1b[2Jb\\x07\\u202ec\\r\n\td\u00e9\U0001f98a\u3000e\xa0f\u200d\\u200f"
+    )

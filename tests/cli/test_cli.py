@@ -19,7 +19,6 @@ from test_selfplay import SMALL
 from sppo.cli.main import main
 from sppo.cli.start import REAL_INPUTS
 from sppo.instructions import prompts
-from sppo.progress import printable
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -361,13 +360,6 @@ def test_the_text_of_an_error_is_never_megabytes(capsys, kind):
     assert show_expected_error(error) == 1
     said = capsys.readouterr().err
     assert len(said) < 11_000 and said.rstrip().endswith("the end")
-
-
-def test_text_of_models_cannot_drive_the_terminal():
-    assert (
-        printable("a\x1b[2Jb\x07\u202ec\r\n\td\u00e9\U0001f98a\u3000e\xa0f\u200d\u200f")
-        == "a\\x1b[2Jb\\x07\\u202ec\\r\n\td\u00e9\U0001f98a\u3000e\xa0f\u200d\\u200f"
-    )
 
 
 def test_bars_show_rate_and_time_left_on_a_terminal(recipe, tmp_path):

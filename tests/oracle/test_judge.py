@@ -11,7 +11,7 @@ from chat_server import Reply, said, serve
 from sppo import oracle
 from sppo.endpoint.exchange import Answer, Choice
 from sppo.oracle import BothOrders, OracleError
-from sppo.oracle.judge_template import Template, source, verdict_probabilities, written_verdict
+from sppo.oracle.judge_template import source, verdict_probabilities, written_verdict
 from sppo.recipe import RecipeError, parse_oracle
 
 PROMPTS = ["Tell me about a fox.", "What is rain?"]
@@ -441,27 +441,6 @@ def test_texts_are_data_in_a_template(load, tmp_path):
         sent = sorted(body["messages"][1]["content"] for body in server.asked)
         assert sent == sorted([f"X{{{{|{wicked[0]}|{wicked[1]}", f"X{{{{|{wicked[1]}|{wicked[0]}"])
         assert server.asked[0]["messages"][0] == {"role": "system", "content": "Be fair."}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{{ prompt }} {{ response_a }}", r"does not show \{\{ response_b \}\}; a judge must see"),
-        ("Which is better?", r"does not show \{\{ prompt \}\}, \{\{ response_a \}\}, \{\{ response_b \}\}"),
-        ("{{ prompt }} {{ answer }}", "UndefinedError: 'answer' is undefined"),
-        ("{{ prompt", "not a template"),
-        ("{{ ().__class__.__bases__ }}{{ prompt }}{{ response_a }}{{ response_b }}", "SecurityError"),
-    ],
-)
-def test_a_template_that_cannot_be_used(text, message):
-    with pytest.raises(OracleError, match=message):
-        Template(text, "mine.jinja")
-
-
-def test_the_packages_own_templates_show_everything():
-    for verdict in ("logprobs", "samples"):
-        shown = Template(source(None, verdict), "own").render("the prompt", "the first", "the second")
-        assert all(text in shown for text in ("the prompt", "the first", "the second"))
 
 
 def test_a_template_that_is_not_there(load):

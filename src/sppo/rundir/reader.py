@@ -187,10 +187,6 @@ class RunReader:
         """The lines of an iteration's metrics.jsonl; damaged lines are left out."""
         return self.folder.read_metrics(iteration)
 
-    def damaged_metrics(self, iteration: int) -> int:
-        """The number of lines of an iteration's metrics.jsonl that are damaged, lost, or were interrupted by a kill."""
-        return self.folder.lost_metrics(iteration)
-
     def steps(self, iteration: int) -> list[dict[str, Any]]:
         """The lines of an iteration's metrics that describe a step of the optimiser."""
         return [
@@ -209,19 +205,10 @@ class RunReader:
         Raises:
             DamagedShard: a shard is missing, or it has been taken from another stage or another run.
         """
-        shards = self.shards(iteration, table)
-        record = read_stage_record(self.folder.iteration(iteration) / f"{_RECORDS[table]}.json")
-        if record is None:
-            return shards
-        names = {shard.name for shard in shards}
-        lost = next((shard["name"] for shard in record["shards"] if shard["name"] not in names), None)
-        if lost is not None:
-            raise DamagedShard(f"{self.folder.iteration(iteration) / table / lost}: this shard is missing")
-        for shard in shards:
-            if shard_metadata(shard).get("fingerprint", record["fingerprint"]) != record["fingerprint"]:
-                raise DamagedShard(
-                    f"{shard}: this shard belongs to another stage, as the stage's record says"
-                )
+        shards, folder = self.shards(iteration, table), self.folder.iteration(iteration)
+        record = read_stage_record(folder / f"{_RECORDS[table]}.json")
+        if record is not None:
+            _compare_with_record(shards, folder / table, record)
         return shards
 
     def policy(self, iteration: int) -> Path:
@@ -249,9 +236,8 @@ class RunReader:
         """
         policies = {policy.iteration: policy for policy in self.policies()}
         if iteration not in policies:
-            raise RunError(
-                f"{self.path}: iteration {iteration} has no policy; there are {', '.join(p.label for p in policies.values())}"
-            )
+            labels = ", ".join(policy.label for policy in policies.values())
+            raise RunError(f"{self.path}: iteration {iteration} has no policy; there are {labels}")
         return policies[iteration]
 
     def table(self, iteration: int, table: Table) -> list[Path]:
@@ -289,9 +275,8 @@ class RunReader:
 
     def prompts(self, iteration: int) -> list[PromptRow]:
         """The prompts of an iteration."""
-        return [
-            row for shard in self.whole_shards(iteration, "prompts") for row in read_rows(shard, PromptRow)
-        ]
+        shards = self.whole_shards(iteration, "prompts")
+        return [row for shard in shards for row in read_rows(shard, PromptRow)]
 
     def held_out_prompts(self) -> list[PromptRow]:
         """The prompts that the run holds out for its evaluations.
@@ -352,18 +337,28 @@ class RunReader:
                 " but the game needs whole matrices; annotate with an oracle that compares all of them"
             )
         if not by_iteration:
-            raise RunError(f"{self.path}: {self._lack_of_preferences(iteration)}")
+            raise RunError(f"{self.path}: {_lack_of_preferences(self.recipe, iteration)}")
         return by_iteration
 
-    def _lack_of_preferences(self, iteration: int | None) -> str:
-        algorithm = self.recipe.algorithm
-        if not algorithm.preferences:
-            return (
-                f"there are no preferences to look at, since its algorithm, {algorithm.type}, asks no oracle in training;"
-                " `sppo game policies` compares its policies"
-            )
-        which = "" if iteration is None else f" in iteration {iteration}"
-        return f"nothing has been annotated{which}; run `sppo annotate` first"
+
+def _lack_of_preferences(recipe: "recipes.Recipe", iteration: int | None) -> str:
+    if not recipe.algorithm.preferences:
+        return (
+            f"there are no preferences to look at, since its algorithm, {recipe.algorithm.type}, asks no oracle in training;"
+            " `sppo game policies` compares its policies"
+        )
+    which = "" if iteration is None else f" in iteration {iteration}"
+    return f"nothing has been annotated{which}; run `sppo annotate` first"
+
+
+def _compare_with_record(shards: Sequence[Path], folder: Path, record: Mapping[str, Any]) -> None:
+    names = {shard.name for shard in shards}
+    lost = next((shard["name"] for shard in record["shards"] if shard["name"] not in names), None)
+    if lost is not None:
+        raise DamagedShard(f"{folder / lost}: this shard is missing")
+    for shard in shards:
+        if shard_metadata(shard).get("fingerprint", record["fingerprint"]) != record["fingerprint"]:
+            raise DamagedShard(f"{shard}: this shard belongs to another stage, as the stage's record says")
 
 
 def is_run(path: Path) -> bool:

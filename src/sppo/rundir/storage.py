@@ -33,8 +33,6 @@ _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci",
 _RENEWAL_SECONDS = 10.0
 _SILENCE_SECONDS = 60.0
 """The lock of a run that is at work on another machine changes within this time."""
-
-
 _LOCKS: dict[Path, "_Lock"] = {}
 """The locks that this process holds, by the folder of the working copy."""
 

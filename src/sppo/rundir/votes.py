@@ -43,7 +43,7 @@ _Name = Annotated[str, Field(min_length=1)]
 
 
 class _Vote(BaseModel, strict=True):
-    """What the values of a vote must be."""
+    """The types and the ranges of a vote's values."""
 
     vote_id: _Name
     time: str

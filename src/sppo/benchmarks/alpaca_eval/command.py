@@ -1,12 +1,18 @@
 """`sppo evaluate alpaca-eval`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sppo.benchmarks import options, published
+
+_NoLengthControl = Annotated[
+    bool,
+    typer.Option("--no-length-control", help="Compute plain win rates only, for instructions of your own."),
+]
 
 
 class AlpacaEval:
@@ -37,12 +43,7 @@ class AlpacaEval:
             Path | None,
             typer.Option(help="Your copy of df_gamed.csv, or the folder that holds it. [default: the hub's]"),
         ] = None,
-        no_length_control: Annotated[
-            bool,
-            typer.Option(
-                "--no-length-control", help="Compute plain win rates only, for instructions of your own."
-            ),
-        ] = False,
+        no_length_control: _NoLengthControl = False,
         oracle: options.Oracle = None,
     ) -> None:
         """Score files of judgments, and evaluate policies and files of outputs."""
@@ -57,21 +58,12 @@ class AlpacaEval:
         options.require_policies_or_judgments(participants, annotations, "--annotations")
         if judging.responses_only:
             with common.evaluation(AlpacaEval.name, best_of) as evaluation:
-                instructed = play.read_baseline(baseline)
-                only_responses(
-                    evaluation,
-                    participants,
-                    lambda policy: play.collect_outputs(evaluation, instructed, policy),
-                )
+                collect = partial(play.collect_outputs, evaluation, play.read_baseline(baseline))
+                only_responses(evaluation, participants, collect)
                 return
         control = None if no_length_control else read_length_control(length_control)
         instructions = None if baseline is None else play.read_baseline(baseline).instructions
-        rows, failures = [], []
-        for path in annotations or []:
-            try:
-                rows.append(play.score_file(path, control, instructions))
-            except ValueError as error:  # the other files are scored all the same
-                failures.append(str(error))
+        rows, failures = play.score_files(annotations or [], control, instructions)
         if participants:
             if (judging.judge is None) == (oracle is None):
                 raise RunError(

@@ -229,6 +229,19 @@ def score(
     return {**alpaca_eval.leaderboard_row(raw, controlled, output_lengths), "weights": weights}
 
 
+def score_files(
+    paths: Sequence[Path], control: LengthControl | None, instructions: Sequence[str] | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of files of judgments that were made elsewhere, and the errors of those that cannot be used."""
+    rows, failures = [], []
+    for path in paths:
+        try:
+            rows.append(score_file(path, control, instructions))
+        except ValueError as error:  # the other files are scored all the same
+            failures.append(str(error))
+    return rows, failures
+
+
 def score_file(
     path: Path, control: LengthControl | None, instructions: Sequence[str] | None
 ) -> dict[str, Any]:
