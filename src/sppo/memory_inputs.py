@@ -1,4 +1,4 @@
-"""What is handed over in memory, in the form in which recipes and commands name it.
+"""Values in memory, such as functions and rows, in the form in which recipes and commands name them.
 
 Functions become their names, and rows (prompts, judged pairs) become a file whose name is the digest of their content.
 """

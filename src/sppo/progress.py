@@ -1,4 +1,4 @@
-"""What commands say: progress and warnings on the standard error, results on the standard output."""
+"""The output of commands: progress and warnings on the standard error, results on the standard output."""
 
 import contextlib
 import importlib.util

@@ -96,7 +96,7 @@ class OwnProcess:
             return answer.get("value")
 
     def compare(self, prompts: Prompts, responses: Responses, seconds: float) -> Preferences:
-        """What the function returns; raises what :meth:`ask` raises."""
+        """The matrices that the function returns; raises what :meth:`ask` raises."""
         asked: dict[str, Any] = {"prompts": list(prompts), "responses": [list(texts) for texts in responses]}
         if (
             "torch" in sys.modules

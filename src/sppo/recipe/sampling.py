@@ -34,7 +34,7 @@ class Response:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the log-probabilities, of whatever engine; None if nothing is."""
+        """The fault of the log-probabilities, as a phrase, whichever engine drew them; None if there is none."""
         if len(self.token_log_probs) != len(self.token_ids):
             return f"{len(self.token_log_probs)} log-probabilities for {len(self.token_ids)} tokens"
         wrong = [value for value in self.token_log_probs if not -math.inf < value <= _ROUNDING]
