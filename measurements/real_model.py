@@ -1,11 +1,11 @@
 """A real instruct model, SmolLM2-135M-Instruct, on the benchmarks, by the commands that a user would type.
 
-    python measurements/real_model.py MODEL [--output evaluations/real-model] [--only NAME ...]
+    python measurements/real_model.py MODEL [--data FOLDER] [--output evaluations/real-model] [--only NAME ...]
 
 MODEL is the folder that ../shared/tools/smollm2 makes. The figures stand in docs/experiments.md under "A real model on the
 benchmarks". Each benchmark takes a sample that is stated below and that a seed draws, in bfloat16 with one thread; the
 script prints the CPU time of each. It goes on after an interruption, because `sppo evaluate` does. The data are those of
-../shared/data beside the checkout.
+../shared/data beside the checkout, or of another folder with the same files.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED = 0
 ITEMS = {"winogrande": 200, "mmlu": 100, "truthfulqa": 50, "hellaswag": 50, "arc": 30, "gsm8k": 12}
 """The items of each task of the Open LLM Leaderboard."""
@@ -46,11 +45,11 @@ def read(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def samples(folder: Path) -> dict[str, list[str]]:
+def samples(data: Path, folder: Path) -> dict[str, list[str]]:
     """The arguments of `sppo evaluate` for each benchmark; samples of the benchmarks' files are written to the folder."""
-    prompts = draw(read(SHARED / "prompts" / "ifeval_input_data.jsonl"), IFEVAL)
+    prompts = draw(read(data / "prompts" / "ifeval_input_data.jsonl"), IFEVAL)
     ifeval = write(folder / "ifeval.jsonl", prompts)
-    questions = read(SHARED / "mt_bench" / "question.jsonl")
+    questions = read(data / "mt_bench" / "question.jsonl")
     by_category: dict[str, list[Any]] = {}
     for question in questions:
         by_category.setdefault(question["category"], []).append(question)
@@ -58,7 +57,7 @@ def samples(folder: Path) -> dict[str, list[str]]:
     chosen = [question for rows in by_category.values() for question in draw(rows, of_each)]
     write(folder / "mt_bench" / "question.jsonl", chosen)
     judged = pq.read_table(
-        SHARED / "preferences" / "train.parquet", columns=["instruction", "dataset", "output_1"]
+        data / "preferences" / "train.parquet", columns=["instruction", "dataset", "output_1"]
     )
     outputs = {row["instruction"]: row for row in judged.to_pylist()}
     baseline = [
@@ -72,7 +71,7 @@ def samples(folder: Path) -> dict[str, list[str]]:
     ]
     (folder / "alpaca_eval.json").write_text(json.dumps(baseline))
     tasks = {
-        name: ["open-llm", "--data", str(SHARED / "open_llm"), "--task", name, "--limit", str(count)]
+        name: ["open-llm", "--data", str(data / "open_llm"), "--task", name, "--limit", str(count)]
         for name, count in ITEMS.items()
     }
     short, long = "{max_new_tokens: 256, temperature: 0.7}", "{max_new_tokens: 512}"
@@ -92,10 +91,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model", help="the folder of SmolLM2-135M-Instruct")
     parser.add_argument("--output", type=Path, default=Path("evaluations/real-model"))
+    shared = Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=shared, help="the folder of the benchmarks' data")
     parser.add_argument("--only", action="append", help="run this benchmark only; may be repeated")
     given = parser.parse_args()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    for name, arguments in samples(given.output / "samples").items():
+    for name, arguments in samples(given.data, given.output / "samples").items():
         if given.only and name not in given.only:
             continue
         home = given.output / name

@@ -206,6 +206,18 @@ class JudgeOptions:
         ),
     ] = False
 
+    def is_without_judging(self, judgments: Sequence[Path] | None, oracle: str | None = None) -> bool:
+        """Whether the command ends when the policies have responded.
+
+        Raises:
+            RunError: judgments are asked for as well.
+        """
+        if self.responses_only and (self.judge or judgments or oracle):
+            raise RunError(
+                "--responses-only: no judge is asked; leave out --judge, --oracle and files of judgments"
+            )
+        return self.responses_only
+
     def server(self, home: Path) -> "Judge":
         """The judge, whose answers are kept in a folder.
 

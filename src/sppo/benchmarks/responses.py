@@ -104,14 +104,16 @@ def only_responses(
     """
     if not participants or not all(participant.is_policy for participant in participants):
         raise RunError("--responses-only: name policies, which respond; files have their responses already")
+    rows = []
     for participant in participants:
         collected = respond(participant)
-        truncated = collected.shortcomings["truncated_share"]
+        name, found = evaluation.name(participant), collected.shortcomings
+        rows.append({"name": name, "responses": str(collected.path), **found})
         evaluation.terminal.say(
-            f"{evaluation.name(participant)}: {len(collected.turns)} responses,"
-            f" {collected.shortcomings['response_tokens']:.1f} tokens on average, {truncated:.1%} truncated, in"
-            f" {collected.path}"
+            f"{name}: {len(collected.turns)} responses, {found['response_tokens']:.1f} tokens on average,"
+            f" {found['truncated_share']:.1%} truncated, in {collected.path}"
         )
+    evaluation.terminal.show_json(rows)
 
 
 def collect_responses(

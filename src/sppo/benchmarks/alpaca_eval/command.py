@@ -56,7 +56,7 @@ class AlpacaEval:
 
         participants = common.participants()
         options.require_policies_or_judgments(participants, annotations, "--annotations")
-        if judging.responses_only:
+        if judging.is_without_judging(annotations, oracle):
             with common.evaluation(AlpacaEval.name, best_of) as evaluation:
                 collect = partial(play.collect_outputs, evaluation, play.read_baseline(baseline))
                 only_responses(evaluation, participants, collect)

@@ -35,11 +35,12 @@ class ArenaHard:
 
         participants = common.participants()
         options.require_policies_or_judgments(participants, judgments)
+        without_judging = judging.is_without_judging(judgments)
         rows = [play.score_file(path, common.seed) for path in judgments or []]
         if participants:
             folder = options.needed(data, "--data")
             with common.evaluation(ArenaHard.name, best_of) as evaluation:
-                if judging.responses_only:
+                if without_judging:
                     questions = read_questions(folder / "question.jsonl")
                     only_responses(
                         evaluation,

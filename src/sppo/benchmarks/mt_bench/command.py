@@ -36,11 +36,12 @@ class MtBench:
 
         participants = common.participants()
         options.require_policies_or_judgments(participants, judgments)
+        without_judging = judging.is_without_judging(judgments)
         rows = [row for path in judgments or [] for row in play.score_file(path)]
         if participants:
             folder = options.needed(data, "--data")
             with common.evaluation(MtBench.name) as evaluation:
-                if judging.responses_only:
+                if without_judging:
                     questions = play.read_tempered_questions(folder)
                     only_responses(
                         evaluation,
