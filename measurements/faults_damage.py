@@ -239,7 +239,7 @@ def readings(run: Path) -> dict[str, str]:
     for number in range(3):
         for stage in ("prompts", "sample", "annotate", "select", "train", "evaluate"):
             read(f"record of {stage} {number}", lambda n=number, s=stage: reader.record(n, s))
-        read(f"steps {number}", lambda n=number: (reader.damaged_metrics(n) and None) or reader.steps(n))
+        read(f"steps {number}", lambda n=number: None if reader.folder.lost_metrics(n) else reader.steps(n))
         read(f"held-out responses {number}", lambda n=number: load_run(run).responses(n, held_out=True)[:])
         read(f"responses {number}", lambda n=number: load_run(run).responses(n)[:])
         read(f"preferences {number}", lambda n=number: load_run(run).preferences(n)[:])
@@ -343,8 +343,9 @@ def run_case(state: State, number: int, seed: int, folder: Path, ledger: attack.
     content = (run / path).read_bytes() if (run / path).is_file() else None
     case = {"state": state.name, "kind": kind(path), "file": str(path), "damage": what}
     name = f"{seed}-{number}"
-    reading = attack.attempt(lambda: print(json.dumps(readings(run))), folder, LIMIT)
-    wrong = _wrong_readings(reading, state, ledger)
+    found = folder / "readings.json"
+    reading = read_apart(run, found)
+    wrong = _wrong_readings(reading, found, state)
     if wrong:
         ledger.add(name, f"FAILED: read {wrong}", reading, **case)
         return
@@ -363,18 +364,21 @@ def run_case(state: State, number: int, seed: int, folder: Path, ledger: attack.
     ledger.add(name, verdict, outcome, **case, command=" ".join(arguments))
 
 
-_undamaged: dict[str, dict[str, str]] = {}
+def read_apart(run: Path, target: Path) -> attack.Outcome:
+    """Read a run in a fork, which writes what it has read into a file: libraries write to its output as well."""
+    return attack.attempt(lambda: target.write_text(json.dumps(readings(run))) and 0, target.parent, LIMIT)
 
 
-def _wrong_readings(reading: attack.Outcome, state: State, ledger: attack.Ledger) -> str | None:
+def _wrong_readings(reading: attack.Outcome, found: Path, state: State) -> str | None:
     """The names of results that were read and are not those of the undamaged state."""
-    if state.name not in _undamaged:
-        plain = attack.attempt(lambda: print(json.dumps(readings(state.folder / "run"))), state.folder, LIMIT)
-        _undamaged[state.name] = json.loads(plain.text)
+    undamaged = state.folder / "readings.json"
+    if not undamaged.is_file():
+        plain = read_apart(state.folder / "run", undamaged)
+        assert plain.code == 0, f"the undamaged run cannot be read, code {plain.code}: {plain.text}"
     if reading.code:
         return None if "recipe.yaml" in reading.text else f"with an error: {reading.text[-300:]}"
-    right, found = _undamaged[state.name], json.loads(reading.text)
-    return ", ".join(name for name in right if found[name] not in ("refused", right[name])) or None
+    right, read = (json.loads(path.read_text(encoding="utf-8")) for path in (undamaged, found))
+    return ", ".join(name for name in right if read[name] not in ("refused", right[name])) or None
 
 
 def attack_files(

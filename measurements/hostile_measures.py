@@ -222,8 +222,8 @@ def votes(folder: Path, draw: random.Random, materials: Materials) -> Case:
 
 
 def _recount(path: Path) -> None:
-    from sppo.arena import votes as vote_files
     from sppo.benchmarks.head_to_head.play import of_votes
+    from sppo.rundir import votes as vote_files
 
     found = of_votes([path])
     if np.isinf(found.payoff).any() or not ((found.payoff >= 0) | np.isnan(found.payoff)).all():
