@@ -39,7 +39,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/pdoc --docformat google --output-directory build/docs sppo.api sppo.oracle sppo.recipe sppo.game
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy --config-file measurements/mypy.ini
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sppo needs Python 3.11 or newer; name one with make PYTHON=...")'

@@ -38,7 +38,7 @@ class Outcome:
     Attributes:
         code: the exit code; minus the number of the signal that ended the case; None after the time limit.
         text: what the case wrote to standard output and standard error.
-        seconds: the seconds that the case took, without those in which other programs had the processor.
+        seconds: the seconds that the case took, without those in which it waited for a processor.
         memory: the largest resident memory of the case, in bytes.
     """
 
@@ -74,7 +74,8 @@ class Forked:
         self, function: Callable[[], Any], folder: Path, environment: dict[str, str] | None = None
     ) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        self.begun, self._waited = time.perf_counter(), _waited(os.getpid())
+        self._begun, self._waited = time.perf_counter(), _times(os.getpid())[1]
+        self._family: dict[int, tuple[float, float]] = {}
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:
@@ -85,9 +86,20 @@ class Forked:
         """Wait until the fork has ended, for so many seconds at most, and say whether it has."""
         return bool(select.select([self._handle], [], [], max(seconds, 0))[0])
 
+    def finish(self, limit: float) -> None:
+        """Wait until the fork has ended or has taken so many seconds."""
+        while not self.wait(min(limit, 1)) and self.seconds() < limit:
+            pass
+
     def seconds(self) -> float:
-        """The seconds that the fork has taken, without those in which it waited for a processor."""
-        return time.perf_counter() - self.begun - _waited(self.pid) - (_waited(os.getpid()) - self._waited)
+        """The seconds that the fork has taken, without those in which it or a process of its own waited for a processor.
+
+        Processes that wait side by side are subtracted together, so the result is never less than the processor time of any.
+        """
+        self._family |= {pid: _times(pid) for pid in _family(self.pid)}
+        waited = sum(wait for _, wait in self._family.values()) + _times(os.getpid())[1] - self._waited
+        elapsed = time.perf_counter() - self._begun
+        return max(elapsed - waited, *(ran for ran, _ in self._family.values()))
 
     def kill(self) -> None:
         """Send SIGKILL to the fork's own process alone."""
@@ -131,11 +143,21 @@ class Forked:
             os._exit(code if isinstance(code, int) else 1)
 
 
-def _waited(pid: int) -> float:
-    """The seconds that a process was ready to run while other programs had the processor."""
+def _family(pid: int) -> Iterator[int]:
+    """A process and all that descend from it."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                yield from _family(int(child))
+
+
+def _times(pid: int) -> tuple[float, float]:
+    """The seconds in which a process had a processor, and those in which it was ready to run and had none."""
     with contextlib.suppress(OSError, ValueError):
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-    return 0.0
+        ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+        return int(ran) / 1e9, int(waited) / 1e9
+    return 0.0, 0.0
 
 
 def attempt(
@@ -143,8 +165,7 @@ def attempt(
 ) -> Outcome:
     """Run a function in a fork, within a limit on its seconds."""
     fork = Forked(function, folder, environment)
-    while not fork.wait(limit if limit < 1 else 1) and fork.seconds() < limit:
-        pass
+    fork.finish(limit)
     return fork.end()
 
 

@@ -109,7 +109,7 @@ def _build(folder: Path, changes: Mapping[str, Any], until: str | None) -> State
         while until and not (folder / "run" / until).exists() and not fork.wait(0.001):
             pass
         if until is None:
-            fork.wait(LIMIT)
+            fork.finish(LIMIT)
         ended = fork.wait(0)
         outcome = fork.end()
         if until is None:

@@ -25,7 +25,6 @@ import yaml
 from faults_damage import SMALLEST, differences, snapshot
 
 KILLS_OF_A_RUN = 15
-LIMIT = 400.0
 LONGER = SMALLEST | {
     "prompts": {
         "train": {"source": "tinyworld/train", "limit": 16},
@@ -46,6 +45,7 @@ class Place:
         recipe: the recipe of the runs.
         targets: what is killed, with weights.
         pause: the longest time before a kill, without that of other programs, as a share of the time of a run that is left alone.
+        limit: the seconds of a run that hangs.
     """
 
     name: str
@@ -53,13 +53,14 @@ class Place:
     recipe: Mapping[str, Any]
     targets: Mapping[str, float]
     pause: float = 0.2
+    limit: float = 400.0
 
 
 PLACES = (
     Place("one process", 0.7, LONGER, {"run": 1}),
     Place("workers", 0.1, SPREAD, {"run": 0.5, "worker": 0.5}),
     Place("storage", 0.15, LONGER, {"run": 1}),
-    Place("Ray", 0.05, SPREAD, {"run": 0.4, "worker": 0.4, "node": 0.2}, pause=0.5),
+    Place("Ray", 0.05, SPREAD, {"run": 0.4, "worker": 0.4, "node": 0.2}, pause=0.5, limit=1500),
 )
 
 CLUSTER = """
@@ -135,7 +136,7 @@ class Killer:
         folder.mkdir(parents=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(dict(place.recipe)), encoding="utf-8")
         alone = self.start("alone")
-        alone.wait(LIMIT)
+        alone.finish(place.limit)
         outcome = alone.end()
         assert outcome.code == 0, outcome.text
         self.seconds = outcome.seconds
@@ -158,7 +159,7 @@ class Killer:
             fork = self.start(run)
             stopped = self._disturb(fork, kills, killed)
             if not stopped:
-                fork.wait(LIMIT)
+                fork.finish(self.place.limit)
             outcome = fork.end(children=not stopped)
             if stopped:
                 continue

@@ -154,9 +154,9 @@ def to_json(value: Any, draw: random.Random) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def broken(content: bytes, draw: random.Random) -> bytes:
+def broken(original: bytes, draw: random.Random) -> bytes:
     """Content with random bytes flipped, removed, repeated, inserted, or an end missing."""
-    content = bytearray(content)
+    content = bytearray(original)
     for _ in range(draw.choice([1, 1, 2, 8])):
         if not content:
             break

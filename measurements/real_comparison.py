@@ -15,10 +15,11 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import trl_peer
 
-ARMS = {
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sppo": ("sppo", {}),
     "sppo-all": ("sppo", {"selection": "all"}),
     "sppo-1e3": ("sppo", {"algorithm.eta": 1e3}),
@@ -76,7 +77,7 @@ def train_with_trl(run: Path, folder: Path) -> None:
     from sppo.recipe import load
     from sppo.training.schedule import plan
 
-    recipe = load(run / "recipe.yaml")
+    recipe: Any = load(run / "recipe.yaml")
     torch.set_num_threads(recipe.cpu_threads or torch.get_num_threads())
     base = policies.folder(recipe.policy.model, revision=recipe.policy.revision)
     end_of_turn = chat_format.load(str(base)).end_of_turn

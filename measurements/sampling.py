@@ -249,7 +249,7 @@ def compare(name: str, case: Case, options: argparse.Namespace) -> None:
         f"\n{name}: {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens (mean {np.mean(lengths):.0f}),"
         f" K = {K}, at most {case.max_new_tokens} new tokens, fp32, {os.environ.get('OMP_NUM_THREADS', 1)} thread(s)"
     )
-    contestants = {"ours": timed(ours(case)), "model.generate": timed(plain_generate(case))}
+    contestants: dict[str, Any] = {"ours": timed(ours(case)), "model.generate": timed(plain_generate(case))}
     if options.vllm_python is not None:
         contestants["vLLM"] = Vllm(options.vllm_python, case)
     rates: dict[str, list[tuple[float, float]]] = {who: [] for who in contestants}

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -94,8 +95,7 @@ def save(shown: Page, selector: str, path: Path) -> None:
 
 def with_few_colours(image: Image.Image) -> Image.Image:
     """The image in its 256 most frequent colours, among which those of thin lines still are."""
-    counted = image.getcolors(image.width * image.height)
-    assert counted is not None  # there are no more colours than pixels
+    counted: Any = image.getcolors(image.width * image.height)  # there are no more colours than pixels
     palette = Image.new("P", (1, 1))
     palette.putpalette([channel for _, colour in sorted(counted)[-256:] for channel in colour])
     return image.quantize(palette=palette, dither=Image.Dither.NONE)

@@ -25,6 +25,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -275,7 +276,7 @@ def time_row(args, responses, folder):
     batch = args.trl_batches[0]
     if len(args.trl_batches) > 1:
         batch = fastest_batch(args, rows, folder)
-    both = [Ours(args, rows, folder / "ours"), Theirs(args, rows, folder / "theirs", batch)]
+    both: list[Any] = [Ours(args, rows, folder / "ours"), Theirs(args, rows, folder / "theirs", batch)]
     losses = {contender.name: step(contender) for contender in both}
     times = {(contender.name, what): [] for contender in both for what in ("step", "reference")}
     for _ in range(args.repeats):

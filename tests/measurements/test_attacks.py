@@ -45,6 +45,10 @@ def test_hostile_inputs_get_nowhere(tmp_path):
     assert {case["verdict"] for case in cases} == {"refused", "accepted"}
 
 
+def _in_a_child(program):
+    subprocess.run([sys.executable, "-S", "-c", program], check=True)
+
+
 def test_the_harness_notices_each_kind_of_failure(tmp_path, monkeypatch):
     """A harness that finds nothing must be able to find something."""
     monkeypatch.syspath_prepend(str(MEASUREMENTS))
@@ -77,3 +81,5 @@ def test_the_harness_notices_each_kind_of_failure(tmp_path, monkeypatch):
     assert tried(lambda: said(Path("/etc/passwd").read_text())) == "FAILED: /etc/passwd was read"
     assert tried(lambda: (tmp_path / "visits").touch()) == "FAILED: a redirection was followed"
     assert attack.attempt(lambda: None, tmp_path, 5).fault is None
+    assert 0.1 < attack.attempt(lambda: _in_a_child("import time; time.sleep(0.2)"), tmp_path, 5).seconds < 5
+    assert tried(lambda: _in_a_child("while True: pass"), limit=0.3) == "FAILED: hang"
