@@ -2,6 +2,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -51,6 +52,47 @@ def test_as_many_are_on_their_way_as_the_limit_says(endpoint):
     with serve(slow) as server:
         endpoint(server, concurrency=4).ask([ask(str(n)) for n in range(12)])
     assert server.most == 4
+
+
+def test_the_next_batch_is_begun_while_the_last_answer_of_a_batch_is_missing(endpoint):
+    next_has_begun = threading.Event()
+    seen_meanwhile = []
+
+    def answer(path, body):
+        text = body["messages"][0]["content"]
+        if text == "a0":
+            seen_meanwhile.append(next_has_begun.wait(10))
+        elif text.startswith("b"):
+            next_has_begun.set()
+        return echo(path, body)
+
+    batches = [[ask(name + str(n)) for n in range(3)] for name in "ab"]
+    with serve(answer) as server:
+        of, counted = endpoint(server, concurrency=2), []
+        found = {number: texts(answers) for number, answers in of.stream([*batches, []], counted.append)}
+    assert seen_meanwhile == [True]
+    assert found == {0: ["A0", "A1", "A2"], 1: ["B0", "B1", "B2"], 2: []}
+    assert sum(counted) == 6
+    assert server.most == 2
+
+
+def test_a_failure_in_one_batch_loses_no_answer_of_another(endpoint):
+    failed = threading.Event()
+
+    def answer(path, body):
+        text = body["messages"][0]["content"]
+        if text == "b":
+            failed.set()
+            return Reply({"error": "no"}, status=401)
+        failed.wait(10)
+        return echo(path, body)
+
+    with serve(answer) as server:
+        of = endpoint(server, concurrency=2, retries=0)
+        with pytest.raises(EndpointError, match="401"):
+            list(of.stream([[ask("a")], [ask("b")], [ask("c")]]))
+        assert texts(of.ask([ask("a")])) == ["A"]
+    assert sorted(body["messages"][0]["content"] for body in server.asked) == ["a", "b"]
 
 
 def test_completions_take_token_ids_and_give_log_probabilities(endpoint):

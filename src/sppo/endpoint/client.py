@@ -6,10 +6,13 @@ paid for twice, whatever interrupts a batch.
 """
 
 import asyncio
+import concurrent.futures
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from sppo.endpoint.cache import AnswerCache, AnswerCacheError
@@ -74,7 +77,7 @@ class Endpoint:
 
         Args:
             requests: any number of requests; `config.concurrency` of them are on their way at once.
-            on_answer: called with the number of requests answered since the last call, from another thread.
+            on_answer: called with the number of requests answered since the last call.
             check: an answer that does not pass is not kept, and one that was kept is asked for again.
             allow_refusals: where the server refuses a request for what it says, or sends no valid answer to it, answer with
                 the :attr:`~sppo.endpoint.exchange.Choice.refusal`. Such an answer is neither checked nor kept.
@@ -85,21 +88,66 @@ class Endpoint:
             EndpointError: a request failed for good, or its answer does not pass the check. Those on their way are
                 waited for, and their answers kept.
         """
+        ((_, answers),) = self.stream([requests], on_answer, check, allow_refusals=allow_refusals)
+        return answers
+
+    def stream(
+        self,
+        batches: Iterable[Sequence[Request]],
+        on_answer: Callable[[int], None] | None = None,
+        check: AnswerCheck = accept_any,
+        *,
+        allow_refusals: bool = False,
+    ) -> Iterator[tuple[int, list[Answer]]]:
+        """The answers to many batches of requests; the server is not left idle while a batch waits for its last answers.
+
+        Args:
+            batches: the next one is taken as soon as fewer than `config.concurrency` requests are unanswered.
+            on_answer: as for :meth:`ask`.
+            check: as for :meth:`ask`.
+            allow_refusals: as for :meth:`ask`.
+
+        Yields:
+            The number of a batch, counted from 0, and its answers as soon as all of them are there; not always in the
+            order of the batches.
+
+        Raises:
+            BudgetError: as for :meth:`ask`.
+            EndpointError: as for :meth:`ask`; its `request_index` counts within the batch.
+        """
         from anyio.from_thread import start_blocking_portal
 
-        if not requests:
-            return []
-
-        async def ask() -> list[Answer]:
-            with AnswerCache(self.cache) as cache:
-                batch = _Batch(
-                    self, cache, requests, on_answer or (lambda count: None), check, allow_refusals
-                )
-                return await batch.run()
-
+        coming = enumerate(batches)
+        begun: dict[int, concurrent.futures.Future[list[Answer]]] = {}
+        # How many requests of any batch were answered; the number of a batch and 0 once it is finished.
+        events: SimpleQueue[tuple[int, int]] = SimpleQueue()
+        unanswered = 0
         # a thread with a loop of its own: the caller may be inside a loop already
         with start_blocking_portal() as portal:
-            return portal.call(ask)
+            on_the_way, failures = asyncio.Semaphore(self.config.concurrency), list[Exception]()
+            while True:
+                while not begun or unanswered < self.config.concurrency:
+                    number, requests = next(coming, (-1, None))
+                    if requests is None:
+                        break
+                    if not requests:
+                        yield number, []
+                        continue
+                    unanswered += len(requests)
+                    batch = _Batch(self, requests, check, allow_refusals, on_the_way, failures)
+                    begun[number] = portal.start_task_soon(batch.run, partial(_tell, events, number))
+                    begun[number].add_done_callback(partial(_tell, events, number, 0))
+                if not begun:
+                    return
+                number, count = events.get()
+                if count:
+                    unanswered -= count
+                    if on_answer is not None:
+                        on_answer(count)
+                    continue
+                if begun[number].exception() is not None:
+                    concurrent.futures.wait(begun.values())  # what is on its way is paid for
+                yield number, begun.pop(number).result()
 
     def body(self, request: Request) -> dict[str, Any]:
         """The body that is sent: the request with `extra_body`, whose null takes a key away."""
@@ -120,27 +168,39 @@ class Endpoint:
         return json.dumps([self.config.model, self.config.revision])
 
 
+def _tell(events: "SimpleQueue[tuple[int, int]]", batch: int, count: int, done: object = None) -> None:
+    events.put((batch, count))
+
+
 class _Batch:
-    """The requests of one call: those that the cache does not know are asked by workers side by side."""
+    """Requests that belong together: those that the cache does not know are asked by workers side by side.
+
+    Args:
+        endpoint: whose requests these are.
+        requests: the requests.
+        check: as for :meth:`Endpoint.ask`.
+        allow_refusals: as for :meth:`Endpoint.ask`.
+        on_the_way: admits as many requests of all batches at once as the configuration allows.
+        failures: the errors of all batches; after one, nothing more is asked.
+    """
 
     def __init__(
         self,
         endpoint: Endpoint,
-        cache: AnswerCache,
         requests: Sequence[Request],
-        on_answer: Callable[[int], None],
         check: AnswerCheck,
         allow_refusals: bool,
+        on_the_way: asyncio.Semaphore,
+        failures: list[Exception],
     ) -> None:
         self.endpoint, self.config, self.usage = endpoint, endpoint.config, endpoint.usage
-        self.cache, self.requests = cache, requests
-        self.on_answer, self.check, self.allow_refusals = on_answer, check, allow_refusals
+        self.requests, self.check, self.allow_refusals = requests, check, allow_refusals
+        self.on_the_way, self.failures = on_the_way, failures
         self.keys = [endpoint.content(request) for request in requests]
         self.places: dict[str, list[int]] = {}
         for index, key in enumerate(self.keys):
             self.places.setdefault(key, []).append(index)
-        self.failures: list[Exception] = []
-        self.answers = dict(self._known())
+        self.answers: dict[str, Answer] = {}
         self._is_write_planned = False
 
     def _known(self) -> Iterator[tuple[str, Answer]]:
@@ -154,39 +214,42 @@ class _Batch:
             if self.check(request, answer) is None:
                 yield key, answer
 
-    async def run(self) -> list[Answer]:
-        """The answers in the order of the requests."""
+    async def run(self, on_answer: Callable[[int], None]) -> list[Answer]:
+        """The answers in the order of the requests; `on_answer` is called with the number of those that have come."""
         from sppo.endpoint.server import Server
 
-        known = sum(len(self.places[key]) for key in self.answers)
-        self.usage.cached += known
-        if known:
-            self.on_answer(known)
-        unknown = [key for key in self.places if key not in self.answers]
-        if unknown:
-            waiting = iter(unknown)  # shared by the workers
-            async with Server(self.config, self.endpoint._key, self.usage) as server:
-                count = min(self.config.concurrency, len(unknown))
-                await asyncio.gather(*(self._work(server, waiting) for _ in range(count)))
+        with AnswerCache(self.endpoint.cache) as self.cache:
+            self.answers = dict(self._known())
+            known = sum(len(self.places[key]) for key in self.answers)
+            self.usage.cached += known
+            if known:
+                on_answer(known)
+            unknown = [key for key in self.places if key not in self.answers]
+            if unknown:
+                waiting = iter(unknown)  # shared by the workers
+                async with Server(self.config, self.endpoint._key, self.usage) as server:
+                    count = min(self.config.concurrency, len(unknown))
+                    await asyncio.gather(*(self._work(server, waiting, on_answer) for _ in range(count)))
         if self.failures:
             raise self.failures[0]
         answers = [self.answers[key] for key in self.keys]
         self.usage.refusals += sum(answer.choices[0].refusal is not None for answer in answers)
         return answers
 
-    async def _work(self, server: "Server", waiting: Iterator[str]) -> None:
+    async def _work(self, server: "Server", waiting: Iterator[str], on_answer: Callable[[int], None]) -> None:
         for key in waiting:
-            if self.failures:
-                return
-            indices = self.places[key]
-            try:
-                await self._answer(server, key, self.requests[indices[0]])
-            except Exception as error:
-                if isinstance(error, EndpointError):
-                    error.request_index = indices[0]
-                self.failures.append(error)
-                return
-            self.on_answer(len(indices))
+            async with self.on_the_way:
+                if self.failures:
+                    return
+                indices = self.places[key]
+                try:
+                    await self._answer(server, key, self.requests[indices[0]])
+                except Exception as error:
+                    if isinstance(error, EndpointError):
+                        error.request_index = indices[0]
+                    self.failures.append(error)
+                    return
+            on_answer(len(indices))
 
     async def _answer(self, server: "Server", key: str, request: Request) -> None:
         self._check_budget(server)

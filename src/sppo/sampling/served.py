@@ -6,7 +6,7 @@ tokens that the policy drew. Every answer that can be trained on is kept on disk
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -17,7 +17,7 @@ from sppo.endpoint import exchange
 from sppo.endpoint.exchange import Answer, Choice, Request
 from sppo.policy import load as policies
 from sppo.recipe.endpoint import EndpointConfig
-from sppo.sampling import Key, Response, SampledPolicy, Sampler, Sampling
+from sppo.sampling import PromptBatch, Response, SampledPolicy, Sampler, Sampling
 from sppo.sampling.stop_strings import StopStrings
 from sppo.sampling.vllm import request_parameters
 
@@ -75,14 +75,13 @@ class ServedSampler(Sampler):
     def close(self) -> None:
         """Do nothing: the sampler holds no weights."""
 
-    def sample(
+    def stream(
         self,
-        prompts: Sequence[Sequence[int]],
-        keys: Sequence[Key],
+        batches: Iterable[PromptBatch],
         k: int,
         on_response: Callable[[int], None] = lambda count: None,
-    ) -> list[list[Response]]:
-        """See :meth:`sppo.sampling.Sampler.sample`.
+    ) -> Iterator[tuple[int, list[list[Response]]]]:
+        """See :meth:`sppo.sampling.Sampler.stream`.
 
         Raises:
             sppo.endpoint.exchange.EndpointError: the server refuses, stalls, returns fewer than K responses, leaves out
@@ -95,14 +94,23 @@ class ServedSampler(Sampler):
             "frequency_penalty": 0.0,
             "return_token_ids": True,
         }
-        requests = [
-            exchange.completion(prompt, n=k, seed=randomness.wide_seed(*key), **parameters)
-            for prompt, key in zip(prompts, keys, strict=True)
-        ]
-        answers = self.endpoint.ask(requests, lambda count: on_response(count * k), self._why_unusable)
-        return [
-            [self._response(choice) for choice in sorted(answer.choices, key=_index)] for answer in answers
-        ]
+        requests = (
+            [
+                exchange.completion(prompt, n=k, seed=randomness.wide_seed(*key), **parameters)
+                for prompt, key in zip(batch.prompts, batch.keys, strict=True)
+            ]
+            for batch in batches
+        )
+        for number, answers in self.endpoint.stream(
+            requests, lambda count: on_response(count * k), self._why_unusable
+        ):
+            yield (
+                number,
+                [
+                    [self._response(choice) for choice in sorted(answer.choices, key=_index)]
+                    for answer in answers
+                ],
+            )
 
     def _response(self, choice: Choice) -> Response:
         assert choice.logprobs is not None, "checked before"
