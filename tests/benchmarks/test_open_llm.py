@@ -1,14 +1,16 @@
 """The Open LLM Leaderboard by lm-eval, on local questions of our own, with a tiny model."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from sppo.benchmarks.open_llm import files, lm_eval_tasks
-from sppo.benchmarks.open_llm.score import TASKS, OpenLlmError, weighted
+from sppo.benchmarks.open_llm.score import TASKS, OpenLlmError, average, score
 from sppo.cli.main import app
 from sppo.policy import chat_format
 
@@ -99,11 +101,26 @@ def test_the_tasks_are_the_leaderboards():
     assert len(files.packaged(TASKS[-1])) == 57
 
 
-def test_subjects_weigh_by_their_examples():
-    results = {"mmlu_a": {"acc,none": 0.5}, "mmlu_b": {"acc,none": 1.0}}
-    found = weighted(results, {"mmlu_a": 30, "mmlu_b": 10}, "acc,none")
-    assert found.score == pytest.approx(62.5)
-    assert (found.examples, found.parts) == (40, 2)
+def test_every_item_counts_once_and_the_error_is_that_of_their_mean():
+    def items(*values, **more):
+        return [{"acc": value, "filter": "none", **more} for value in values]
+
+    binary = score({"mmlu_a": items(1, 0, 0), "mmlu_b": items(1)}, "acc,none")
+    assert (binary.score, binary.examples, binary.parts) == (50, 4, 2)
+    assert binary.standard_error == pytest.approx(100 * math.sqrt(0.25 / 3))
+    # TruthfulQA's figures are shares of probability, which differ less than right and wrong do
+    shares = score({"truthfulqa": items(0.4, 0.6)}, "acc,none")
+    assert (shares.score, shares.standard_error) == (pytest.approx(50), pytest.approx(10))
+    # GSM8K has a row of each item for each way to read the answer
+    both = {"gsm8k": [*items(1, 0), *items(1, 1, filter="flexible")]}
+    assert score(both, "acc,none").score == 50
+    assert average([asdict(binary), asdict(shares)]) == (
+        pytest.approx(50),
+        pytest.approx(math.hypot(100 * math.sqrt(1 / 12), 10) / 2),
+    )
+    alone = score({"arc": items(1)}, "acc,none")
+    assert alone.standard_error is None
+    assert average([asdict(binary), asdict(alone)]) == (75, None)
 
 
 def test_local_tasks_include_the_packaged_ones(tmp_path):
@@ -181,6 +198,9 @@ def test_all_six_tasks_run_on_local_files(tmp_path, tiny_model):
     scores = [found["score"] for found in row["tasks"].values()]
     assert all(0 <= score <= 100 for score in scores)
     assert row["average"] == pytest.approx(sum(scores) / 6)
+    shown = done.stdout.splitlines()[2:4]
+    assert [line.split()[0] for line in shown] == ["tiny", "standard"]
+    assert f"{row['tasks']['arc']['standard_error']:.2f}" in shown[1]
     assert "2 of its 57 subjects" in done.stderr
     assert "66.75" in done.stdout  # the published average of SPPO's second iteration
     records = sorted((tmp_path / "out" / "tiny").glob("*/record.json"))

@@ -1,5 +1,6 @@
 """Watched tasks: every policy is measured on the same items of lm-eval's tasks, and a fall beyond its interval fails it."""
 
+import html
 import io
 import json
 import shutil
@@ -12,22 +13,26 @@ from small_runs import digests, play, play_aloud, small
 from sppo import dry_run
 from sppo.progress import Terminal
 from sppo.recipe import RecipeError
+from sppo.report import page
 from sppo.rundir.folder import RunFolder, StaleRun
+from sppo.rundir.guard import GuardStop
 from sppo.rundir.tables import ItemScoreRow, read_rows
 from sppo.stages import watched_tasks
 from sppo.stages.watched_tasks import WatchedTaskError
+from sppo.tinyworld import TRAIN_PROMPTS
 
 pytest.importorskip("lm_eval")
-ANIMALS = ("a fox", "an owl", "a cat")
 
 
 def task_file(folder, name="animals", count=12, **more):
-    """A task file with local data: which animal has a number."""
+    """A task file with local data: a text of the embedded world before its own words in other orders."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"question": f"Number {n} is", "choices": list(ANIMALS), "answer": n % 3, "text": "a fox. It has"}
-        for n in range(count)
-    ]
+    rows = []
+    for n, line in enumerate(TRAIN_PROMPTS.read_text().splitlines()[:count]):
+        words = json.loads(line)["completion"].split()
+        orders = [" ".join(order) for order in (words[::-1], sorted(words))]
+        orders.insert(n % 3, " ".join(words))
+        rows.append({"question": json.loads(line)["prompt"], "choices": orders, "answer": n % 3})
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = {
@@ -86,6 +91,51 @@ def test_the_base_and_the_policy_are_scored_on_the_same_items(finished):
         assert f"{name}: {found['mean']:.3f}" in shown
 
 
+LOST = "it has lost what it knew: on animals its score is"
+
+
+def page_text(run):
+    """The page of a run, where its alarms stand beside its watched tasks."""
+    page.write([run], run / "report.html")
+    text = html.unescape((run / "report.html").read_text(encoding="utf-8"))
+    assert "Watched tasks" in text
+    return text
+
+
+@pytest.mark.slow
+def test_a_policy_that_keeps_what_it_knew_raises_no_alarm(finished):
+    run, _, summary, shown = finished
+    (row,) = summary["iterations"]
+    assert summary["base"]["tasks"]["animals"]["mean"] == row["tasks"]["animals"]["mean"] == 1
+    for said in (shown, str(row["alarms"]), page_text(run)):
+        assert LOST not in said
+
+
+@pytest.mark.slow
+def test_a_policy_that_was_destroyed_raises_the_alarm_everywhere(tmp_path):
+    """A learning rate far too large; the guard stops the run, keeps the policy, or allows the fall, as the recipe says."""
+    changes = {"training.learning_rate": 0.3, "prompts.held_out.limit": 4, "shard_prompts": 12}
+    task, run = task_file(tmp_path / "tasks"), tmp_path / "run"
+    with pytest.raises(GuardStop, match=rf"stopped after iteration 1: .*{LOST}"):
+        play(recipe(task, **changes, **{"guard.on_failure": "stop"}), run)
+    summary, shown = play_aloud(recipe(task, **changes), run)
+    (row,) = summary["iterations"]
+    found = row["tasks"]["animals"]
+    assert summary["base"]["tasks"]["animals"]["mean"] == 1
+    assert found["mean"] < 2 / 3, "no better than chance, 1/3, as far as twelve items tell"
+    (alarm,) = [alarm for alarm in row["alarms"] if LOST in alarm]
+    assert f"is {found['mean']:.3f}, which is {found['change']['mean']:+.3f} [" in alarm
+    assert alarm.endswith(
+        "from the base's on the same 12 items; a fall of 0 is allowed (guard.max_task_fall)"
+    )
+    assert f"WARNING: iteration 1: {alarm}" in shown
+    assert alarm in json.loads((run / "summary.json").read_text())["iterations"][0]["alarms"]
+    assert alarm in page_text(run)
+    allowed, _ = play_aloud(recipe(task, **changes, **{"guard.max_task_fall": 1}), run)
+    assert not [alarm for alarm in allowed["iterations"][0]["alarms"] if LOST in alarm]
+    assert LOST not in page_text(run)
+
+
 @pytest.mark.slow
 def test_a_lost_shard_of_scores_is_made_again_and_no_other(finished, tmp_path):
     run, tasks, *_ = finished
@@ -140,7 +190,7 @@ def test_the_sample_depends_on_the_seed_and_a_smaller_one_is_part_of_it(tmp_path
 def test_the_dry_run_loads_local_tasks_and_says_what_they_cost(tmp_path):
     console = Console(file=io.StringIO(), width=200)
     dry_run.show(recipe({"task": task_file(tmp_path), "items": 4}), Terminal(console))
-    assert "animals: 4 of 12 items, 12 requests of about 4 tokens" in console.file.getvalue()
+    assert "animals: 4 of 12 items, 12 requests of about 32 tokens" in console.file.getvalue()
 
 
 @pytest.mark.parametrize(

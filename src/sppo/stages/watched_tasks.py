@@ -2,8 +2,6 @@
 
 import contextlib
 import difflib
-import logging
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,12 +55,10 @@ class LoadedTask:
     def requests(self, items: Sequence[tuple[str, int]]) -> tuple[int, int]:
         """The number of requests to a model that the items take, and their characters in all."""
         lengths: list[int] = []
-        with _quiet():
+        with lm_eval_tasks.quiet():
             for member, numbers in _by_member(items).items():
                 task = self.tasks[member]
-                if self.config.shots is not None and task.get_config("num_fewshot") != 0:
-                    task.set_config(key="num_fewshot", value=self.config.shots)
-                task.set_fewshot_seed(seed=1234)
+                lm_eval_tasks.set_shots(task, self.config.shots)
                 task.build_all_requests(limit=None, samples=numbers, rank=0, world_size=1)
                 for instance in task.instances:
                     lengths.append(sum(len(text) for text in instance.args if isinstance(text, str)))
@@ -79,7 +75,7 @@ class LoadedTask:
             WatchedTaskError: lm-eval fails, or gives an item no number.
         """
         sample = _by_member(items)
-        with _quiet(), _named(self.config):
+        with lm_eval_tasks.quiet(), _named(self.config):
             evaluated = lm_eval_tasks.evaluate(
                 model,
                 self.manager,
@@ -116,7 +112,7 @@ def opened(config: WatchedTask) -> Iterator[LoadedTask]:
             figure of an item that is better when higher.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with _quiet(), _named(config):
+        with lm_eval_tasks.quiet(), _named(config):
             manager, names = _found(config, Path(folder))
             tasks = lm_eval_tasks.load_tasks(manager, names, config.name, _way_out(config))
             loaded = LoadedTask(config, manager, tasks, *_metric(config, tasks))
@@ -129,7 +125,7 @@ def check_name(config: WatchedTask) -> None:
     Raises:
         WatchedTaskError: it does not, or lm-eval is not installed.
     """
-    with _quiet(), _named(config), tempfile.TemporaryDirectory() as folder:
+    with lm_eval_tasks.quiet(), _named(config), tempfile.TemporaryDirectory() as folder:
         _found(config, Path(folder))
 
 
@@ -257,18 +253,3 @@ def _named(config: WatchedTask) -> Iterator[None]:
         yield
     except OpenLlmError as error:
         raise WatchedTaskError(f"evaluation.tasks: {error}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars and the notes of lm-eval and of its data sets, which would interfere with our own."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

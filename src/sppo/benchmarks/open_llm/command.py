@@ -79,17 +79,15 @@ class OpenLlm:
         from sppo.benchmarks.open_llm.score import TASKS
 
         columns = [task.column for task in TASKS]
-        cells: list[list[Any]] = [
-            [
-                row["name"],
-                *(row["tasks"].get(column, {}).get("score") for column in columns),
-                row["average"],
-                f"lm-eval {row['lm_eval']}"
-                + ("" if row["limit"] is None else f", {row['limit']} items of each task"),
-            ]
-            for row in rows
-        ]
-        for row in published.rows(OpenLlm.name):
-            figures = [row.get(column) for column in columns]
-            cells.append([row.label, *figures, row.get("average"), row.source])
+        cells: list[list[Any]] = []
+        for row in rows:
+            scores = [row["tasks"].get(column, {}) for column in columns]
+            sample = "" if row["limit"] is None else f", {row['limit']} items of each task"
+            source = f"lm-eval {row['lm_eval']}{sample}"
+            cells.append([row["name"], *(score.get("score") for score in scores), row["average"], source])
+            errors = [score.get("standard_error") for score in scores]
+            cells.append(["  standard error", *errors, row["average_standard_error"], ""])
+        for known in published.rows(OpenLlm.name):
+            figures = [known.get(column) for column in columns]
+            cells.append([known.label, *figures, known.get("average"), known.source])
         return ["Open LLM Leaderboard", *columns, "average", "source"], cells

@@ -1,13 +1,19 @@
 """Measuring a policy on lm-eval's tasks: all items, or a sample of them that a seed draws."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sppo import randomness
 from sppo.benchmarks.open_llm.files import missing_lm_eval
-from sppo.benchmarks.open_llm.score import OpenLlmError, Task, TaskScore, weighted
+from sppo.benchmarks.open_llm.score import OpenLlmError, Task, TaskScore, score
 from sppo.policy.chat_format import ChatFormat
 
 
@@ -69,7 +75,8 @@ def as_lm_eval_model(model: Any, tokenizer: Any) -> Any:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise missing_lm_eval(error) from error
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+    with quiet():  # it warns that the model is loaded already
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
 
 
 BATCH = 8
@@ -151,24 +158,65 @@ def evaluate(
     Raises:
         OpenLlmError: lm-eval cannot get or read the data.
     """
-    import lm_eval  # the model is lm-eval's, so it is installed
+    from lm_eval import evaluate as run  # the model is lm-eval's, so it is installed
+    from lm_eval.api.model import CachingLM
 
+    tasks = load_tasks(manager, names if sample is None else list(sample), title, way_out)
     try:
-        evaluated = lm_eval.simple_evaluate(
-            model=model,
-            tasks=list(names if sample is None else sample),
-            num_fewshot=shots,
-            task_manager=manager,
-            use_cache=None if cache is None else str(cache),
+        for task in tasks.values():
+            set_shots(task, shots)
+        _seed()
+        evaluated = run(
+            lm=model if cache is None else CachingLM(model, f"{cache}_rank0.db"),
+            task_dict={"tasks": tasks},
             samples=None if sample is None else {name: list(items) for name, items in sample.items()},
-            apply_chat_template=chat_template,
-            log_samples=True,
             bootstrap_iters=0,
+            apply_chat_template=chat_template,
+            fewshot_as_multiturn=True,
         )
     except Exception as error:  # as in load_tasks, and what the model raises
         raise OpenLlmError(f"{title}: lm-eval fails: {_reasons(error)}; {way_out}") from error
     assert evaluated is not None
     return dict(evaluated)
+
+
+def set_shots(task: Any, shots: int | None) -> None:
+    """Give a task of lm-eval's its number of examples; one whose own number is 0 keeps it."""
+    own = task.get_config("num_fewshot")
+    if own != 0:
+        task.set_config(key="num_fewshot", value=(own or 0) if shots is None else shots)
+    task.set_fewshot_seed(seed=_SEED)
+
+
+def _seed() -> None:
+    """Seed the generators that tasks and models may use, with lm-eval's own seeds.
+
+    Its function `simple_evaluate` does the same, and collects an account of the machine besides, which takes seconds each time.
+    """
+    import torch
+
+    random.seed(0)
+    np.random.seed(_SEED)
+    torch.manual_seed(_SEED)
+
+
+_SEED = 1234
+"""lm-eval's seed of examples, numpy and torch."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide the progress bars and the notes of lm-eval and of its data sets, which would interfere with our own."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def measure(
@@ -221,7 +269,7 @@ def measure(
     leaves = {name: evaluated["results"][name] for name in counts}
     kept = {"results": leaves, "n-samples": counts}
     kept |= {key: evaluated.get(key, {}) for key in ("versions", "n-shot")}
-    return weighted(leaves, counts, task.metric), kept
+    return score(evaluated["samples"], task.metric), kept
 
 
 HUB = "without the hub name a folder of local data"

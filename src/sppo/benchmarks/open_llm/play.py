@@ -87,12 +87,14 @@ class OpenLlm:
             for task in self.tasks:
                 scores[task.column] = self._measure(participant, task, load, local.get(task.column, "hub"))
                 advance(1)
-        values = [row["score"] for row in scores.values()]
+        is_whole = len(self.tasks) == len(TASKS)
+        mean, error = average(list(scores.values())) if is_whole else (None, None)
         row = {
             "name": participant.name,
             "policy": participant.record(),
             "tasks": scores,
-            "average": average(values) if len(self.tasks) == len(TASKS) else None,
+            "average": mean,
+            "average_standard_error": error,
             "lm_eval": metadata.version("lm_eval"),
             "data": None if self.data is None else str(self.data),
             **self.settings,

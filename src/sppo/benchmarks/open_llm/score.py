@@ -1,8 +1,9 @@
 """The six tasks of the Open LLM Leaderboard (v1), and how their scores are averaged."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 
@@ -48,28 +49,36 @@ class TaskScore:
 
     Attributes:
         score: the score in percent.
-        standard_error: its standard error in percentage points.
+        standard_error: its standard error in percentage points; None for a single example.
         examples: the number of examples that it was measured on.
         parts: the number of subjects; 1 for a task without subjects.
     """
 
     score: float
-    standard_error: float
+    standard_error: float | None
     examples: int
     parts: int
 
 
-def average(scores: Iterable[float]) -> float:
-    """The leaderboard's average, in which the six tasks have equal weight."""
-    values = list(scores)
-    return sum(values) / len(values)
+def average(scores: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
+    """The leaderboard's average, in which the six tasks have equal weight, with its standard error.
+
+    Args:
+        scores: of each task `score` and `standard_error`, as in a :class:`TaskScore`.
+    """
+    errors = [score["standard_error"] for score in scores if score["standard_error"] is not None]
+    known = len(errors) == len(scores)
+    return fmean(score["score"] for score in scores), math.hypot(*errors) / len(scores) if known else None
 
 
-def weighted(results: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int], metric: str) -> TaskScore:
-    """The score over all examples of all subjects."""
-    total = sum(counts.values())
-    mean = sum(counts[name] * float(results[name][metric]) for name in counts) / total
-    # the binomial standard error of a share of right answers; TruthfulQA's scores are means of numbers in [0, 1], for
-    # which it is an upper bound
-    error = math.sqrt(max(mean * (1 - mean), 0.0) / max(total - 1, 1))
-    return TaskScore(100 * mean, 100 * error, total, len(counts))
+def score(samples: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> TaskScore:
+    """The mean over all items of all subjects, with the standard error of a mean of independent items.
+
+    Args:
+        samples: for each of lm-eval's tasks its items, each with its figures and the name of the filter of answers.
+        metric: the name of a figure and of the filter, with a comma between them.
+    """
+    name, answers = metric.split(",")
+    values = [float(item[name]) for items in samples.values() for item in items if item["filter"] == answers]
+    error = 100 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return TaskScore(100 * fmean(values), error, len(values), len(samples))
