@@ -211,9 +211,10 @@ class Ledger:
 
     Args:
         path: the file; its folder is made if it is missing.
+        again: whether cases that have failed are tried again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, again: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -222,6 +223,10 @@ class Ledger:
             with contextlib.suppress(ValueError):  # a kill has interrupted this line
                 case = json.loads(line)
                 self.cases[case["case"]] = case
+        if again:
+            self.cases = {
+                name: case for name, case in self.cases.items() if not case["verdict"].startswith("FAILED")
+            }
 
     def add(self, name: str, verdict: str, outcome: Outcome | None = None, **more: Any) -> None:
         """Keep a case's verdict; the text of an outcome is kept where the verdict is a failure."""

@@ -51,20 +51,22 @@ def main() -> None:
     parser.add_argument("--states", default=None, help="damage: the states to damage, separated by commas")
     parser.add_argument("--place", default=None, help="kills: the place to kill at")
     parser.add_argument("--folder", type=Path, default=None, help="keep states and verdicts here")
+    parser.add_argument("--again", action="store_true", help="try the cases that have failed again")
     arguments = parser.parse_args()
     folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="faults-"))).resolve()
     attack.import_everything()
     limits = (arguments.seconds, arguments.seed)
+    ledger = attack.Ledger(folder / f"{arguments.attack}.jsonl", arguments.again)
     if arguments.attack == "damage":
         from faults_damage import attack_files
 
         with attack.served(judge) as url:
             names = arguments.states.split(",") if arguments.states else None
-            failures = attack_files(folder, arguments.count or 1000, *limits, url, names)
+            failures = attack_files(ledger, arguments.count or 1000, *limits, url, names)
     else:
         from faults_kills import attack_processes
 
-        failures = attack_processes(folder, arguments.count or 300, *limits, arguments.place)
+        failures = attack_processes(ledger, arguments.count or 300, *limits, arguments.place)
     print(f"verdicts: {folder}")
     sys.exit(1 if failures else 0)
 

@@ -235,9 +235,11 @@ def _cluster(place: Place, folder: Path) -> Iterator[RayNodes | None]:
         cluster.close()
 
 
-def attack_processes(folder: Path, count: int, seconds: float, seed: int, only: str | None = None) -> int:
+def attack_processes(
+    ledger: attack.Ledger, count: int, seconds: float, seed: int, only: str | None = None
+) -> int:
     """Kill runs until there are `count` kills or the time is over; return the number of failures."""
-    ledger = attack.Ledger(folder / "kills.jsonl")
+    folder = ledger.path.parent
     end = time.monotonic() + seconds
     for place in [place for place in PLACES if only in (None, place.name)]:
         done = [case for case in ledger.cases.values() if case["place"] == place.name]

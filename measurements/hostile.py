@@ -97,9 +97,9 @@ def _is_stored(folder: Path, secret: bytes) -> bool:
     )
 
 
-def attack_inputs(folder: Path, count: int, seconds: float, seed: int, kinds: list[str]) -> int:
+def attack_inputs(ledger: attack.Ledger, count: int, seconds: float, seed: int, kinds: list[str]) -> int:
     """Try inputs until there are `count` or the time is over; return the number of failures."""
-    ledger = attack.Ledger(folder / "hostile.jsonl")
+    folder = ledger.path.parent
     visits = folder / "visits"
     end = time.monotonic() + seconds
     with attack.served(lambda announce: hostile_server.serve(announce, visits)) as judge:
@@ -137,11 +137,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=list(KINDS), default=None, help="attack with this kind alone")
     parser.add_argument("--folder", type=Path, default=None, help="keep verdicts and failed inputs here")
+    parser.add_argument("--again", action="store_true", help="try the inputs that have failed again")
     arguments = parser.parse_args()
     folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="hostile-"))).resolve()
     attack.import_everything()
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
-    failures = attack_inputs(folder, arguments.count, arguments.seconds, arguments.seed, kinds)
+    ledger = attack.Ledger(folder / "hostile.jsonl", arguments.again)
+    failures = attack_inputs(ledger, arguments.count, arguments.seconds, arguments.seed, kinds)
     print(f"verdicts: {folder}")
     sys.exit(1 if failures else 0)
 

@@ -15,6 +15,7 @@ from sppo import randomness
 from sppo.recipe import load
 from sppo.rundir.folder import RunFolder, StaleRun
 from sppo.rundir.reader import RunReader, read_summary
+from sppo.rundir.records import with_digest
 from sppo.rundir.shards import DamagedShard
 
 
@@ -320,9 +321,12 @@ def test_metrics_that_are_lost_are_said_once(copied):
 
 def test_a_changed_recipe_of_a_run_is_said_once(copied):
     path = copied / "recipe.yaml"
-    path.write_text(path.read_text().replace("max_kl_per_token: 1.0", "max_kl_per_token: 7.0"))
+    first, _, rest = path.read_text().partition("\n")
+    rest = rest.replace("max_kl_per_token: 1.0", "max_kl_per_token: 7.0")
+    path.write_text(first.replace("torch 2", "torch 3") + "\n" + rest)
     said = play_aloud(small(**{"guard.max_kl_per_token": 7.0}), copied)[1]
     assert "recipe.yaml has been changed since it was written" in said
+    assert path.read_text().startswith(f"{first}\n")  # damaged versions are not given a digest
     assert "has been changed" not in play_aloud(small(**{"guard.max_kl_per_token": 7.0}), copied)[1]
 
 
@@ -346,7 +350,7 @@ def test_other_versions_and_threads_are_said_and_recorded(copied):
     torch_version = next(part for part in first.split(", ") if part.startswith("torch "))
     older = first.replace(torch_version, "torch 1.0.0").replace("CPU threads 1", "CPU threads 64")
     assert older != first
-    recipe_file.write_text(f"{older}\n{rest}")
+    recipe_file.write_text(with_digest(f"{older}\n{rest.rpartition('# digest')[0]}"))
     said = play_aloud(small(), copied)[1]
     assert "other versions" not in said, "nothing was computed"
     assert recipe_file.read_text().startswith(older), "what the run was computed with stays"

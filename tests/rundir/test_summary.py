@@ -2,7 +2,9 @@
 
 import pytest
 
-from sppo.rundir.summary import remarks
+from sppo.rundir.folder import RunFolder
+from sppo.rundir.records import write_record
+from sppo.rundir.summary import oracle_counts, remarks
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,17 @@ def test_remarks(row, expected):
     found = remarks(row)
     assert len(found) == len(expected)
     assert all(remark.startswith(start) for remark, start in zip(found, expected, strict=True))
+
+
+def test_the_oracles_counts_are_whole_or_unknown(tmp_path):
+    run, names = RunFolder(tmp_path), ["part-00000.parquet", "part-00001.parquet"]
+    (tmp_path / "iter-1").mkdir()
+    for name in names:
+        run.log(1, {"stage": "annotate", "shard": name, "oracle": {"requests": 4}})
+    assert oracle_counts(run, 1) == {"requests": 8}
+    shards = [{"name": name, "bytes": 0, "sha256": ""} for name in names]
+    write_record(tmp_path / "iter-1" / "annotate.json", {"shards": shards})
+    assert oracle_counts(run, 1) == {"requests": 8}
+    lines = run.metrics(1).read_text().splitlines()
+    run.metrics(1).write_text(lines[0] + "\n" + lines[1].replace("4", "5") + "\n")
+    assert oracle_counts(run, 1) == {}

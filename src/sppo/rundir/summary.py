@@ -6,7 +6,7 @@ from typing import Any
 
 from sppo.progress import counted_text
 from sppo.recipe import Section
-from sppo.rundir.folder import RunFolder
+from sppo.rundir.folder import RunFolder, read_stage_record
 
 STAGES = ("sample", "annotate", "select", "train", "evaluate")
 
@@ -21,12 +21,15 @@ def seconds(run: RunFolder, iteration: int) -> dict[str, float]:
 
 
 def oracle_counts(run: RunFolder, iteration: int) -> dict[str, int]:
-    """The oracle's counts while it annotated an iteration, such as truncated texts."""
+    """The oracle's counts while it annotated an iteration, such as truncated texts; empty if those of a shard are lost."""
     by_shard = {
         record["shard"]: record["oracle"]
         for record in run.read_metrics(iteration)
         if record.get("stage") == "annotate" and "oracle" in record
     }
+    record = read_stage_record(run.iteration(iteration) / "annotate.json") or {"shards": []}
+    if not by_shard.keys() >= {shard["name"] for shard in record["shards"]}:
+        return {}
     total: Counter[str] = Counter()
     for counts in by_shard.values():
         total.update(counts)

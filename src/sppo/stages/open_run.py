@@ -10,7 +10,7 @@ from sppo.progress import Terminal, counted_text
 from sppo.recipe import Recipe, RecipeError, dump, load
 from sppo.rundir import storage
 from sppo.rundir.environment import changes, environment, header
-from sppo.rundir.folder import RunFolder, StageFolder, StaleRun, write_text
+from sppo.rundir.folder import RunFolder, StageFolder, StaleRun, read_stage_record, write_text
 from sppo.rundir.records import holds_digest, with_digest
 from sppo.rundir.summary import flatten
 from sppo.stages.capabilities import Items
@@ -122,7 +122,7 @@ def _record(run: Run, *, unfinished: bool) -> None:
     """Write recipe.yaml, and say how the packages and threads of this process differ from those before it.
 
     Neither is in a fingerprint, though both can change the last digits of a result, so a run that mixes them says so. A
-    finished run keeps the recipe.yaml that it was computed with.
+    finished run keeps the recipe.yaml that it was computed with; what a damaged one said is taken from the stages' records.
     """
     path, resolved = run.folder.path / "recipe.yaml", dump(run.recipe)
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -135,9 +135,15 @@ def _record(run: Run, *, unfinished: bool) -> None:
     elif text.partition("\n")[2].startswith(resolved) and not unfinished:
         return
     run.models.limit_threads()
+    before = text.partition("\n")[0] + "\n" if text else ""
+    if text and not holds_digest(text):
+        records = (read_stage_record(stage.record) or {} for stage in reversed(planned_files(run)))
+        before = next(
+            (header(record["environment"]) for record in records if "environment" in record), before
+        )
     now = environment()
-    changed = changes(text, now) if text else []
-    head = header(now) if unfinished or not text else text.partition("\n")[0] + "\n"
+    changed = changes(before, now) if before else []
+    head = header(now) if unfinished or not before else before
     if changed and unfinished:
         run.terminal.say(
             f"note: this run was begun with other versions or threads ({', '.join(changed)}), so what is computed from now"
