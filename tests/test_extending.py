@@ -1,5 +1,6 @@
 """Each example of docs/extending.md, followed word by word: written, installed, and used by its name."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -11,6 +12,7 @@ from plugins import install
 from small_runs import RAY, digests, play, rows
 from typer.testing import CliRunner
 
+import sppo
 from sppo import oracle
 from sppo.cli.main import app
 from sppo.recipe import RecipeError, parse, parse_oracle, read_value
@@ -122,4 +124,9 @@ def test_a_benchmark_evaluates_by_its_name(tmp_path, installed):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "answers: 50.0% of 2 answers are short" in result.output
-    assert '"short_share": 0.5' in (tmp_path / "short-answers.json").read_text(encoding="utf-8")
+    results = [{"name": "answers", "short_share": 0.5}]
+    assert json.loads(CliRunner().invoke(app, [*command, "--json"]).output) == results
+    assert (
+        sppo.evaluate("short-answers", outputs=answers, limit=20, output=tmp_path / "o")["results"] == results
+    )
+    assert "Example: sppo evaluate short-answers" in CliRunner().invoke(app, [*command[:2], "--help"]).output

@@ -56,9 +56,9 @@ def test_json_replaces_the_results_for_people_and_is_valid():
     assert json.loads(texts(made)[1], parse_constant=pytest.fail) == {"win_rates": [0.5, None], "limit": None}
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_a_part_of_a_command_prints_warnings_alone(as_json):
-    whole = terminal(as_json=as_json)
+@pytest.mark.parametrize("how", [{}, {"as_json": True}, {"quiet": True}])
+def test_a_part_of_a_command_prints_warnings_alone(how):
+    whole = terminal(**how)
     speak(whole.for_part())
     assert texts(whole) == ("WARNING: careful\n", "")
 

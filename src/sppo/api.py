@@ -175,7 +175,9 @@ def evaluate(
     """
     play_benchmark = registry.load("benchmarks", benchmark).command
     home = Path(output or Path("evaluations") / benchmark)
-    given = {**options, "policies": [_place(policy) for policy in policies], "output": home}
+    given = {**options, "output": home}
+    if policies:
+        given["policies"] = [_place(policy) for policy in policies]
     if prompts is not None:
         rows = source(prompts, home / "inputs", "prompts")
         given["prompts"] = rows["source"] if isinstance(rows, Mapping) else rows

@@ -22,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 
@@ -59,11 +60,12 @@ class Terminal:
         self.quiet = quiet
         self.as_json = as_json
         self.is_part = False
+        self.has_bars = not quiet
 
     def for_part(self) -> "Terminal":
-        """A terminal for one of several runs: it prints warnings, and bars that vanish when they end."""
+        """A terminal for one of several runs: it prints warnings, and bars that vanish when they end unless it is quiet."""
         part = Terminal(self.console, quiet=True)
-        part.is_part = not self.quiet
+        part.is_part, part.has_bars = True, self.has_bars
         return part
 
     @contextlib.contextmanager
@@ -78,7 +80,7 @@ class Terminal:
 
         Where bars cannot be shown, a line for each is printed when the work has ended.
         """
-        is_shown = (self.is_part or not self.quiet) and _shows_bars(self.console)
+        is_shown = self.has_bars and _shows_bars(self.console)
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
@@ -123,12 +125,21 @@ class Terminal:
         if not (self.as_json or self.is_part):
             _print(self.results, text, style)
 
+    def show_table(self, title: str, table: Table) -> None:
+        """Print a table with its title and an empty line, unless results are printed as JSON."""
+        if not (self.as_json or self.is_part):
+            if not self.results.is_terminal:
+                # a pipe has no width; rich assumes 80 columns and would truncate numbers
+                self.results.width = max(self.results.width, 200)
+            self.results.print(Text(title), table, "", sep="\n")
+
     def show_json(self, value: Any) -> None:
         """Print a result as JSON if results are printed so; arrays become lists, NaN and infinity null."""
         if self.as_json and not self.is_part:
             text = json.dumps(value, default=lambda array: array.tolist())
             plain = json.loads(text, parse_constant=lambda name: None)  # JSON has no NaN and no infinity
             self.results.file.write(f"{json.dumps(plain, indent=2)}\n")
+            self.results.file.flush()  # whoever reads a pipe acts on the line, such as the arena's address
 
 
 def counted_text(count: int, noun: str) -> str:

@@ -210,8 +210,9 @@ def test_all_six_tasks_run_on_local_files(tmp_path, tiny_model):
         "local_truthfulqa_mc2": 0, "local_winogrande": 5, "local_gsm8k": 5,
     }  # fmt: skip
     before = [path.stat().st_mtime_ns for path in records]
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    again = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)[0]["average"] == row["average"]
     assert [path.stat().st_mtime_ns for path in records] == before
     assert len(records) == 6
 

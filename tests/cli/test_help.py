@@ -5,24 +5,10 @@ import subprocess
 import sys
 
 import pytest
-import typer.main
+from commands import LEAVES, ROOT
 from typer.testing import CliRunner
 
 from sppo.cli.main import app
-
-
-def leaves(command, names=()):
-    """Every command that does something, with its words on the command line."""
-    children = getattr(command, "commands", None)
-    if children is None:
-        return {names: command}
-    return {
-        path: leaf for name, child in children.items() for path, leaf in leaves(child, (*names, name)).items()
-    }
-
-
-ROOT = typer.main.get_command(app)
-LEAVES = leaves(ROOT)
 
 
 def test_every_command_stands_under_a_heading_with_its_whole_summary():

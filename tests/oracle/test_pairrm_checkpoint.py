@@ -210,7 +210,8 @@ def test_pickled_shards_are_converted_by_the_command(broken):
         torch.save(of_part, broken / f"pytorch_model-{part + 1:05d}-of-00002.bin")
     (broken / "model.safetensors").unlink()
     refused(broken, f"sppo oracle convert {broken}")
-    assert CliRunner().invoke(app, ["oracle", "convert", str(broken)]).exit_code == 0
+    done = CliRunner().invoke(app, ["oracle", "convert", str(broken), "--json"])
+    assert json.loads(done.stdout) == {"file": str(broken / "model.safetensors")}
     found = load_file(broken / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -65,10 +65,12 @@ def serve(
         terminal.say(
             f"{' against '.join(chosen)}: {counted_text(len(matches), 'pair')}, {counted_text(votes, 'vote')} so far. Open this address:"
         )
-        terminal.say(f"http://{shown}:{bound}/?key={access_key(key)}", "bold")
+        address = f"http://{shown}:{bound}/?key={access_key(key)}"
+        terminal.show(address, "bold")
+        terminal.show_json({"address": address, "votes": str(home)})
         terminal.say(f"Votes are kept in {home}; Ctrl-C ends.")
         if not _is_loopback(host):
-            terminal.say("note: whoever has this address can vote, from other machines too", "yellow")
+            terminal.note("whoever has this address can vote, from other machines too")
         if referee is not None:
             referee.start()
         settings = uvicorn.Config(arena.app(), log_level="warning", access_log=False, server_header=False)

@@ -16,12 +16,14 @@ class Benchmark(Protocol):
     Attributes:
         name: the name on the command line; results are in OUTPUT/NAME.json, under `results`.
         help: one sentence for `sppo evaluate --help`.
+        example: a call of the command, for its own help page.
         command: the command itself, a static method whose typer parameters are its options; those that benchmarks
             share are declared in :mod:`sppo.benchmarks.options`. Import models and oracles inside of it.
     """
 
     name: str
     help: str
+    example: str
     command: Callable[..., None]
 
     @staticmethod

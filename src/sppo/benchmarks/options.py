@@ -1,17 +1,16 @@
 """The options that the benchmarks' commands share, and what their values mean."""
 
 import contextlib
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sppo import recipe
-from sppo.output_options import AsJson, Quiet
+from sppo.output_options import OutputOptions as OutputOptions
+from sppo.output_options import expanded as expanded
 from sppo.recipe import EndpointConfig, OracleConfig, RecipeError, Sampling
 from sppo.rundir.folder import RunError, RunFolder
 from sppo.rundir.reader import RunReader
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from sppo.benchmarks.evaluation import Evaluation
     from sppo.benchmarks.judge_server import Judge
     from sppo.benchmarks.participants import Participant
-    from sppo.progress import Terminal
 
 Oracle = Annotated[
     str | None,
@@ -42,7 +40,7 @@ JudgmentFiles = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyOptions:
+class PolicyOptions(OutputOptions):
     """The options of every benchmark: the policies to evaluate, how they are opened, and where results are kept."""
 
     policies: Annotated[
@@ -82,16 +80,6 @@ class PolicyOptions:
             help="The folder in which all results are kept. [default: evaluations/BENCHMARK]",
         ),
     ] = None
-
-    as_json: AsJson = False
-    quiet: Quiet = False
-
-    @property
-    def terminal(self) -> "Terminal":
-        """The terminal for progress and results."""
-        from sppo.progress import Terminal
-
-        return Terminal(quiet=self.quiet, as_json=self.as_json)
 
     def show(self, table: tuple[list[str], list[list[Any]]], results: Sequence[Mapping[str, Any]]) -> None:
         """Print a benchmark's table, or its results as JSON."""
@@ -228,43 +216,6 @@ class JudgeOptions:
         from sppo.benchmarks.judge_server import Judge
 
         return Judge(read_judge(needed(self.judge, "--judge")), home)
-
-
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters of option groups are shown to typer as the groups' single options.
-
-    A parameter that is annotated with one of the dataclasses above receives an instance of it, made of the values that
-    were given on the command line for its fields.
-    """
-    groups: dict[str, Any] = {}
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
-        if not is_dataclass(parameter.annotation):
-            parameters.append(parameter)
-            continue
-        groups[parameter.name] = parameter.annotation
-        for field in fields(parameter.annotation):
-            parameters.append(
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=field.default,
-                    annotation=field.type,
-                )
-            )
-
-    @functools.wraps(command)
-    def from_single_options(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        command(**values)
-
-    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    vars(from_single_options).update(
-        __signature__=inspect.Signature(keyword_only),
-        __annotations__={parameter.name: parameter.annotation for parameter in parameters},
-    )
-    return from_single_options
 
 
 def needed(value: Any, option: str) -> Any:

@@ -97,7 +97,7 @@ def only_responses(
     participants: Sequence[Participant],
     respond: Callable[[Participant], CollectedResponses],
 ) -> None:
-    """Let policies respond without any judging, and say where their responses lie in the benchmark's format.
+    """Let policies respond without any judging, and show where their responses lie in the benchmark's format.
 
     Raises:
         RunError: a participant is a file of responses, or there is none.
@@ -109,7 +109,7 @@ def only_responses(
         collected = respond(participant)
         name, found = evaluation.name(participant), collected.shortcomings
         rows.append({"name": name, "responses": str(collected.path), **found})
-        evaluation.terminal.say(
+        evaluation.terminal.show(
             f"{name}: {len(collected.turns)} responses, {found['response_tokens']:.1f} tokens on average,"
             f" {found['truncated_share']:.1%} truncated, in {collected.path}"
         )

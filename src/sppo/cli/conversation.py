@@ -55,8 +55,11 @@ class Conversation:
         """Forget what has been said."""
         self.messages = list(self.start)
 
-    def respond(self, text: str) -> str:
+    def respond(self, text: str) -> tuple[str, bool]:
         """Sample the response to a further message, and keep both.
+
+        Returns:
+            The response, and whether it is truncated.
 
         Raises:
             ChatError: the message cannot be rendered, or the conversation is too long.
@@ -74,7 +77,7 @@ class Conversation:
         sampled = self.sampler.sample([prompt], [key], 1)[0][0]
         response = self.chat.decode(sampled.token_ids)
         self.messages = [*asked, {"role": "assistant", "content": response, "token_ids": sampled.token_ids}]
-        return response + (" [truncated]" if sampled.finish_reason == "length" else "")
+        return response, sampled.finish_reason == "length"
 
 
 def converse(
@@ -99,7 +102,9 @@ def converse(
             elif re.fullmatch(r"/[a-z]+", text):
                 terminal.warn(f"{text} is unknown; /help lists what can be written", "red")
             else:
-                terminal.show(conversation.respond(text), "green")
+                response, is_truncated = conversation.respond(text)
+                terminal.show(response + (" [truncated]" if is_truncated else ""), "green")
+                terminal.show_json({"message": text, "response": response, "truncated": is_truncated})
         except EOFError:
             return
         except KeyboardInterrupt:

@@ -37,7 +37,8 @@ class _Benchmarks(typer.core.TyperGroup):
             return super().get_command(ctx, cmd_name)
         benchmark = registry.load("benchmarks", cmd_name)
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        single.command(name=cmd_name, help=benchmark.help)(benchmark.command)
+        epilog = f"Example: {benchmark.example}"
+        single.command(name=cmd_name, help=benchmark.help, epilog=epilog)(benchmark.command)
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

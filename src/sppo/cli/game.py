@@ -14,14 +14,15 @@ from sppo.cli.options import parse_numbers
 from sppo.cli.tables import (
     show_facts,
     show_intransitivity,
-    show_json,
     show_matrix,
+    show_solution,
     show_standings,
     show_table,
 )
 
 if TYPE_CHECKING:
     from sppo.game.preference_games import Array
+    from sppo.progress import Terminal
 
 app = typer.Typer(
     name="game",
@@ -63,6 +64,7 @@ Weights = Annotated[
 def generate(
     kind: Annotated[Kind, typer.Argument()],
     output: Annotated[Path, typer.Option("-o", "--output")],
+    common: options.OutputOptions,
     n: Annotated[int, typer.Option("-n")] = 5,
     games: int = 1,
     seed: int = 0,
@@ -101,12 +103,14 @@ def generate(
             biases = dict(zip(names, parse_numbers(bias, "--bias", 3), strict=True))
             payoff = preference_games.rock_paper_scissors(**biases)
     write_table(output, payoff, names)
-    typer.echo(f"wrote {' x '.join(map(str, payoff.shape))} probabilities to {output}")
+    common.terminal.show(f"wrote {' x '.join(map(str, payoff.shape))} probabilities to {output}")
+    common.terminal.show_json({"file": str(output), "shape": list(payoff.shape)})
 
 
 @app.command(epilog="Example: sppo game solve rps.csv --policy 0.2,0.3,0.5")
+@options.described_by_docstring
 def solve(
-    matrix: Matrix, policy: Weights = None, tolerance: Tolerance = 1e-6, as_json: options.AsJson = False
+    matrix: Matrix, common: options.OutputOptions, policy: Weights = None, tolerance: Tolerance = 1e-6
 ) -> None:
     """Find the von Neumann winner of a game, beside the winners that other rules name."""
     import numpy as np
@@ -118,7 +122,7 @@ def solve(
     if payoff.ndim > 2:
         if policy is not None:
             raise typer.BadParameter("--policy works with one game only, and this file holds many.")
-        show_facts(_summary_of_winners(payoff), as_json=as_json)
+        show_facts(_summary_of_winners(payoff), common.terminal)
         return
     solution = games.solve(payoff)
     columns: dict[str, Any] = {
@@ -140,12 +144,7 @@ def solve(
         facts["exploitability of the policy"] = float(games.exploitability(payoff, weights))
         best = np.flatnonzero(games.best_responses(payoff, weights))
         facts["best responses to it"] = [table.names[i] for i in best]
-    if as_json:
-        show_json({"names": table.names, **columns, **facts})
-        return
-    rows = zip(table.names, *columns.values(), strict=True)
-    show_table("von Neumann winner", ["response", *columns], rows)
-    show_facts(facts, as_json=False)
+    show_solution(columns, facts, table.names, common.terminal)
 
 
 def _summary_of_winners(payoff: Array) -> dict[str, float]:
@@ -166,19 +165,21 @@ def _summary_of_winners(payoff: Array) -> dict[str, float]:
 
 
 @app.command(epilog="Example: sppo game inspect game.npy --json")
+@options.described_by_docstring
 def inspect(
-    matrix: Matrix, clip: options.Clip = 0.01, tolerance: Tolerance = 1e-6, as_json: options.AsJson = False
+    matrix: Matrix, common: options.OutputOptions, clip: options.Clip = 0.01, tolerance: Tolerance = 1e-6
 ) -> None:
     """Measure how intransitive a game is and what a scalar reward loses on it; many games are averaged."""
     from sppo import game as games
 
     payoff = games.read_table(matrix, tolerance=tolerance).payoff
-    show_intransitivity(games.intransitivity(payoff, clip=clip).means(), as_json=as_json)
+    show_intransitivity(games.intransitivity(payoff, clip=clip).means(), common.terminal)
 
 
 @app.command(epilog="Example: sppo game converge rps.csv --iterations 1000 --figure rates.svg")
 @options.described_by_docstring
 def converge(
+    common: options.OutputOptions,
     matrix: Annotated[Path | None, typer.Argument(metavar="[MATRIX]")] = None,
     iterations: Annotated[int, typer.Option(min=10)] = 10_000,
     initial: Weights = None,
@@ -186,7 +187,6 @@ def converge(
     simplex: Path | None = None,
     data: Path | None = None,
     tolerance: Tolerance = 1e-6,
-    as_json: options.AsJson = False,
 ) -> None:
     """Check the rate of Theorem 4.1 on a game, and show which dynamics converge in their last iterate.
 
@@ -201,7 +201,6 @@ def converge(
 
     from sppo import game as games
     from sppo.game import convergence
-    from sppo.progress import Terminal
 
     if matrix is None:
         table = games.Table(games.rock_paper_scissors(), ("rock", "paper", "scissors"))
@@ -214,8 +213,8 @@ def converge(
     times = sorted({round(t) for t in np.geomspace(10, iterations, 13)})
     rates = convergence.average_rates(table.payoff, times, initial=first)
     curves = convergence.last_iterates(table.payoff, iterations, initial=first)
-    _show_convergence(rates, curves, times, iterations, as_json)
-    terminal = Terminal(as_json=as_json)
+    terminal = common.terminal
+    _show_convergence(rates, curves, times, iterations, terminal)
     if data is not None:
         _write_curves(data, rates, curves)
         terminal.show(f"wrote the curves to {data}")
@@ -230,7 +229,9 @@ def converge(
         terminal.show(f"wrote the figure to {simplex}")
 
 
-def _show_convergence(rates: Any, curves: Any, times: Sequence[int], iterations: int, as_json: bool) -> None:
+def _show_convergence(
+    rates: Any, curves: Any, times: Sequence[int], iterations: int, terminal: Terminal
+) -> None:
     import numpy as np
 
     average = rates.average.reshape(len(times), -1).max(-1)
@@ -247,14 +248,12 @@ def _show_convergence(rates: Any, curves: Any, times: Sequence[int], iterations:
         }
         for curve in curves
     ]
-    if as_json:
-        show_json({"rates": bounds, "dynamics": dynamics})
-        return
     title = (
         "Multiplicative weights, eta = sqrt(8 ln n / T): exploitability (average: worst game, last: median)"
     )
     for heading, rows in ((title, bounds), (f"Exploitability after {iterations} steps (median)", dynamics)):
-        show_table(heading, list(rows[0]), [row.values() for row in rows])
+        show_table(terminal, heading, list(rows[0]), [row.values() for row in rows])
+    terminal.show_json({"rates": bounds, "dynamics": dynamics})
 
 
 def _write_curves(path: Path, rates: Any, curves: Any) -> None:
@@ -279,9 +278,9 @@ def _write_curves(path: Path, rates: Any, curves: Any) -> None:
 @options.described_by_docstring
 def strategies(
     matrix: Matrix,
+    common: options.OutputOptions,
     averaged: Annotated[str | None, typer.Option(metavar="W,W,...")] = None,
     tolerance: Tolerance = 1e-6,
-    as_json: options.AsJson = False,
 ) -> None:
     """Treat policies as strategies: the Nash mixture of a matrix of win rates, and how others fare against it.
 
@@ -293,20 +292,20 @@ def strategies(
     table = games.read_table(matrix, tolerance=tolerance)
     weights = None if averaged is None else parse_numbers(averaged, "--averaged", len(table.names))
     game = games.empirical_game(table.payoff, names=table.names, averaged=weights, tolerance=tolerance)
-    show_standings(game, as_json=as_json)
+    show_standings(game, common.terminal)
 
 
 @app.command(epilog="Example: sppo game policies runs/quickstart")
-def policies(runs: options.Runs, as_json: options.AsJson = False, quiet: options.Quiet = False) -> None:
+@options.described_by_docstring
+def policies(runs: options.Runs, common: options.OutputOptions) -> None:
     """Play the policies of one or more runs against each other: their Nash mixture, and how the others fare."""
     from sppo import game as games
     from sppo.compare import game as run_games
-    from sppo.progress import Terminal
 
+    terminal = common.terminal
     names, payoff, rivals, challenges = run_games.policies(
-        runs, run_games.oracle_of(runs[0]).compare, Terminal(quiet=quiet)
+        runs, run_games.oracle_of(runs[0]).compare, terminal
     )
     game = games.empirical_game(payoff, names=names, challengers=challenges, challenger_names=rivals)
-    if not as_json:
-        show_matrix("Win rate of the row policy against the column policy", game.names, game.payoff)
-    show_standings(game, as_json=as_json)
+    show_matrix(terminal, "Win rate of the row policy against the column policy", game.names, game.payoff)
+    show_standings(game, terminal)

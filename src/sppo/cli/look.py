@@ -17,13 +17,12 @@ app = typer.Typer()
 @options.described_by_docstring
 def compare(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE")],
+    common: options.OutputOptions,
     algorithms: Annotated[str, typer.Option(metavar="NAME,NAME,...")] = "sppo,dpo,ipo",
     seeds: Annotated[int, typer.Option(min=1)] = 5,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     redo_stale: options.RedoStale = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Run several algorithms on the same prompts, oracle and budget, and compare them over seeds.
 
@@ -37,24 +36,22 @@ def compare(
             be repeated.
     """
     from sppo import compare as comparison
-    from sppo.progress import Terminal
     from sppo.recipe import read_overrides
 
     folder = output or Path("compare") / recipe.stem
     overrides = read_overrides(set_)
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    comparison.compare(recipe, algorithms, seeds, overrides, folder, terminal, redo_stale=redo_stale)
+    comparison.compare(recipe, algorithms, seeds, overrides, folder, common.terminal, redo_stale=redo_stale)
 
 
 @app.command(rich_help_panel=options.LOOK, epilog="Example: sppo report runs/quickstart --watch 30")
 @options.described_by_docstring
 def report(
     runs: options.Runs,
+    common: options.OutputOptions,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     evaluations: list[Path] | None = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs")] = False,
     watch: Annotated[float | None, typer.Option(min=1, metavar="SECONDS")] = None,
-    quiet: options.Quiet = False,
 ) -> None:
     """Write an HTML page about one run or several, finished or not; it works without a server or network.
 
@@ -64,7 +61,6 @@ def report(
         all_pairs: Ask the oracle about the pairs of policies that were not compared so far.
         watch: Look for progress at this interval and update the page until the runs end.
     """
-    from sppo.progress import Terminal
     from sppo.report import page
     from sppo.report.watching import watch as follow
 
@@ -73,14 +69,16 @@ def report(
     if watch is None:
         page.write(runs, target, evaluations=folders, all_pairs=all_pairs)
     else:
-        follow(runs, target, Terminal(quiet=quiet), seconds=watch, evaluations=folders, all_pairs=all_pairs)
-    Terminal().show(f"the page is {target}")
+        follow(runs, target, common.terminal, seconds=watch, evaluations=folders, all_pairs=all_pairs)
+    common.terminal.show(f"the page is {target}")
+    common.terminal.show_json({"page": str(target)})
 
 
 @app.command(rich_help_panel=options.LOOK, epilog="Example: sppo arena runs/quickstart --policies 1,3")
 @options.described_by_docstring
 def arena(
     run: options.RunFolderArgument,
+    common: options.OutputOptions,
     policies: Annotated[str | None, typer.Option(metavar="NAME,NAME")] = None,
     host: str = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
@@ -96,7 +94,6 @@ def arena(
         oracle: Also ask the run's oracle about the responses that people compared.
     """
     from sppo.arena.serving import serve
-    from sppo.progress import Terminal
 
     names = None if policies is None else [name.strip() for name in policies.split(",")]
-    serve(run, Terminal(), host=host, port=port, policies=names, ask_oracle=oracle)
+    serve(run, common.terminal, host=host, port=port, policies=names, ask_oracle=oracle)

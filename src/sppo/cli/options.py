@@ -8,12 +8,12 @@ import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sppo.output_options import AsJson as AsJson
-from sppo.output_options import Quiet as Quiet
+from sppo.output_options import OutputOptions as OutputOptions
+from sppo.output_options import expanded as expanded
 
 if TYPE_CHECKING:
     from sppo.recipe import Recipe
@@ -24,11 +24,8 @@ HEADINGS = (RUN, LOOK, MEASURE, STAGES)
 """The headings under which `sppo --help` lists the commands."""
 
 
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-def described_by_docstring(command: Command) -> Command:
-    """Move the `Args:` of a command's docstring into the help texts of its options and arguments."""
+def described_by_docstring(command: Callable[..., None]) -> Callable[..., None]:
+    """Move the `Args:` of a command's docstring into the help texts of its options, and expand its option groups."""
     summary, _, descriptions = inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:\n")
     hints = typing.get_type_hints(command, include_extras=True)
     for name, description in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", descriptions, re.MULTILINE):
@@ -38,7 +35,7 @@ def described_by_docstring(command: Command) -> Command:
         else:
             hints[name] = Annotated[hints[name], typer.Option(help=text)]
     command.__doc__, command.__annotations__ = summary, hints
-    return command
+    return expanded(command)
 
 
 def _local(path: Any) -> Any:

@@ -25,10 +25,9 @@ oracle_app = typer.Typer(
 @options.described_by_docstring
 def train_oracle(
     settings: Annotated[Path, typer.Argument(metavar="SETTINGS")],
+    common: options.OutputOptions,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     set_: options.Overrides = None,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Train a PairRM on judged pairs; the same command again continues an interrupted training.
 
@@ -37,11 +36,10 @@ def train_oracle(
         output: The folder of the trained PairRM. [default: oracles/NAME, after the settings' file]
     """
     from sppo.oracle import training
-    from sppo.progress import Terminal
     from sppo.recipe import load_oracle_training, read_overrides
 
     folder = output or Path("oracles") / settings.stem
-    terminal = Terminal(quiet=quiet, as_json=as_json)
+    terminal = common.terminal
     result = training.train(load_oracle_training(settings, read_overrides(set_)), folder, terminal)
     if result:
         training.show(result, terminal)
@@ -52,23 +50,26 @@ def train_oracle(
 
 
 @oracle_app.command("convert", epilog="Example: sppo oracle convert PairRM")
+@options.described_by_docstring
 def convert_oracle(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A PairRM with pickled weights.")],
+    common: options.OutputOptions,
 ) -> None:
     """Convert a PairRM's pytorch_model.bin to model.safetensors; only weights are loaded, no code is run."""
     from sppo.oracle.pairrm_checkpoint import convert_bin
-    from sppo.progress import Terminal
 
-    Terminal().show(f"wrote {convert_bin(folder)}")
+    written = convert_bin(folder)
+    common.terminal.show(f"wrote {written}")
+    common.terminal.show_json({"file": str(written)})
 
 
 @oracle_app.command("inspect", epilog="Example: sppo oracle inspect runs/quickstart --per-prompt all.csv")
 @options.described_by_docstring
 def inspect_oracle(
     run: options.RunFolderArgument,
+    common: options.OutputOptions,
     iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=1)] = None,
     clip: options.Clip = 0.01,
-    as_json: options.AsJson = False,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     per_prompt: Path | None = None,
 ) -> None:
@@ -85,7 +86,6 @@ def inspect_oracle(
 
     from sppo import game as games
     from sppo.compare import game as run_games
-    from sppo.progress import Terminal
     from sppo.rundir.reader import RunReader
 
     preferences = RunReader(run).preferences(iteration)
@@ -102,24 +102,24 @@ def inspect_oracle(
             **vars(measures),
         }
         pyarrow.csv.write_csv(pa.table(columns), per_prompt)
-    show_intransitivity(measures.means(), as_json=as_json)
+    show_intransitivity(measures.means(), common.terminal)
     if run_games.is_transitive(run):
-        note = "note: this oracle gives each response one score, so its preferences are transitive by construction"
-        Terminal().say(note, "yellow")
+        common.terminal.note(
+            "this oracle gives each response one score, so its preferences are transitive by construction"
+        )
 
 
 @oracle_app.command("check", epilog="Example: sppo oracle check runs/quickstart")
 @options.described_by_docstring
 def check_oracle(
     oracle: Annotated[str, typer.Argument(metavar="ORACLE")],
+    common: options.OutputOptions,
     held_out: Annotated[bool, typer.Option("--held-out")] = False,
     responses: Path | None = None,
     run: options.OtherRun = None,
     iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=1)] = None,
     limit: Annotated[int, typer.Option(min=1)] = 200,
     tie: Annotated[float, typer.Option(min=0, max=0.5)] = 0.05,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Check an oracle's consistency under order, its length bias, near ties, cycles, truncated texts and speed.
 
@@ -133,7 +133,6 @@ def check_oracle(
     """
     from sppo.benchmarks.options import read_oracle
     from sppo.oracle import check as oracle_check
-    from sppo.progress import Terminal
     from sppo.rundir.folder import RunError
 
     of_run = (Path(oracle) / "recipe.yaml").is_file()
@@ -142,7 +141,7 @@ def check_oracle(
     config = oracle_check.oracle_of_run(Path(oracle), held_out=held_out) if of_run else read_oracle(oracle)
     source = run or (Path(oracle) if of_run else None)
     material = oracle_check.responses_for(source, responses, iteration, limit, config.prompt_form())
-    terminal = Terminal(quiet=quiet, as_json=as_json)
+    terminal = common.terminal
     if of_run:
         role = "held-out oracle" if held_out else "oracle that the run learns from"
         terminal.say(f"checking {config.type} ({config.label}), the {role}")

@@ -15,6 +15,7 @@ OpeningOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KE
 @options.described_by_docstring
 def chat(
     policy: options.PolicyArgument,
+    common: options.OutputOptions,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     system: str | None = None,
@@ -34,7 +35,6 @@ def chat(
     """
     from sppo.cli.conversation import converse
     from sppo.policy.opening import open_policy
-    from sppo.progress import Terminal
     from sppo.recipe import read_overrides
     from sppo.rundir.reader import RunReader
 
@@ -44,7 +44,7 @@ def chat(
     else:
         folder = RunReader(policy).named_policy(iteration).folder
         opened = open_policy(folder, overrides, run=policy)
-    converse(opened, Terminal(), max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    converse(opened, common.terminal, max_new_tokens=max_new_tokens, temperature=temperature, system=system)
 
 
 @app.command(
@@ -53,6 +53,7 @@ def chat(
 @options.described_by_docstring
 def export(
     policy: options.PolicyArgument,
+    common: options.OutputOptions,
     out: Annotated[Path, typer.Argument(metavar="OUT")],
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     max_shard_size: str = "5GB",
@@ -74,7 +75,6 @@ def export(
     from sppo.policy import export as exports
     from sppo.policy import hub
     from sppo.policy.opening import open_policy
-    from sppo.progress import Terminal
     from sppo.recipe import read_overrides
     from sppo.report import model_card
     from sppo.rundir.folder import RunError
@@ -85,6 +85,8 @@ def export(
         raise RunError("--public works only with --push-to-hub")
     opened = open_policy(policy, read_overrides(set_))
     exported = exports.export(opened, out, model_card.card, dtype=dtype, max_shard_size=max_shard_size)
-    Terminal().show(f"{out}: {exports.describe(exported)}")
-    if push_to_hub is not None:
-        Terminal().show(hub.push(out, push_to_hub, public=public))
+    common.terminal.show(f"{out}: {exports.describe(exported)}")
+    address = None if push_to_hub is None else hub.push(out, push_to_hub, public=public)
+    if address is not None:
+        common.terminal.show(address)
+    common.terminal.show_json({"folder": str(out), "policy": str(exported), "hub": address})

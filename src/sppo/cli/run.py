@@ -18,6 +18,7 @@ app = typer.Typer()
 @options.described_by_docstring
 def run(
     recipe: options.RecipeArgument,
+    common: options.OutputOptions,
     run_dir: options.RunDir = None,
     set_: options.Overrides = None,
     redo_stale: options.RedoStale = False,
@@ -28,8 +29,6 @@ def run(
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None,
     report: bool = True,
     iterations: Annotated[int | None, typer.Option(min=1)] = None,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Run all iterations of a recipe; the same command again continues an interrupted run.
 
@@ -43,27 +42,26 @@ def run(
         iterations: The number of iterations, T; more than before continue a finished run. [default: as the recipe says]
     """
     from sppo.api import play
-    from sppo.progress import Terminal
     from sppo.rundir.folder import RunError
 
     further = [] if iterations is None else [f"iterations={iterations}"]
     values, folder = options.open_run(recipe, run_dir, [*(set_ or []), *further])
-    terminal = Terminal(quiet=quiet, as_json=as_json)
     if dry_run:
         from sppo.dry_run import read_rates, show
 
-        show(values, terminal, None if rates is None else read_rates(rates, tokens))
+        show(values, common.terminal, None if rates is None else read_rates(rates, tokens))
         return
     if on is not None and ray is not None:
         raise RunError(f"--ray {ray}: it stands for --on ray:{ray}; leave out --on {on}")
     place = on or ("local" if ray is None else f"ray:{ray}")
-    play(values, folder.path, terminal, on=place, redo_stale=redo_stale, report=report)
+    play(values, folder.path, common.terminal, on=place, redo_stale=redo_stale, report=report)
 
 
 @app.command(rich_help_panel=options.STAGES, epilog="Example: sppo sample runs/quickstart --best-of 16")
 @options.described_by_docstring
 def sample(
     run: options.RunArgument,
+    common: options.OutputOptions,
     iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=0)] = None,
     run_dir: options.RunDir = None,
     set_: options.Overrides = None,
@@ -73,7 +71,6 @@ def sample(
     weights: Annotated[str | None, typer.Option(metavar="W,W,...")] = None,
     prompts: str | None = None,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
-    quiet: options.Quiet = False,
 ) -> None:
     """Sample K responses to each prompt of an iteration; or the best of n, or from the averaged policy.
 
@@ -85,7 +82,6 @@ def sample(
         prompts: With --best-of or --mixture: prompts to use instead of the held-out ones.
         output: With --best-of or --mixture: the JSON lines file to write. [default: a file in RUN/draws]
     """
-    from sppo.progress import Terminal
     from sppo.rundir.folder import RunError
 
     if best_of is None and not mixture:
@@ -94,7 +90,7 @@ def sample(
                 raise RunError(f"{option} works only with --best-of or --mixture")
         if iteration == 0:
             raise RunError("--iteration 0: iterations are counted from 1; 0 is the base with --best-of only")
-        run_stage("sample", run, iteration, run_dir, set_, redo_stale, quiet)
+        run_stage("sample", run, iteration, run_dir, set_, redo_stale, common)
         return
     from sppo.benchmarks.run_samples import SampleRequest, sample_responses
 
@@ -111,8 +107,9 @@ def sample(
         iteration=iteration,
         prompts=prompts,
     )
-    terminal = Terminal(quiet=quiet)
-    terminal.show(str(sample_responses(values, folder.path, request, terminal, output)))
+    written = sample_responses(values, folder.path, request, common.terminal, output)
+    common.terminal.show(str(written))
+    common.terminal.show_json({"file": str(written)})
 
 
 def run_stage(
@@ -122,10 +119,9 @@ def run_stage(
     run_dir: Path | None,
     overrides: list[str] | None,
     redo_stale: bool,
-    quiet: bool,
+    common: options.OutputOptions,
 ) -> None:
     """Run one stage of an iteration, the first unfinished iteration unless one is named."""
-    from sppo.progress import Terminal
     from sppo.rundir.folder import RunError
 
     values, folder = options.open_run(run, run_dir, overrides)
@@ -133,7 +129,7 @@ def run_stage(
         raise RunError(f"--iteration {iteration}: the recipe has {values.iterations} iterations")
     from sppo.stages import single
 
-    single.run_stage(values, folder, Terminal(quiet=quiet), stage, iteration, redo_stale=redo_stale)
+    single.run_stage(values, folder, common.terminal, stage, iteration, redo_stale=redo_stale)
 
 
 def stage_command(stage: str) -> Callable[..., None]:
@@ -141,15 +137,15 @@ def stage_command(stage: str) -> Callable[..., None]:
 
     def command(
         run: options.RunArgument,
+        common: options.OutputOptions,
         iteration: options.Iteration = None,
         run_dir: options.RunDir = None,
         set_: options.Overrides = None,
         redo_stale: options.RedoStale = False,
-        quiet: options.Quiet = False,
     ) -> None:
-        run_stage(stage, run, iteration, run_dir, set_, redo_stale, quiet)
+        run_stage(stage, run, iteration, run_dir, set_, redo_stale, common)
 
-    return command
+    return options.expanded(command)
 
 
 for _stage, _summary in (

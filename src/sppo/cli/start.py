@@ -1,9 +1,10 @@
 """Commands to start with: `init` and `inputs` write what a run needs, `recipe` shows what can stand in a recipe."""
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,13 +17,15 @@ REAL_INPUTS = Path("runs/real-inputs")
 
 @app.command(rich_help_panel=options.RUN, epilog="Example: sppo init mine")
 @options.described_by_docstring
-def init(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path()) -> None:
+def init(
+    common: options.OutputOptions,
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path(),
+) -> None:
     """Write a commented recipe and an oracle of your own, which run at once on the embedded world.
 
     Args:
         folder: The folder to write own.yaml and my_oracle.py to. [default: this one]
     """
-    from sppo.progress import Terminal
     from sppo.rundir.folder import RunError
 
     for name in OWN_FILES:
@@ -34,12 +37,14 @@ def init(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path()) -
             (files("sppo.cli.own") / name).read_text(encoding="utf-8"), encoding="utf-8"
         )
     enter = "" if folder == Path() else f"cd {folder}, then "
-    Terminal().show(f"wrote {' and '.join(OWN_FILES)}; to run them: {enter}sppo run own.yaml")
+    common.terminal.show(f"wrote {' and '.join(OWN_FILES)}; to run them: {enter}sppo run own.yaml")
+    common.terminal.show_json({"files": [str(folder / name) for name in OWN_FILES]})
 
 
 @app.command(rich_help_panel=options.RUN, epilog="Example: sppo inputs")
 @options.described_by_docstring
 def inputs(
+    common: options.OutputOptions,
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = REAL_INPUTS,
     train: Annotated[int, typer.Option(min=1)] = 800,
     held_out: Annotated[int, typer.Option(min=1)] = 80,
@@ -54,17 +59,19 @@ def inputs(
         seed: Random seed of the prompts.
     """
     from sppo.instructions import prompts, smollm2
-    from sppo.progress import Terminal
 
-    terminal = Terminal()
-    terminal.show(smollm2.write(folder / "policy"))
+    said = smollm2.write(folder / "policy")
     prompts.write(folder, train=train, held_out=held_out, seed=seed)
-    terminal.show(f"{train} training and {held_out} held-out prompts with constraints are in {folder}")
+    common.terminal.show(
+        f"{said}\n{train} training and {held_out} held-out prompts with constraints are in {folder}"
+    )
+    common.terminal.show_json({"folder": str(folder), "policy": said, "train": train, "held_out": held_out})
 
 
 @app.command(rich_help_panel=options.RUN, epilog="Example: sppo recipe quickstart --set sampling.k=8")
 @options.described_by_docstring
 def recipe(
+    common: options.OutputOptions,
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]")] = None,
     set_: options.Overrides = None,
     defaults: Annotated[bool, typer.Option("--defaults")] = False,
@@ -75,19 +82,22 @@ def recipe(
     Args:
         recipe: The recipe to print, with the values of its preset and all defaults.
         defaults: Print every key of a recipe with its default and its description.
-        schema: Print the JSON Schema of recipes.
+        schema: Print the JSON Schema of recipes, which is JSON with or without --json.
     """
-    from sppo.recipe import Recipe, dump, load, read_overrides, reference
+    from sppo.recipe import Recipe, dump, load, read_overrides, read_value, reference
     from sppo.rundir.folder import RunError
 
     if sum((recipe is not None, defaults, schema)) != 1:
         raise RunError("name a recipe, or one of --defaults and --schema")
+    values: Mapping[str, Any]
     if recipe is not None:
-        text = dump(load(recipe, read_overrides(set_)))
+        resolved = load(recipe, read_overrides(set_))
+        text, values = dump(resolved), resolved.model_dump(mode="json")
+    elif defaults:
+        text = reference.defaults(Recipe)
+        values = read_value(text, name="--defaults")
     else:
-        text = (
-            reference.defaults(Recipe)
-            if defaults
-            else json.dumps(reference.json_schema(Recipe), indent=2) + "\n"
-        )
-    typer.echo(text, nl=False)
+        values = reference.json_schema(Recipe)
+        text = json.dumps(values, indent=2)
+    common.terminal.show(text.rstrip("\n"))
+    common.terminal.show_json(values)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 if TYPE_CHECKING:
     from sppo.game.empirical_game import EmpiricalGame
     from sppo.game.preference_games import Array
+    from sppo.progress import Terminal
 
 _MEASURES = {
     "cyclic_triples": "share of triples that are cycles",
@@ -24,19 +22,17 @@ _MEASURES = {
 }
 
 
-def show_intransitivity(means: Mapping[str, float], *, as_json: bool) -> None:
+def show_intransitivity(means: Mapping[str, float], terminal: Terminal) -> None:
     """Print the means of `Intransitivity`."""
-    show_facts(means if as_json else {_MEASURES[name]: mean for name, mean in means.items()}, as_json=as_json)
+    _show_lines({_MEASURES[name]: mean for name, mean in means.items()}, terminal)
+    terminal.show_json(means)
 
 
-def show_standings(game: EmpiricalGame, *, as_json: bool) -> None:
+def show_standings(game: EmpiricalGame, terminal: Terminal) -> None:
     """Print how the mixtures of an empirical game fare against its policies."""
     standings = {"Nash mixture": game.nash, "last policy": game.last, "averaged policy": game.averaged}
-    if as_json:
-        show_json({mixture: vars(standing) for mixture, standing in standings.items()})
-        return
     weights = [standing.weights for standing in standings.values()]
-    show_table("Weights", ["policy", *standings], zip(game.names, *weights, strict=True))
+    show_table(terminal, "Weights", ["policy", *standings], zip(game.names, *weights, strict=True))
     header = ["mixture", "exploitability", "duality gap", "best response", "its win rate"]
     if game.last.interval is not None:
         header.append("exploitability, 95% over prompts")
@@ -47,33 +43,35 @@ def show_standings(game: EmpiricalGame, *, as_json: bool) -> None:
         )
         if standing.interval is not None:
             rows[-1].append("{:.4g} to {:.4g}".format(*standing.interval))
-    show_table("Standing", header, rows)
+    show_table(terminal, "Standing", header, rows)
+    by_mixture = {mixture: vars(standing) for mixture, standing in standings.items()}
+    terminal.show_json({"policies": game.names, "win_rates": game.payoff, **by_mixture})
 
 
-def show_matrix(title: str, names: Sequence[str], payoff: Array) -> None:
+def show_matrix(terminal: Terminal, title: str, names: Sequence[str], payoff: Array) -> None:
     """Print a matrix with a name for each row and column."""
-    show_table(title, ["", *names], ([name, *row] for name, row in zip(names, payoff, strict=True)))
+    show_table(terminal, title, ["", *names], ([name, *row] for name, row in zip(names, payoff, strict=True)))
 
 
-def show_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print named values, one in each line."""
-    if as_json:
-        show_json(facts)
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        typer.echo(f"{name:<{width}}  {'no' if value is False else _cell(value)}")
+def show_facts(facts: Mapping[str, Any], terminal: Terminal) -> None:
+    """Print named values, one in each line, or as JSON."""
+    _show_lines(facts, terminal)
+    terminal.show_json(facts)
 
 
-def show_json(values: Mapping[str, Any]) -> None:
-    """Print values as JSON, arrays as lists."""
-    typer.echo(json.dumps(values, indent=2, default=lambda array: array.tolist()))
+def show_solution(
+    columns: Mapping[str, Any], facts: Mapping[str, Any], names: Sequence[str], terminal: Terminal
+) -> None:
+    """Print a value of each response by column, and facts about them all."""
+    rows = zip(names, *columns.values(), strict=True)
+    show_table(terminal, "von Neumann winner", ["response", *columns], rows)
+    _show_lines(facts, terminal)
+    terminal.show_json({"names": names, **columns, **facts})
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print a table whose first column is text and whose other columns are numbers."""
+def show_table(terminal: Terminal, title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print a table for people whose first column is text and whose other columns are numbers."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -82,11 +80,13 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]
         table.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    console = Console()
-    if not console.is_terminal:
-        # a pipe has no width; rich assumes 80 columns and would truncate numbers
-        console.width = max(console.width, 200)
-    console.print(Text(title), table, "", sep="\n")
+    terminal.show_table(title, table)
+
+
+def _show_lines(facts: Mapping[str, Any], terminal: Terminal) -> None:
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        terminal.show(f"{name:<{width}}  {'no' if value is False else _cell(value)}")
 
 
 def _cell(value: Any) -> str:

@@ -45,7 +45,16 @@ def run_stage(
             first = iteration is None and (lacks_it or planned.number == recipe.iterations)
             if planned.number == iteration or first:
                 stage = _make(run, planned, name)
-                terminal.show(f"{stage.files.title}: done, in {stage.files.folder}")
+                files = stage.files
+                terminal.show(f"{files.title}: done, in {files.folder}")
+                terminal.show_json(
+                    {
+                        "stage": name,
+                        "iteration": planned.number,
+                        "folder": str(files.folder),
+                        "record": stage.record(),
+                    }
+                )
                 if name == "evaluate" and summary.count == planned.number - 1:
                     summary.show_row(planned)
                     summary.add(planned)

@@ -22,6 +22,7 @@ class AlpacaEval:
     help = (
         "AlpacaEval 2: win rate and length-controlled win rate against a baseline, by a judge or an oracle."
     )
+    example = "sppo evaluate alpaca-eval runs/quickstart --judge judge.yaml"
 
     @staticmethod
     @options.expanded

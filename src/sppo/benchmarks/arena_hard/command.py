@@ -13,6 +13,7 @@ class ArenaHard:
 
     name = "arena-hard"
     help = "Arena-Hard v0.1: the probability of beating a baseline, in percent, from two games for each question."
+    example = "sppo evaluate arena-hard runs/quickstart --data arena-hard-v0.1 --judge judge.yaml"
 
     @staticmethod
     @options.expanded

@@ -15,6 +15,7 @@ class HeadToHead:
 
     name = "head-to-head"
     help = "Win rates between policies by an oracle, with confidence intervals and the von Neumann winner."
+    example = "sppo evaluate head-to-head runs/quickstart --every-iteration"
 
     @staticmethod
     @options.expanded

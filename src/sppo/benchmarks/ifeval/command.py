@@ -14,6 +14,7 @@ class IFEval:
 
     name = "ifeval"
     help = "IFEval: the share of verifiable instructions that responses follow, by a program."
+    example = "sppo evaluate ifeval runs/quickstart --data input_data.jsonl"
 
     @staticmethod
     @options.expanded

@@ -13,6 +13,7 @@ class MtBench:
 
     name = "mt-bench"
     help = "MT-Bench: grades from 1 to 10 for the responses to 80 questions of two turns each."
+    example = "sppo evaluate mt-bench runs/quickstart --data mt_bench --judge judge.yaml"
 
     @staticmethod
     @options.expanded

@@ -14,6 +14,7 @@ class OpenLlm:
 
     name = "open-llm"
     help = "Open LLM Leaderboard: ARC, HellaSwag, MMLU, TruthfulQA, WinoGrande and GSM8K, by lm-eval."
+    example = "sppo evaluate open-llm runs/quickstart --task arc --limit 100"
 
     @staticmethod
     @options.expanded

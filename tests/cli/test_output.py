@@ -1,0 +1,127 @@
+"""What every command prints: results on the standard output, as text or as JSON, and progress on the standard error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from commands import LEAVES
+from small_runs import SMALL
+from typer.testing import CliRunner
+
+from sppo.cli.main import app
+from sppo.cli.start import REAL_INPUTS
+
+TINY = {
+    **SMALL,
+    "iterations": 1,
+    "prompts": {"train": {"source": "tinyworld/train", "limit": 8}, "held_out": 4},
+    "evaluation": {"responses": 1, "resamples": 100},
+}
+VERDICT = {"preference": 1.5, "generator_2": "mine", "output_1": "a", "output_2": "b", "instruction": "q"}
+FILES = {
+    "tiny.yaml": TINY,
+    "game.csv": "0.5,0.9\n0.1,0.5\n",
+    "responses.jsonl": {"prompt": "Say a word.", "responses": ["a", "a word"]},
+    "pairs.yaml": {"pairs": {"source": "pairs.jsonl", "held_out": 0.25}, "training": {"epochs": 1}},
+    "alpaca.json": [VERDICT],
+    "hard.jsonl": {"question_id": 1, "model": "m", "judge": "j", "games": [{"score": "A>B"}] * 2},
+    "mt.jsonl": {"question_id": 81, "model": "m", "judge": "j", "turn": 1, "score": 5},
+    "ifeval.jsonl": {
+        "key": 1,
+        "prompt": "No commas.",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+    },
+    "mine.jsonl": {"prompt": "No commas.", "response": "none"},
+}
+COMMANDS = {
+    "init": "mine",
+    "inputs": "--train 4 --held-out 2",
+    "recipe": "tiny.yaml",
+    "run": "runs/tiny",
+    "compare": "tiny.yaml --algorithms sppo --seeds 1",
+    "report": "runs/tiny",
+    "chat": "runs/tiny",
+    "export": "runs/tiny exported",
+    "sample": "runs/tiny --best-of 2",
+    "annotate": "runs/tiny -t 1",
+    "select": "runs/tiny -t 1",
+    "train": "runs/tiny -t 1",
+    "train-oracle": "pairs.yaml",
+    "evaluate stage": "runs/tiny -t 1",
+    "evaluate head-to-head": "runs/tiny --oracle panel",
+    "evaluate alpaca-eval": "--annotations alpaca.json --no-length-control",
+    "evaluate arena-hard": "--judgments hard.jsonl",
+    "evaluate mt-bench": "--judgments mt.jsonl",
+    "evaluate ifeval": "mine=mine.jsonl --data ifeval.jsonl",
+    "oracle check": "panel --responses responses.jsonl",
+    "oracle inspect": "runs/tiny",
+    "game generate": "cyclic -o cyclic.csv",
+    "game solve": "game.csv",
+    "game inspect": "game.csv",
+    "game converge": "game.csv --iterations 10",
+    "game strategies": "game.csv",
+    "game policies": "runs/tiny",
+}
+ELSEWHERE = {
+    "arena": "below, because it serves until it is killed",
+    "evaluate open-llm": "tests/benchmarks/test_open_llm.py, because lm-eval takes long",
+    "oracle convert": "tests/oracle/test_pairrm_checkpoint.py, which has the weights for it",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a finished run and the files that commands read."""
+    folder = tmp_path_factory.mktemp("place")
+    for name, content in FILES.items():
+        text = yaml.safe_dump(content) if name.endswith(".yaml") else content
+        (folder / name).write_text(text if isinstance(text, str) else json.dumps(text))
+    pairs = [
+        {"prompt": f"p{n}", "response_a": "a word" * (n % 3), "response_b": "two", "label": "ab"[n % 2]}
+        for n in range(24)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / REAL_INPUTS / "policy").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert CliRunner().invoke(app, ["run", "tiny.yaml", "--no-report"]).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize("names", [" ".join(names) for names in LEAVES])
+def test_every_command_prints_its_results_as_json(place, monkeypatch, names):
+    """A new command stands in one of the tables above, or this test fails."""
+    options = {option for parameter in LEAVES[*names.split()].params for option in parameter.opts}
+    assert {"--json", "--quiet"} <= options
+    if names in ELSEWHERE:
+        return
+    monkeypatch.chdir(place)
+    words = f"{names} {COMMANDS[names]} --json --quiet".split()
+    done = CliRunner().invoke(app, words, input="Describe a fox.\n", catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)
+    assert all(line.startswith("WARNING: ") for line in done.stderr.splitlines()), done.stderr
+
+
+def test_the_arena_says_its_address_at_once(place):
+    command = [sys.executable, "-m", "sppo", "arena", "runs/tiny", "--port", "0", "--json", "--no-oracle"]
+    with subprocess.Popen(
+        command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        said = ""
+        while not said.endswith("}\n"):
+            said += (line := server.stdout.readline())
+            assert line, said
+        server.kill()
+    assert json.loads(said)["address"].startswith("http://127.0.0.1:")
+
+
+def test_the_plan_of_a_dry_run_is_json_too(place, monkeypatch):
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(app, ["run", "tiny.yaml", "--dry-run", "--json", "--rates", "runs/tiny"])
+    plan = json.loads(done.stdout)
+    assert plan["prompts"] == [4] and plan["held_out"] == 4
+    assert plan["seconds"][0]["train"] > 0
