@@ -45,7 +45,7 @@ def shown(**changes):
 
 
 def test_few_optimiser_steps_are_said_before_the_run():
-    assert "WARNING: iteration 2: it takes 1 optimiser step only" in shown(**{"training.batch_prompts": 64})
+    assert "WARNING: iterations 1 and 2: only 1 optimiser step; " in shown(**{"training.batch_prompts": 64})
     assert "WARNING" not in shown(**{"training.batch_prompts": 4})
 
 

@@ -1,6 +1,6 @@
 """The dry run: what a recipe will do, computed without a download and without torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sppo import cost, randomness
@@ -11,7 +11,7 @@ from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal, counted_text
 from sppo.reading import read_mapping
 from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
-from sppo.rundir.guard import few_steps
+from sppo.rundir.guard import few_steps, said_once
 from sppo.rundir.summary import settings_text
 from sppo.stages import watched_tasks
 from sppo.stages.models import Models
@@ -234,10 +234,13 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     )
     if rates is not None:
         _show_seconds(recipe, estimated, rates, terminal)
-    for number, planned in enumerate(estimated.steps, 1):
-        warning = None if planned is None else few_steps(planned.kept)
-        if warning is not None:
-            terminal.show(f"WARNING: iteration {number}: {warning}", "bold yellow")
+    planned = [(number, plan) for number, plan in enumerate(estimated.steps, 1) if plan is not None]
+    said = [(number, warning) for number, plan in planned if (warning := few_steps(plan.kept)) is not None]
+    warnings = said_once(said)
+    for warning in warnings:
+        terminal.show(f"WARNING: {warning}", "bold yellow")
+    times = None if rates is None else seconds(recipe, estimated, rates)
+    terminal.show_json({**asdict(estimated), "seconds": times, "warnings": warnings})
     if steps is not None and not any(_curve(recipe, steps)):
         terminal.show("note        every step has a learning rate of 0: nothing would be learnt", "yellow")
     elif steps is not None and steps.kept < steps.warmup:

@@ -90,9 +90,9 @@ def test_results_are_a_matrix_with_intervals_and_a_word_on_too_few_votes(arena, 
 @pytest.mark.parametrize(
     ("rate", "words"),
     [
-        ((0.6, 0.45, 0.7, 40), "cannot be told apart"),
-        ((0.6, 0.55, 0.7, 40), "b is preferred to a."),
-        ((0.3, 0.2, 0.4, 40), "a is preferred to b."),
+        ((0.6, 0.45, 0.7, 40), "By these votes, b is not measurably different from a."),
+        ((0.6, 0.55, 0.7, 40), "b is better than a."),
+        ((0.3, 0.2, 0.4, 40), "b is worse than a."),
         ((0.9, 0.8, 1.0, 29), "too few votes"),
     ],
 )

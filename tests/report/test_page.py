@@ -100,7 +100,7 @@ def test_the_first_screen_answers(tmp_path, visit):
 
 
 @pytest.mark.parametrize(
-    ("mean", "verdict"), [(0.49, "not distinguishable from"), (0.3, "worse than"), (0.53, "better than")]
+    ("mean", "verdict"), [(0.49, "not measurably different from"), (0.3, "worse than"), (0.53, "better than")]
 )
 def test_the_verdict_follows_the_interval(tmp_path, mean, verdict):
     run = write_run(tmp_path / "run", iterations=1, measures={1: {"win_rate_vs_base": interval(mean)}})

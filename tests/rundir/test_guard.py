@@ -1,7 +1,7 @@
 import pytest
 
 from sppo.recipe import Guard
-from sppo.rundir.guard import alarms, warnings
+from sppo.rundir.guard import BETTER, UNDECIDED, WORSE, alarms, said_once, standing, warnings
 
 BASE = {"response_tokens": 100.0, "repetition": 0.05, "truncated_share": 0.1}
 GOOD = {
@@ -93,8 +93,8 @@ def test_a_sound_iteration_raises_no_warning():
     ("changes", "previous", "steps", "said"),
     [
         ({"trained": {"prompts": 20, "trained_prompts": 17}}, BASE, 9, "trained on 17 of 20 prompts (85%)"),
-        ({}, BASE, 1, "it takes 1 optimiser step only"),
-        ({}, BASE, 2, "it takes 2 optimiser steps only; lower training.batch_prompts"),
+        ({}, BASE, 1, "only 1 optimiser step; lower"),
+        ({}, BASE, 2, "only 2 optimiser steps; lower training.batch_prompts"),
         (
             {"kl_to_base": 0.004, "win_rate_vs_previous": {"mean": 0.5, "low": 0.45, "high": 0.55}},
             BASE,
@@ -111,10 +111,23 @@ def test_a_sound_iteration_raises_no_warning():
             {"win_rate_vs_previous": {"mean": 0.52, "low": 0.48, "high": 0.56}},
             BASE,
             9,
-            "no change is measurable: the interval of its win rate against its predecessor, [0.480, 0.560],",
+            "not measurably different from the policy before: the interval of the win rate against it contains 1/2",
         ),
     ],
 )
 def test_what_an_iteration_hardly_learnt_from_is_said(changes, previous, steps, said):
     (found,) = warnings({**GOOD, **changes}, previous, steps)
     assert said in found
+
+
+def test_what_several_iterations_share_is_said_once():
+    said = [(0, "a"), (1, "b"), (2, "b"), (1, "c"), (3, "b")]
+    assert said_once(said) == ["base: a", "iterations 1, 2 and 3: b", "iteration 1: c"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.51, 0.6, BETTER), (0.4, 0.49, WORSE), (0.4, 0.6, UNDECIDED), (0.5, 0.6, UNDECIDED)],
+)
+def test_the_standing_of_a_policy_follows_the_interval(low, high, said):
+    assert standing({"mean": 0.5, "low": low, "high": high}) == said

@@ -20,6 +20,7 @@ from sppo.arena.matches import Matches, RefusedVote, Shown
 from sppo.arena.votes import agreement, win_rates
 from sppo.progress import printable
 from sppo.reading import parse
+from sppo.rundir.guard import standing
 
 LABELS = {"left": "a", "right": "b", "tie": "tie", "both_bad": "tie", "skip": "skip"}
 """The label in the file of votes for each choice on the page."""
@@ -227,10 +228,7 @@ def in_words(first: str, second: str, rate: dict[str, float]) -> str:
             f"There are too few votes to tell whether {first} or {second} is preferred: collect votes on at least"
             f" {FEW_PROMPTS} prompts; so far {rate['prompts']:.0f} have votes."
         )
-    if rate["low"] <= 0.5 <= rate["high"]:
-        return f"{first} and {second} cannot be told apart by these votes: the interval includes one half."
-    better, worse = (first, second) if rate["low"] > 0.5 else (second, first)
-    return f"{better} is preferred to {worse}."
+    return f"By these votes, {first} is {standing(rate)} {second}."
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sppo.report.sections import (
     share,
     signed,
 )
+from sppo.rundir import guard
 
 _NOT_READ = {
     "unfinished_thoughts": "unfinished thoughts",
@@ -131,11 +132,7 @@ def _progress(against_previous: Any) -> str:
     """A sentence about the last iteration's win rate against its predecessor."""
     if not isinstance(against_previous, Mapping):
         return ""
-    if against_previous["low"] > 0.5:
-        return "The last iteration still improved on its predecessor."
-    if against_previous["high"] < 0.5:
-        return "The last iteration was worse than its predecessor."
-    return "The last iteration cannot be told from its predecessor: the interval includes one half."
+    return f"The last iteration is {guard.standing(against_previous)} its predecessor."
 
 
 def _oracle_gap(trained_on: Line, held_out: Line) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sppo.report.run_figures import Iteration, RunFigures, is_number
+from sppo.rundir import guard
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class Overview:
     def standing(self) -> str:
         """A verdict on the last policy against the base, as far as the interval can tell."""
         assert self.rate is not None
-        if self.rate["low"] > 0.5:
-            return "better than"
-        return "worse than" if self.rate["high"] < 0.5 else "not distinguishable from"
+        return guard.standing(self.rate)
 
 
 def overview(run: RunFigures) -> Overview:

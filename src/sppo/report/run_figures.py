@@ -166,11 +166,10 @@ class RunFigures:
     @property
     def warnings(self) -> list[str]:
         """The warnings about every iteration."""
-        return [
-            f"{iteration.label.capitalize()}: {warning}"
-            for iteration in self.iterations
-            for warning in iteration.warnings
-        ]
+        pairs = (
+            (iteration.number, warning) for iteration in self.iterations for warning in iteration.warnings
+        )
+        return [f"{said[0].upper()}{said[1:]}" for said in guard.said_once(pairs)]
 
     def _position(self) -> str:
         for iteration in self.iterations:

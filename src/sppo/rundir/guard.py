@@ -5,14 +5,15 @@ could be trained on. Warnings, which stop no run, say that an iteration may have
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sppo.progress import Terminal
+from sppo.progress import Terminal, counted_text
 from sppo.recipe import Guard
 from sppo.rundir import storage
+from sppo.rundir.reader import label
 
 
 class GuardStop(RuntimeError):
@@ -51,7 +52,7 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
     """
     reasons = []
     against_previous = measures.get("win_rate_vs_previous")
-    if against_previous is not None and against_previous["high"] < 0.5:
+    if against_previous is not None and standing(against_previous) == WORSE:
         reasons.append(
             f"it loses to its predecessor: win rate {against_previous['mean']:.3f}"
             f" [{against_previous['low']:.3f}, {against_previous['high']:.3f}]"
@@ -92,6 +93,29 @@ def alarms(measures: Mapping[str, Any], base: Mapping[str, Any], guard: Guard) -
     if (deviates := deviation(measures.get("sampler_deviation"), guard.max_sampler_deviation)) is not None:
         reasons.append(deviates)
     return [*reasons, *fallen(measures.get("tasks", {}), guard.max_task_fall)]
+
+
+BETTER, WORSE, UNDECIDED = "better than", "worse than", "not measurably different from"
+
+
+def standing(win_rate: Mapping[str, float]) -> str:
+    """The standing of a policy against another in words, as far as the interval of its win rate can tell."""
+    if win_rate["low"] > 0.5:
+        return BETTER
+    return WORSE if win_rate["high"] < 0.5 else UNDECIDED
+
+
+def said_once(sentences: Iterable[tuple[int, str]]) -> list[str]:
+    """Each sentence once, behind the iterations that it is about, such as `iterations 1 and 3: ...`."""
+    numbers: dict[str, list[int]] = {}
+    for number, sentence in sentences:
+        numbers.setdefault(sentence, []).append(number)
+    return [f"{_iterations(about)}: {sentence}" for sentence, about in numbers.items()]
+
+
+def _iterations(numbers: Sequence[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"iterations {', '.join(first)} and {last}" if first else label(numbers[0])
 
 
 LOUD_SHARE = 0.9
@@ -158,8 +182,8 @@ def few_steps(steps: int) -> str | None:
     if steps > FEW_STEPS:
         return None
     return (
-        f"it takes {steps} optimiser {'step' if steps == 1 else 'steps'} only; lower training.batch_prompts, raise"
-        " training.epochs, or give more prompts"
+        f"only {counted_text(steps, 'optimiser step')}; lower training.batch_prompts, raise training.epochs, or give"
+        " more prompts"
     )
 
 
@@ -174,7 +198,7 @@ def warnings(measures: Mapping[str, Any], previous: Mapping[str, Any], steps: in
     reasons = [untrained(measures.get("trained", {}), LOUD_SHARE), few_steps(steps)]
     moved = abs(measures["kl_to_base"] - previous.get("kl_to_base", 0.0))
     rate: Any = measures.get("win_rate_vs_previous")
-    undecided = rate is not None and rate["low"] <= 0.5 <= rate["high"]
+    undecided = rate is not None and standing(rate) == UNDECIDED
     if moved < SMALL_KL and (rate is None or undecided):
         reasons.append(
             f"its policy has hardly changed: the KL to the base has moved by {moved:.4f} nats per response; raise"
@@ -182,8 +206,8 @@ def warnings(measures: Mapping[str, Any], previous: Mapping[str, Any], steps: in
         )
     elif undecided:
         reasons.append(
-            f"no change is measurable: the interval of its win rate against its predecessor, [{rate['low']:.3f},"
-            f" {rate['high']:.3f}], contains 1/2; more held-out prompts narrow the interval"
+            f"{UNDECIDED} the policy before: the interval of the win rate against it contains 1/2; more held-out prompts"
+            " narrow the interval"
         )
     return [reason for reason in reasons if reason is not None]
 

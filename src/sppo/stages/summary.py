@@ -6,6 +6,7 @@ from typing import Any
 from sppo import randomness
 from sppo.progress import counted_text, printable
 from sppo.rundir import storage
+from sppo.rundir.guard import said_once
 from sppo.rundir.reader import read_summary
 from sppo.rundir.records import digest_of_lines, read_record, write_record
 from sppo.rundir.summary import oracle_counts, remarks, seconds, settings_text
@@ -190,11 +191,14 @@ class Summary:
         terminal.show(self._base_row())
         for iteration in self.played:
             terminal.show(self._row(iteration))
-        for iteration, row in zip(self.played, content["iterations"], strict=True):
-            for remark in remarks(row):
-                terminal.show(f"note: iteration {iteration.number}: {remark}", "yellow")
-            for warning in (*iteration.alarms, *iteration.warnings):
-                terminal.show(f"WARNING: iteration {iteration.number}: {warning}", "bold yellow")
+        rows = content["iterations"]
+        for remark in said_once((row["iteration"], remark) for row in rows for remark in remarks(row)):
+            terminal.show(f"note: {remark}", "yellow")
+        reasons = (
+            (row["iteration"], reason) for row in rows for reason in (*row["alarms"], *row["warnings"])
+        )
+        for reason in said_once(reasons):
+            terminal.show(f"WARNING: {reason}", "bold yellow")
         for example in content["examples"]:
             terminal.show(f"\nprompt  {_shown(example['prompt'])}", "bold")
             terminal.show(f"before  {_shown(example['before'])}")
