@@ -419,6 +419,18 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         train(of, tmp_path / "ranker", quiet())
 
 
+def test_a_causal_language_model_is_no_encoder(tmp_path, tiny_model):
+    """Its hidden states at the prefixes would not depend on the responses behind them."""
+    of = settings(
+        write_jsonl(tmp_path / "pairs.jsonl", made_up()[:40]), encoder={"model": str(tiny_model("llama-3"))}
+    )
+    with pytest.raises(
+        OracleError, match=r"encoder\.model: .* is a causal language model.*such as microsoft/deberta"
+    ):
+        train(of, tmp_path / "ranker", quiet())
+    assert not (tmp_path / "ranker").exists()
+
+
 def test_any_encoder_that_transformers_loads(trained, tmp_path):
     """A BERT with weights of its own and its markers under other names."""
     folder, _, _ = trained

@@ -76,17 +76,18 @@ def create(
     of = settings.encoder
     limits = Limits(settings.source_maxlength, settings.candidate_maxlength)
     given = None if of.model is None else pairrm_checkpoint.find(of.model, of.revision)
+    encoder = None if given is None else _pretrained(given)
     tokenizer, markers = _tokenizer(of, given, pairs, settings.seed)
     tokenizer.add_tokens([AddedToken(prefix, normalized=True, special=False) for prefix in PREFIXES])
     work.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(work / "tokenizer.json"))
     inputs = PairInput(work / "tokenizer.json", limits, markers=markers)
     torch.manual_seed(randomness.seed("train-oracle", settings.seed, "weights"))
-    if given is None:
+    if encoder is None:
         pad = tokenizer.token_to_id("[PAD]") or 0
         encoder = deberta.DebertaV2Model(_from_scratch(of, inputs.vocabulary, limits, pad))
-    else:
-        encoder = _pretrained(given, inputs.vocabulary)
+    elif encoder.get_input_embeddings().weight.shape[0] < inputs.vocabulary:
+        encoder.resize_token_embeddings(inputs.vocabulary)
     network = PairRMNetwork(encoder, of.dropout)
     names = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id")
     ids = [inputs.prefix_ids[prefix] for prefix in (SOURCE, CANDIDATE_1, CANDIDATE_2, CANDIDATE)]
@@ -191,7 +192,7 @@ def _from_scratch(of: Encoder, vocabulary: int, limits: Limits, pad: int) -> Any
     )
 
 
-def _pretrained(folder: Path, vocabulary: int) -> Any:
+def _pretrained(folder: Path) -> Any:
     from transformers import AutoModel
 
     with load_errors(f"encoder.model: {folder}: no encoder that transformers loads", OracleError):
@@ -201,6 +202,18 @@ def _pretrained(folder: Path, vocabulary: int) -> Any:
                 folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
             )
         model_files.refuse_non_finite(encoder.named_parameters())
-    if encoder.get_input_embeddings().weight.shape[0] < vocabulary:
-        encoder.resize_token_embeddings(vocabulary)
+    _refuse_causal(encoder, folder)
     return encoder
+
+
+def _refuse_causal(encoder: Any, folder: Path) -> None:
+    """Check that a hidden state depends on later tokens: the network reads those of the prefixes, before what they stand for."""
+    ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
+    encoder.eval()
+    with torch.inference_mode():
+        first, second = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+    if torch.allclose(first, second, rtol=0, atol=1e-7):
+        raise OracleError(
+            f"encoder.model: {folder} is a causal language model, in which no token sees what follows it; PairRM needs an"
+            " encoder, such as microsoft/deberta-v3-small"
+        )
