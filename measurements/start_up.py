@@ -11,7 +11,7 @@ from typing import Any
 
 from sppo.policy import load as policies
 from sppo.sampling.probe import fastest_right_way
-from sppo.training.log_probs import measure_capabilities
+from sppo.training.log_probs import measure_capabilities, measure_noise
 
 
 def processor_seconds(compute: Callable[[], Any]) -> tuple[Any, float]:
@@ -26,9 +26,11 @@ def main(folder: str) -> None:
     way, sampling = processor_seconds(lambda: fastest_right_way(model))
     model.set_attn_implementation("sdpa")
     capabilities, training = processor_seconds(lambda: measure_capabilities(model))
+    _, noise = processor_seconds(lambda: measure_noise(model, capabilities))
     print(f"loading: {loading:.2f} s")
     print(f"sampling, {way.__name__}: {sampling:.2f} s")
     print(f"training, {capabilities.attention}: {training:.2f} s")
+    print(f"noise: {noise:.2f} s")
 
 
 if __name__ == "__main__":

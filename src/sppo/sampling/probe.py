@@ -5,11 +5,13 @@ another distribution. So each way is compared with plain forwards, which have ne
 responses that reach beyond every window and chunk that the configuration names; the fastest that agrees is taken.
 """
 
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sppo.policy.structure import measured_once
 from sppo.sampling import SamplingError
 from sppo.sampling.key_values import (
     BY_COHORT,
@@ -21,7 +23,7 @@ from sppo.sampling.key_values import (
     plain_logits,
 )
 
-_STEPS = 12
+_STEPS = 8
 _LEAST_SPAN = 9
 # The most work of a probe, in parameters times tokens of its longest prompt: about a second.
 _WORK = {"cpu": 4e10, "cuda": 1e14}
@@ -31,25 +33,15 @@ _TOLERANCE_FLOAT32 = 2e-3
 _TOLERANCE_HALF = 0.05
 
 
-_MEASURED: dict[tuple[Any, ...], type[KeyValues]] = {}
-
-
+@measured_once
 def fastest_right_way(model: Any) -> type[KeyValues]:
     """The fastest class of keys and values with which the model gives the logits of a plain forward.
 
-    Models of the same architecture, such as the policies of a run, are measured once in a process.
+    Models of the same structure, such as the policies of a run, are measured once in a process.
 
     Raises:
         SamplingError: not even whole sequences without a cache can be computed, or the model is not causal.
     """
-    settings = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
-    architecture = (type(model), str(settings), model.config._attn_implementation, model.dtype, model.device)
-    if architecture not in _MEASURED:
-        _MEASURED[architecture] = _measure(model)
-    return _MEASURED[architecture]
-
-
-def _measure(model: Any) -> type[KeyValues]:
     span, is_whole = _span(model)
     before = model.config._attn_implementation
     ways: list[type[KeyValues]] = [OnePrompt]
@@ -155,17 +147,18 @@ def _agrees(model: Any, way: type[KeyValues], span: int) -> bool:
 @torch.inference_mode()
 def _plain(model: Any, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
     """For each row [steps, vocabulary], the logits of its response's tokens and of the one behind the last but one."""
-    logits = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        ids = torch.tensor([prompt + response[:-1]], device=model.device)
-        logits.append(plain_logits(model, ids)[0, len(prompt) - 1 :])
+    # Sequences of equal length, which need no padding, go through the model together: the weights are read once for them.
+    logits: list[Tensor] = []
+    for length, rows in groupby(zip(prompts, responses, strict=True), key=lambda row: len(row[0])):
+        ids = torch.tensor([prompt + response[:-1] for prompt, response in rows], device=model.device)
+        logits += plain_logits(model, ids)[:, length - 1 :]
     return logits
 
 
 def _by_steps(
     rows: KeyValues, prompts: list[list[int]], repeats: list[int], responses: Tensor
 ) -> list[Tensor]:
-    """The same logits step by step; where there are several rows, the first ends in the middle."""
+    """The same logits step by step; where there are several rows, the second ends in the middle."""
     numbers = torch.arange(len(responses), device=responses.device)
     written: list[list[Tensor]] = [[] for _ in responses]
     logits = rows.admit(prompts, repeats, len(prompts[0]) + _STEPS)
@@ -173,7 +166,7 @@ def _by_steps(
         for row, values in zip(numbers.tolist(), logits, strict=True):
             written[row].append(values)
         if step == _STEPS // 2 and len(numbers) > 1:
-            order = rows.keep(numbers != 0)
+            order = rows.keep(numbers != 1)
             numbers = numbers[order]
         if step < _STEPS - 1:
             logits = rows.step(responses[numbers, step])

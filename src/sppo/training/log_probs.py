@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sppo.policy.load import PolicyError
+from sppo.policy.structure import measured_once
 from sppo.training.layout import Layout, Targets, Tree
 from sppo.training.output_head import Logits, causal_model, fused, measure_logits, tolerance
 from sppo.training.tree_attention import IMPLEMENTATIONS, AttentionMethod, masks, methods_to_try
@@ -158,7 +159,8 @@ def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilitie
 
     The reference is a row for each response. Attention kernels that ignore a mask, recurrent layers and the like are
     revealed by log-probabilities that differ from it; a head that is more than a matrix product is revealed by those that
-    differ from the model's own logits. The model's attention is left set to the method that is returned.
+    differ from the model's own logits. The model's attention is left set to the method that is returned. Models of the same
+    structure, such as the policies of a run, are measured once in a process.
 
     Args:
         model: the model, possibly wrapped.
@@ -167,6 +169,15 @@ def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilitie
     Raises:
         sppo.policy.load.PolicyError: the model fails to compute even a row for each response.
     """
+    causal = causal_model(model)
+    own = causal.config._attn_implementation
+    capabilities = _measure_capabilities(model, mixed_precision)
+    _result_or_error(lambda: _set_attention(causal, capabilities, own))
+    return capabilities
+
+
+@measured_once
+def _measure_capabilities(model: Any, mixed_precision: str) -> Capabilities:
     device = next(model.parameters()).device
     size = 1 if device.type == "cpu" else 32
     trees = _small_trees(_vocabulary(model), size)
@@ -198,7 +209,6 @@ def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilitie
             _refuse_padding_error(model, alone, f"{name}: {limit}", min(limit, _LONGEST_PROBE), allowed)
     finally:
         model.train(training)
-    _result_or_error(lambda: causal.set_attn_implementation(own))
     reason = f"its configuration has {limits}" if limits else "sharing the prompt would change the result"
     _log.warning("%s gets a row with the prompt for each response: %s", type(causal).__name__, reason)
     return alone
@@ -297,10 +307,12 @@ def _refuse_padding_error(
         )
 
 
+@measured_once
 def measure_noise(model: Any, capabilities: Capabilities, mixed_precision: str = "no") -> bool:
     """Whether the model computes something else in training mode than in evaluation mode, which defines pi_theta.
 
-    Noise that is added while training would be part of every log-ratio, and those of the first step would not be 0.
+    Noise that is added while training would be part of every log-ratio, and those of the first step would not be 0. Models of
+    the same structure are measured once in a process.
 
     Args:
         model: the model, possibly wrapped, with its dropout off.
@@ -310,21 +322,35 @@ def measure_noise(model: Any, capabilities: Capabilities, mixed_precision: str =
     Raises:
         sppo.policy.load.PolicyError: the noise cannot be switched off.
     """
-    # A router that draws its experts changes few tokens, so the trees are longer than those that measure the attention.
-    size = 16 if _context(model) > 9 * 16 else 1
-    trees, allowed = _small_trees(_vocabulary(model), size), tolerance(model, mixed_precision)
-    model.eval()
-    with torch.random.fork_rng(), torch.no_grad():
-        expected = response_log_probs(model, trees, capabilities)
-        for noisy in (False, True):
-            set_training_mode(model, noisy)
-            computed = _result_or_error(lambda: response_log_probs(model, trees, capabilities))
-            if isinstance(computed, Tensor) and _agree(computed, expected, allowed):
-                return noisy
+    allowed = tolerance(model, mixed_precision)
+
+    def agrees(size: int, noisy: bool) -> bool:
+        trees = _small_trees(_vocabulary(model), size)
+        model.eval()
+        with torch.no_grad():
+            expected = response_log_probs(model, trees, capabilities)
+        set_training_mode(model, noisy)
+        computed = _result_or_error(lambda: response_log_probs(model, trees, capabilities))
+        return isinstance(computed, Tensor) and _agree(computed, expected, allowed)
+
+    with torch.random.fork_rng():
+        # A router that draws its experts changes so few tokens that small trees can miss it. It is noticed by the random
+        # numbers that it takes.
+        before = _random_states()
+        if agrees(1, noisy=False) and _random_states() == before:
+            return False
+        if agrees(16 if _context(model) > 9 * 16 else 1, noisy=True):
+            return True
     raise PolicyError(
         f"policy.model: {type(causal_model(model)).__name__} adds noise while it is trained, so that its log-ratios would"
         " be wrong; switch the noise off in its configuration, or choose another model"
     )
+
+
+def _random_states() -> list[bytes]:
+    """The states of torch's random number generators."""
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [state.numpy().tobytes() for state in (torch.get_rng_state(), *on_gpus)]
 
 
 def set_training_mode(model: Any, noisy: bool) -> None:
@@ -342,8 +368,12 @@ def _agree(one: Tensor, other: Tensor, allowed: float) -> bool:
 
 
 def _set_and_compute(model: Any, trees: Sequence[Tree], capabilities: Capabilities, own: str) -> Tensor:
-    causal_model(model).set_attn_implementation(IMPLEMENTATIONS.get(capabilities.attention, own))
+    _set_attention(causal_model(model), capabilities, own)
     return response_log_probs(model, trees, capabilities)
+
+
+def _set_attention(causal: Any, capabilities: Capabilities, own: str) -> None:
+    causal.set_attn_implementation(IMPLEMENTATIONS.get(capabilities.attention, own))
 
 
 def _result_or_error(compute: Callable[[], _Result]) -> _Result | Exception:
