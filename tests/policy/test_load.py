@@ -10,7 +10,7 @@ from training_jobs import TREES
 from sppo.policy import load as policy
 from sppo.tinyworld import POLICY
 from sppo.training.log_probs import measure_capabilities, response_log_probs
-from sppo.training.worker import freeze_unused
+from sppo.training.unused_weights import freeze_beside_text
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_nothing_is_named_where_all_weights_are_part_of_the_model(tmp_path, fami
 
 def test_weights_that_text_never_reaches_are_frozen(tmp_path):
     model = policy.load(multimodal_models.make(tmp_path / "base", "gemma3"), dtype="float32", device="cpu")
-    freeze_unused(model)
+    freeze_beside_text(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen and all("vision" in name or "multi_modal" in name for name in frozen)
     response_log_probs(model, TREES, measure_capabilities(model)).sum().backward()
@@ -102,7 +102,7 @@ def test_weights_that_text_never_reaches_are_frozen(tmp_path):
 def test_a_whole_policy_of_text_has_nothing_to_freeze(tmp_path):
     for family in ("llama-3", "qwen2", "gemma-2"):
         model = policy.load(tiny_models.make(family, tmp_path / family), dtype="float32", device="cpu")
-        freeze_unused(model)
+        freeze_beside_text(model)
         assert all(parameter.requires_grad for parameter in model.parameters())
 
 

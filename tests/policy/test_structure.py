@@ -39,7 +39,9 @@ def test_models_with_other_weights_are_not_measured_again():
         model.set_attn_implementation("sdpa")
         capabilities = measure_capabilities(model)
         assert not measure_noise(model, capabilities)
-        assert model.config._attn_implementation == "sppo_pieces"  # the attention is set without a measurement, too
+        assert (
+            model.config._attn_implementation == "sppo_pieces"
+        )  # the attention is set without a measurement, too
         with_forwards.remove()
         if seed == 0:
             measured = len(forwards)

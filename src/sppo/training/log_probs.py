@@ -35,6 +35,7 @@ __all__ = [
     "precision",
     "response_log_probs",
     "set_training_mode",
+    "small_trees",
 ]
 
 _log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ def measure_capabilities(model: Any, mixed_precision: str = "no") -> Capabilitie
 def _measure_capabilities(model: Any, mixed_precision: str) -> Capabilities:
     device = next(model.parameters()).device
     size = 1 if device.type == "cpu" else 32
-    trees = _small_trees(_vocabulary(model), size)
+    trees = small_trees(model, size)
     training, allowed = model.training, tolerance(model, mixed_precision)
     causal = causal_model(model)
     config, own = causal.config.get_text_config(), causal.config._attn_implementation
@@ -235,7 +236,7 @@ def _refuse_non_causal(model: Any, allowed: float) -> None:
         )
 
 
-def _small_trees(vocabulary: int, size: int) -> list[Tree]:
+def small_trees(model: Any, size: int = 1) -> list[Tree]:
     """Two prompts with five responses, `size` times as long as the shortest trees that reveal every fault.
 
     There are two trees, because one must not attend to the other; several responses, because they must not attend to each
@@ -243,7 +244,7 @@ def _small_trees(vocabulary: int, size: int) -> list[Tree]:
     flex attention works in, because otherwise its block mask would not be tested.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = iter(torch.randint(0, vocabulary, (22 * size,), generator=generator).tolist())
+    ids = iter(torch.randint(0, _vocabulary(model), (22 * size,), generator=generator).tolist())
     prompts_and_responses = ((5, (3, 4, 2)), (1, (4, 3)))
 
     def take(count: int) -> list[int]:
@@ -325,7 +326,7 @@ def measure_noise(model: Any, capabilities: Capabilities, mixed_precision: str =
     allowed = tolerance(model, mixed_precision)
 
     def agrees(size: int, noisy: bool) -> bool:
-        trees = _small_trees(_vocabulary(model), size)
+        trees = small_trees(model, size)
         model.eval()
         with torch.no_grad():
             expected = response_log_probs(model, trees, capabilities)

@@ -32,6 +32,7 @@ from sppo.training.log_probs import (
 )
 from sppo.training.metrics import Size, StepMetrics, StepSums
 from sppo.training.schedule import Steps
+from sppo.training.unused_weights import has_weights_without_gradient
 
 
 class SelfPlayTrainer(Trainer):  # type: ignore[misc]
@@ -70,6 +71,8 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
         self._capabilities: Capabilities | None = None
         if not (args.fsdp or args.deepspeed):
             self._measure(model, "no")
+            assert self._capabilities is not None
+            args.ddp_find_unused_parameters = has_weights_without_gradient(model, self._capabilities)
         super().__init__(model=model, args=args, train_dataset=batches, callbacks=list(callbacks))
         self.remove_callback(PrinterCallback)
 

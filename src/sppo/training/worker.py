@@ -27,8 +27,8 @@ from sppo.training.checkpoints import Checkpoints
 from sppo.training.examples import StepBatches, check, read
 from sppo.training.interruption import Interruption
 from sppo.training.launch import end_with_the_parent
-from sppo.training.output_head import causal_model
 from sppo.training.trainer import SelfPlayTrainer
+from sppo.training.unused_weights import freeze_beside_text
 
 
 def run(job: TrainingJob, interruption: Interruption, on_step: Advance = unseen) -> None:
@@ -115,7 +115,7 @@ def _load(job: TrainingJob, args: TrainingArguments, sharded: sharding.Sharding)
     )
     if job.settings.adapter is not None:
         model = lora.prepare(model, job.settings.adapter, randomness.seed("adapter", job.seed))
-    freeze_unused(model)
+    freeze_beside_text(model)
     disable_dropout(model)
     return model
 
@@ -133,20 +133,6 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and _DROPOUT.search(name):
                 setattr(module, name, 0.0)
-
-
-def freeze_unused(model: nn.Module) -> None:
-    """Freeze the weights of a multimodal model that text never reaches, such as those of its vision tower."""
-    # They never get a gradient, which several processes would wait for, and weight decay would shrink them.
-    causal = causal_model(model)
-    if causal.config.get_text_config() is causal.config:
-        return
-    head = causal.get_output_embeddings()
-    text = [causal.get_decoder(), *([head] if head is not None else [])]
-    reached = {id(parameter) for module in text for parameter in module.parameters()}
-    for parameter in causal.parameters():
-        if id(parameter) not in reached:
-            parameter.requires_grad_(False)
 
 
 def save(model: Any, job: TrainingJob, state: dict[str, Tensor] | None) -> None:
