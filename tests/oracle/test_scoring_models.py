@@ -387,3 +387,53 @@ def test_a_lone_surrogate_is_refused_with_its_prompt(config):
     with pytest.raises(OracleError, match="cannot encode") as caught:
         oracle.load(config).compare(PROMPTS, [*RESPONSES[:2], ["\ud800", "a", "b", "c"]])
     assert caught.value.prompt_index == 2
+
+
+TODAY = "{{ strftime_now('%d %b %Y') }}"
+DATED = [
+    TODAY,
+    "{% if strftime_now is defined %}{% set day = " + TODAY[3:-3] + " %}{% endif %}{{ day }}",
+    "{% if messages | length > 1 %}" + TODAY + "{% endif %}",
+    "{% if messages[0]['role'] != 'system' %}{{ 'Today is ' ~ strftime_now('%d %b %Y') ~ '.' }}{% endif %}",
+]
+
+
+def with_template(config, folder, prefix):
+    shutil.copytree(config["model"], folder)
+    own = folder / "chat_template.jinja"
+    own.write_text(prefix + own.read_text())
+    return {**config, "model": str(folder)}
+
+
+@pytest.mark.parametrize("prefix", DATED)
+def test_the_date_in_a_models_template_is_said_and_can_be_fixed(config, tmp_path, prefix, caplog):
+    dated = with_template(config, tmp_path / "dated", prefix)
+    today = oracle.load(dated).compare(PROMPTS, RESPONSES)
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("sppo.")]
+    assert str(tmp_path / "dated") in message and "set oracle.template_date, e.g. to 2024-07-26" in message
+    caplog.clear()
+    pinned = oracle.load({**dated, "template_date": "2024-07-26"}).compare(PROMPTS, RESPONSES)
+    written = prefix.replace("strftime_now('%d %b %Y')", "'26 Jul 2024'").replace(
+        "strftime_now is", "messages is"
+    )
+    literal = oracle.load(with_template(config, tmp_path / "literal", written)).compare(PROMPTS, RESPONSES)
+    np.testing.assert_array_equal(pinned, literal)
+    assert np.abs(pinned - today).max() > 1e-6
+    assert not [record for record in caplog.records if record.name.startswith("sppo.")]
+    identities = [
+        oracle.identity(parse_oracle({**dated, **date})) for date in ({}, {"template_date": "2024-07-26"})
+    ]
+    assert identities[0] != identities[1] and "template_date" not in identities[0]
+
+
+def test_a_date_that_a_model_does_not_read_is_refused(config, encoder_folder):
+    with pytest.raises(
+        OracleError, match=r"oracle\.template_date: 2024-07-26, but the chat template does not read"
+    ):
+        oracle.load({**config, "template_date": "2024-07-26"})
+    with pytest.raises(
+        OracleError, match=r"oracle\.template_date: 2024-07-26, but the tokenizer has no chat template"
+    ):
+        oracle.load({"type": "reward_model", "model": str(encoder_folder), "template_date": "2024-07-26"})
+    with pytest.raises(ValueError, match="template_date: must be a date"):
+        oracle.load({**config, "template_date": "26 July"})

@@ -106,6 +106,7 @@ class GeneralPreference(EncodesTexts):
         dtype: Literal["float32", "bfloat16"] = "float32",
         max_tokens: int | None = None,
         batch_tokens: int = 16384,
+        template_date: str | None = None,
         device: str | None = None,
     ) -> GeneralPreference:
         """Load a folder or a model of the hub; the heads are always float32.
@@ -141,7 +142,7 @@ class GeneralPreference(EncodesTexts):
             backbone.to(place).eval(),
             value_head.to(place),
             None if prompt_head is None else prompt_head.to(place),
-            Transcript(tokenizer, limit, bos_again=True),
+            Transcript(tokenizer, limit, bos_again=True, date=template_date),
             tau=tau,
             normalized=normalized,
             batch_tokens=batch_tokens,

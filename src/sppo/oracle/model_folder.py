@@ -11,6 +11,7 @@ from sppo.policy import load as policies
 from sppo.policy import model_files
 from sppo.policy.model_files import load_errors
 from sppo.recipe.oracle import Text
+from sppo.recipe.section import TemplateDate
 
 
 class ModelOracle(OracleSection):
@@ -56,6 +57,13 @@ class ScoringOracle(ModelOracle):
     """The most tokens of a prompt and response; None takes what the model holds."""
     batch_tokens: int = Field(16384, ge=1)
     """Tokens that are computed side by side, padding included; changes answers by rounding only."""
+    template_date: TemplateDate | None = None
+    """The date, as YYYY-MM-DD, that the model's chat template writes as today's; None takes the clock's."""
+
+    def identity(self) -> dict[str, Any]:
+        """Like :meth:`ModelOracle.identity`; the date only if it is set."""
+        identity = super().identity()
+        return {key: value for key, value in identity.items() if key != "template_date" or value is not None}
 
 
 def oracle_folder(model: str, revision: str | None, trust_remote_code: bool = False) -> Any:

@@ -73,6 +73,7 @@ class RewardModel(EncodesTexts):
         dtype: Literal["float32", "bfloat16"] = "float32",
         max_tokens: int | None = None,
         batch_tokens: int = 16384,
+        template_date: str | None = None,
         trust_remote_code: bool = False,
         device: str | None = None,
     ) -> RewardModel:
@@ -105,7 +106,7 @@ class RewardModel(EncodesTexts):
                 )
         check_weights(name, loaded, report)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        transcript = Transcript(tokenizer, token_limit(max_tokens, config, tokenizer))
+        transcript = Transcript(tokenizer, token_limit(max_tokens, config, tokenizer), date=template_date)
         return cls(loaded.to(device or policy.default_device()).eval(), transcript, batch_tokens)
 
     def compare(self, prompts: Prompts, responses: Responses) -> Preferences:

@@ -1,16 +1,20 @@
 """Encodes a prompt and a response as the token ids that a scoring model reads."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sppo.oracle import OracleError, Prompts, Responses, excerpt
+from sppo.policy.messages import ChatError, Message
 from sppo.policy.model_files import load_errors
-from sppo.policy.template import limited
+from sppo.policy.template import Template
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,13 +49,24 @@ class Transcript:
         tokenizer: a tokenizer of transformers.
         limit: the most tokens; what is longer is truncated on the right.
         bos_again: encode the template's text with the tokenizer's own special tokens around it.
+        date: the date that the template takes for today's, as YYYY-MM-DD; None: the clock's.
+
+    Raises:
+        OracleError: the template does not read the date, or there is no template.
     """
 
-    def __init__(self, tokenizer: Any, limit: int, *, bos_again: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, limit: int, *, bos_again: bool = False, date: str | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.limit = limit
         self.bos_again = bos_again
         self.counts = TextCounts()
+        self._template = None if tokenizer.chat_template is None else _template(tokenizer, date)
+        if self._template is None and date is not None:
+            raise OracleError(
+                f"oracle.template_date: {date}, but the tokenizer has no chat template; remove this setting"
+            )
         added = tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
         # the longest first: one may hold another
@@ -65,7 +80,7 @@ class Transcript:
         """
         shown, said = self._plain(prompt), self._plain(response)
         try:
-            row = self._pair(shown, said) if self.tokenizer.chat_template is None else self._chat(shown, said)
+            row = self._pair(shown, said) if self._template is None else self._chat(shown, said)
         except Exception as error:  # jinja's, the tokenizers library's and Python's, of no common class
             raise OracleError(
                 f"the oracle's tokenizer cannot encode {excerpt(response)} in answer to {excerpt(prompt)}: {error}"
@@ -76,7 +91,7 @@ class Transcript:
 
     def _chat(self, prompt: str, response: str) -> Row:
         ids = self._rendered(
-            [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            [Message(role="user", content=prompt), Message(role="assistant", content=response)]
         )
         self.counts.texts_truncated += len(ids) > self.limit
         return Row(ids[: self.limit])
@@ -94,18 +109,28 @@ class Transcript:
 
     def prompt_length(self, prompt: str) -> int:
         """The number of tokens of the user's message alone, within the limit."""
-        ids = self._rendered([{"role": "user", "content": self._plain(prompt)}])
+        ids = self._rendered([Message(role="user", content=self._plain(prompt))])
         return min(len(ids), self.limit)
 
-    def _rendered(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        with limited():
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+    def _rendered(self, messages: Sequence[Message]) -> list[int]:
+        assert self._template is not None
+        text = self._template.render(messages)
         return list(self.tokenizer(text, add_special_tokens=self.bos_again)["input_ids"])
 
     def _plain(self, text: str) -> str:
         for token in self._special:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
+
+
+def _template(tokenizer: Any, date: str | None) -> Template:
+    try:
+        template = Template(tokenizer, {}, date, "oracle")
+    except ChatError as error:
+        raise OracleError(str(error)) from error
+    if template.note_on_date is not None:
+        _log.warning("%s: %s", tokenizer.name_or_path, template.note_on_date)
+    return template
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:

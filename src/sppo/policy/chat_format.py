@@ -22,11 +22,6 @@ from sppo.policy.thought import KNOWN_THOUGHTS, Thought
 from sppo.reading import regular
 from sppo.tinyworld import POLICY as TINYWORLD_POLICY
 
-_READS_CLOCK = (
-    "the chat template writes today's date, so that prompts depend on the day on which they are made; set"
-    " policy.template_date, e.g. to 2024-07-26, to give them a fixed one"
-)
-
 
 def model_path(model: str) -> str:
     """Return the folder or hub name of a recipe's `model`; `tinyworld` is the embedded policy."""
@@ -316,8 +311,8 @@ def load(
             f"policy.model: neither the chat template nor the configuration of {model!r} says how a turn"
             " ends; set eos_token_id in its generation_config.json"
         )
-    if template.reads_clock and template_date is None:
-        notes.append(_READS_CLOCK)
+    if template.note_on_date is not None:
+        notes.append(template.note_on_date)
     known = _known_thought(tokenizer)
     if thought is None and known is not None and not prompt.rstrip().endswith(known[1]):
         notes.append(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 _Settings = ParamSpec("_Settings")
 _Result = TypeVar("_Result")
@@ -17,9 +17,8 @@ def structure(model: Any) -> tuple[Any, ...] | None:
     if any("forward" in vars(module) for module in model.modules()):
         return None
     # Wrappers for several processes and for adapters have no configuration, or one of another kind.
-    config = next(
-        config for module in model.modules() if hasattr(config := getattr(module, "config", None), "to_dict")
-    )
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    config = next(config for config in configs if hasattr(config, "to_dict"))
     settings = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
     weight = next(model.parameters())
     return repr(model), str(settings), config._attn_implementation, weight.dtype, weight.device
@@ -41,4 +40,4 @@ def measured_once(
             results[key] = measure(model, *args, **kwargs)
         return results[key]
 
-    return measured
+    return cast(Callable[Concatenate[Any, _Settings], _Result], measured)

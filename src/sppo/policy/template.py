@@ -8,11 +8,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from sppo.policy.messages import ChatError, Message
 
-_ANOTHER = "mend it, or name another one as policy.chat_template"
 _TWO_TIMES = (datetime.datetime(2001, 2, 3, 4, 5, 6), datetime.datetime(2032, 11, 27, 18, 49, 50))
 
 SECONDS = 2.0
@@ -53,14 +52,25 @@ class Template:
         tokenizer: a tokenizer of transformers with a chat template.
         arguments: further variables of the template, such as ``enable_thinking``.
         date: the date that the template takes for today's, as YYYY-MM-DD; None: the clock's.
+        owner: the section of the recipe that the settings stand in, for messages.
 
     Raises:
         ChatError: an argument or the date has no effect on this template.
     """
 
-    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], date: str | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        arguments: Mapping[str, Any],
+        date: str | None,
+        owner: Literal["policy", "oracle"] = "policy",
+    ) -> None:
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
+        self._owner = owner
+        self._another = "mend it" + (
+            ", or name another one as policy.chat_template" if owner == "policy" else ""
+        )
         self._date = None if date is None else datetime.date.fromisoformat(date)
         self._marked: dict[tuple[tuple[str, ...], bool], str] = {}
         own = {"messages", "add_generation_prompt", "strftime_now", *tokenizer.special_tokens_map}
@@ -72,8 +82,12 @@ class Template:
                 )
         if self._date is not None and not self.reads_clock:
             raise ChatError(
-                f"policy.template_date: {date}, but the chat template does not read today's date; remove this setting, or"
-                " set policy.template_arguments if the date is an argument of the template"
+                f"{owner}.template_date: {date}, but the chat template does not read today's date; remove this setting"
+                + (
+                    ", or set policy.template_arguments if the date is an argument of the template"
+                    if owner == "policy"
+                    else ""
+                )
             )
 
     @property
@@ -107,7 +121,7 @@ class Template:
         except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(message["role"] for message in messages)
             system = any(message["role"] == "system" for message in messages)
-            remedy = "set prompts.system: merge if it takes no system message" if system else _ANOTHER
+            remedy = "set prompts.system: merge if it takes no system message" if system else self._another
             raise ChatError(
                 f"the chat template does not render a conversation of {roles}:"
                 f" {type(error).__name__}: {error}; {remedy}"
@@ -125,7 +139,7 @@ class Template:
             text = self.render(marks(roles), generation_prompt=generation_prompt)
             for number, role in enumerate(roles):
                 if mark(number) not in text.lower():
-                    remedy = "set prompts.system: merge" if role == "system" else _ANOTHER
+                    remedy = "set prompts.system: merge" if role == "system" else self._another
                     raise ChatError(
                         f"the chat template leaves out what the {role} says in message {number + 1} of"
                         f" {', '.join(roles)}, so that the policy would not see what oracles read; {remedy}"
@@ -146,16 +160,27 @@ class Template:
         """The text of a conversation of one user message up to where the response begins."""
         return self.marked(("user",), generation_prompt=True)
 
+    @property
+    def note_on_date(self) -> str | None:
+        """What to say of a template that writes another date every day; None if it does not."""
+        if self._date is not None or not self.reads_clock:
+            return None
+        return (
+            "the chat template writes today's date, so that prompts depend on the day on which they are made; set"
+            f" {self._owner}.template_date, e.g. to 2024-07-26, to give them a fixed one"
+        )
+
     @cached_property
     def reads_clock(self) -> bool:
         """Whether prompts depend on the time at which they are written."""
         if "strftime_now" not in str(self._tokenizer.chat_template):
             return False
-        for roles in (("user",), ("system", "user")):
+        for roles in (("user",), ("system", "user"), ("user", "assistant")):
             try:
-                texts = {self._render(marks(roles), True, time) for time in _TWO_TIMES}
+                generation_prompt = roles[-1] == "user"
+                texts = {self._render(marks(roles), generation_prompt, time) for time in _TWO_TIMES}
             except ChatError:
-                continue  # it takes no system message
+                continue  # it takes no such conversation
             if len(texts) > 1:
                 return True
         return False

@@ -1,12 +1,11 @@
 """The recipe sections of a run's inputs: the base policy pi_1 and the prompts x."""
 
 from collections.abc import Mapping
-from datetime import date
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from sppo.recipe.section import Section
+from sppo.recipe.section import Section, TemplateDate
 
 
 class Policy(Section):
@@ -26,7 +25,7 @@ class Policy(Section):
     """A jinja file that replaces the tokenizer's own template."""
     template_arguments: dict[str, Any] = Field(default_factory=dict)
     """Further variables of the chat template, e.g. `{enable_thinking: false}`."""
-    template_date: str | None = None
+    template_date: TemplateDate | None = None
     """The date, as YYYY-MM-DD, that the chat template writes as today's; None takes the clock's."""
     thought: list[str] | None = Field(None, min_length=2, max_length=2)
     """Texts that begin and end a thought, e.g. `["<think>", "</think>"]`; oracles and benchmarks do not read thoughts."""
@@ -34,14 +33,6 @@ class Policy(Section):
     """Run the Python code that comes with the model."""
     parameters: float | None = Field(None, gt=0)
     """Number of parameters, for --dry-run before the model is downloaded."""
-
-    @field_validator("template_date", mode="before")
-    @classmethod
-    def _is_date(cls, value: Any) -> Any:
-        try:
-            return value if value is None else date.fromisoformat(str(value)).isoformat()
-        except ValueError:
-            raise ValueError("must be a date such as 2024-07-26") from None
 
     @field_validator("thought")
     @classmethod

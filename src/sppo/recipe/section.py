@@ -1,5 +1,6 @@
 """The base class of all recipe sections, with strict fields, and the error that recipes raise."""
 
+from datetime import date
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -30,3 +31,14 @@ def _as_list(value: Any) -> Any:
 
 Trackers = Annotated[list[str], BeforeValidator(_as_list)]
 """Names of transformers' trackers; one name may stand by itself, and `none` stands for none."""
+
+
+def _as_date(value: Any) -> Any:
+    try:
+        return value if value is None else date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise ValueError("must be a date such as 2024-07-26") from None
+
+
+TemplateDate = Annotated[str, BeforeValidator(_as_date)]
+"""A date as YYYY-MM-DD, which YAML reads as a date where it is not in quotes."""

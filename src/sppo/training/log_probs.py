@@ -350,7 +350,7 @@ def measure_noise(model: Any, capabilities: Capabilities, mixed_precision: str =
 
 def _random_states() -> list[bytes]:
     """The states of torch's random number generators."""
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return [state.numpy().tobytes() for state in (torch.get_rng_state(), *on_gpus)]
 
 
