@@ -288,6 +288,13 @@ def test_the_notebook_runs_and_ends_with_the_report_inside_it(tmp_path):
     (frame,) = outputs[-1]
     assert frame["data"]["text/html"].startswith("<iframe")
     assert "&lt;!doctype html&gt;" in frame["data"]["text/html"]
-    shown = "".join(output["data"]["text/plain"] for output in outputs[-4] if "data" in output)
+    bars = [output["data"]["text/plain"] for output in outputs[-4] if output.output_type == "display_data"]
+    counts = re.findall(r"(\d+)/(\d+|\?)", re.sub(r"\x1b\[[\d;]*m", "", "".join(bars)))
+    assert len(counts) > 10 and all(done == total for done, total in counts), (
+        "bars end where they have got to"
+    )
+    lines = [output for output in outputs[-4] if output.output_type == "stream"]
+    assert {output.name for output in lines} == {"stdout"}, "nothing is shown as an error"
+    shown = "".join([*bars, *(output.text for output in lines), outputs[-4][-1]["data"]["text/plain"]])
     assert "iteration 2: train" in shown and "vs base" in shown and "2 of 2 iterations finished" in shown
     assert not any(output.output_type == "error" for of_cell in outputs for output in of_cell)

@@ -1,10 +1,10 @@
 """The output of commands: progress and warnings on the standard error, results on the standard output."""
 
 import contextlib
-import importlib.util
 import json
 import time
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -45,16 +45,48 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s", style="cyan")
 
 
+class _NotebookProgress(Progress):
+    """Bars in the output of a notebook's cell, which they replace as they move; no widgets are needed, and they are saved."""
+
+    def start(self) -> None:
+        from IPython.display import display
+
+        self._output = display(self, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
+        self._updated = time.monotonic()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        if time.monotonic() - self._updated > _SECONDS_BETWEEN_UPDATES:
+            self._update_output()
+
+    def stop(self) -> None:
+        self._update_output()
+
+    def _update_output(self) -> None:
+        self._output.update(self)
+        self._updated = time.monotonic()
+
+
+_SECONDS_BETWEEN_UPDATES = 0.2
+
+
 class Terminal:
     """Prints progress and warnings to one console, and results to another.
 
     Args:
-        console: the console for everything; None: the standard error for progress, the standard output for results.
+        console: the console for everything; None: the standard error for progress, the standard output for results. A
+            notebook shows both as the text of its cell.
         quiet: print only warnings and results.
         as_json: print results as JSON.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, as_json: bool = False) -> None:
+        if console is None and _in_notebook():
+            # as rich's own output each line would be a block by itself, and tables would fall apart
+            console = Console(force_jupyter=False, force_terminal=True, color_system="standard")
+            warnings.filterwarnings(
+                "ignore", message="IProgress not found"
+            )  # tqdm misses widgets; its bars are not shown
         self.console = console or Console(stderr=True)
         self.results = console or Console()
         self.quiet = quiet
@@ -80,8 +112,9 @@ class Terminal:
 
         Where bars cannot be shown, a line for each is printed when the work has ended.
         """
-        is_shown = self.has_bars and _shows_bars(self.console)
-        progress = Progress(
+        in_notebook = _in_notebook()
+        is_shown = self.has_bars and not self.console.quiet and (in_notebook or self.console.is_terminal)
+        progress = (_NotebookProgress if is_shown and in_notebook else Progress)(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
@@ -100,6 +133,9 @@ class Terminal:
                 for title, total, unit in bars
             ]
             yield [partial(_advance, progress, task) for task in tasks]
+            for task in progress.tasks:
+                if task.total is None:
+                    progress.update(task.id, total=task.completed)
         if not is_shown:
             seconds = time.perf_counter() - begin
             for (title, _, unit), task in zip(bars, progress.tasks, strict=True):
@@ -157,9 +193,9 @@ def _print(console: Console, text: str, style: str) -> None:
     console.print(Text(printable(text), style=style), soft_wrap=True)
 
 
-def _shows_bars(console: Console) -> bool:
-    """Whether bars can move: on a terminal, and in a notebook that has widgets."""
-    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
+def _in_notebook() -> bool:
+    """Whether the program runs in a notebook, whose cells show its output."""
+    return Console().is_jupyter
 
 
 _LONGEST_MESSAGE = 2000
