@@ -73,6 +73,10 @@ def test_a_refused_prompt_is_not_trained_on(finished):
     assert trained
     assert not trained & refused
     assert summary["iterations"][0]["trained"]["trained_prompts"] == len(trained)
+    causes = summary["iterations"][0]["trained"]["untrained"]
+    assert causes["left_out"] == len(refused)
+    assert sum(causes.values()) == len(prompts) - len(trained)
+    assert f"the oracle has left out all responses to {len(refused)} prompts" in shown
     lines = (folder / "iter-1" / "metrics.jsonl").read_text().splitlines()
     counted = [record["oracle"] for record in map(json.loads, lines) if "oracle" in record]
     assert counted[-1]["pairs_left_out"] == 3 * len(refused)

@@ -1,3 +1,4 @@
+import datetime
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from sppo.cli.main import app
 from sppo.policy import adapter as adapters
 from sppo.policy import load as policies
 from sppo.policy.adapter import BasePolicy
+from sppo.policy.opening import OpenPolicy
 from sppo.recipe import load
 from sppo.recipe import parse as load_recipe
 from sppo.report import model_card
@@ -39,6 +41,10 @@ def sppo(*arguments):
 def logits(model):
     with torch.no_grad():
         return model(input_ids=IDS).logits
+
+
+def of_folder(folder, system="template", **settings):
+    return OpenPolicy(folder, load_recipe({**RECIPE, "policy": {"model": "a/b", **settings}}).policy, system)
 
 
 @pytest.fixture
@@ -148,11 +154,11 @@ def test_a_card_is_plain_markdown_whatever_the_recipe_says(tmp_path):
         "prompts": {"train": "```\n# owned"},
     }
     run = write_run(tmp_path / "run", recipe=recipe)
-    text = model_card.card("<script>|x|", run / "iter-1" / "policy")
+    text = model_card.card("<script>|x|", of_folder(run / "iter-1" / "policy"))
     assert "\\<script\\>\\|x\\|" in text
     assert "base_model: a/b" in text
     assert "````yaml" in text
-    assert "belongs to no run" in model_card.card("x", POLICY)
+    assert "belongs to no run" in model_card.card("x", of_folder(POLICY))
 
 
 MARKUP = (
@@ -171,7 +177,7 @@ def test_a_card_shows_markup_in_any_text_of_the_run_as_it_is(tmp_path, place):
         rest = file.read_text().partition("\n")[2]
         file.write_text(f"# sppo 1, {MARKUP.partition(chr(13))[0]}\n{rest}")
     name = MARKUP.replace("/", "") if place == "name" else "x"
-    text = model_card.card(name, run / "iter-2" / "policy")
+    text = model_card.card(name, of_folder(run / "iter-2" / "policy"))
     prose = (
         text.partition("## Recipe")[0].rpartition("---\n")[2] + text.partition("Made with")[2].split("\n")[0]
     )
@@ -275,3 +281,49 @@ def test_nothing_is_pushed_that_was_not_asked_for(arguments, message, tmp_path):
     done = sppo(POLICY, tmp_path / "out", *arguments)
     assert done.exit_code == 1 and message in done.output
     assert not (tmp_path / "out").exists()
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}{% if loud %}LOUD{% endif %}"
+SETTINGS = {
+    "policy.template_arguments={loud: true}": "loud=True",
+    "policy.template_date=2024-07-26": "strftime_now=datetime.date.fromisoformat('2024-07-26').strftime",
+    "prompts.system=merge": "prompts.system: merge (system messages stand at the head of the first user message)",
+    "policy.thought=[<t>, </t>]": "(what is between these texts is no part of a response)",
+}
+
+
+@pytest.mark.parametrize("chosen", [[setting] for setting in SETTINGS] + [list(SETTINGS)])
+def test_what_prompts_were_written_with_is_said_where_the_folder_does_not_hold_it(tmp_path, chosen):
+    template = (POLICY / "chat_template.jinja").read_text()
+    (tmp_path / "own.jinja").write_text(DATED + template)
+    overrides = [
+        item
+        for setting in [f"policy.chat_template={tmp_path / 'own.jinja'}", *chosen]
+        for item in ("--set", setting)
+    ]
+    done = sppo(POLICY, tmp_path / "out", *overrides)
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "out" / "README.md").read_text()
+    for setting in chosen:
+        assert SETTINGS[setting].replace("<", "\\<").replace(">", "\\>") in text or SETTINGS[setting] in text
+        assert setting.partition("=")[0] in done.output.replace("\n", " ")
+    assert not [part for setting, part in SETTINGS.items() if setting not in chosen and part in text]
+    if len(chosen) > 1:  # the code of the card writes the prompts of the run
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+        code = next(line for line in text.splitlines() if line.startswith("text = "))
+        messages = [{"role": "user", "content": "Hello."}]
+        names = {"datetime": datetime, "tokenizer": tokenizer, "messages": messages}
+        exec(code, names)
+        assert names["text"] == of_folder(
+            tmp_path / "out", template_arguments={"loud": True}, template_date="2024-07-26"
+        ).chat.text(messages)
+        assert names["text"].startswith("26 Jul 2024LOUD")
+
+
+def test_nothing_is_said_of_settings_that_the_folder_holds(tmp_path):
+    (tmp_path / "own.jinja").write_text("own" + (POLICY / "chat_template.jinja").read_text())
+    done = sppo(POLICY, tmp_path / "out", "--set", f"policy.chat_template={tmp_path / 'own.jinja'}")
+    assert (
+        "cannot hold" not in done.output and "do not hold" not in (tmp_path / "out" / "README.md").read_text()
+    )
+    assert (tmp_path / "out" / "chat_template.jinja").read_text().startswith("own")

@@ -102,26 +102,39 @@ def test_what_is_no_run_is_refused(tmp_path):
 def test_what_oracles_could_not_read_or_compare_is_a_warning(tmp_path, visit):
     run = write_run(
         tmp_path / "run",
-        measures={0: {"unfinished_thoughts": 0}, 2: {"unfinished_thoughts": 3, "prompts_left_out": 1}},
+        measures={
+            0: {"unfinished_thoughts": 0},
+            2: {"unfinished_thoughts": 3, "prompts_left_out": 1, "tokens_without_text": 34},
+        },
     )
     sampled = json.loads((run / "iter-2" / "sample.json").read_text())
-    write_json(run / "iter-2" / "sample.json", {**sampled, "unfinished_thoughts": 1200})
+    write_json(
+        run / "iter-2" / "sample.json", {**sampled, "unfinished_thoughts": 1200, "tokens_without_text": 2000}
+    )
+    first, *others = json.loads((run / "iter-1" / "annotate.json").read_text())["shards"]
     with (run / "iter-1" / "metrics.jsonl").open("a") as lines:
-        lines.write(json.dumps({"stage": "annotate", "shard": 0, "oracle": {"pairs_left_out": 4}}) + "\n")
+        for shard, count in [(first, 4), *((other, 0) for other in others)]:
+            line = {"stage": "annotate", "shard": shard["name"], "oracle": {"pairs_left_out": count}}
+            lines.write(json.dumps(line) + "\n")
     thoughts = "end within a thought, and oracles read them as empty"
+    no_text = (
+        "are spare rows of the policy's embedding, which its tokenizer has no text for and oracles do not see"
+    )
     assert run_figures.read(run).warnings == [
         "Iteration 1: 4 of the pairs of responses were not compared, because the oracle left them out",
+        f"Iteration 2: 2,000 of the tokens that were sampled for training {no_text}",
+        f"Iteration 2: 34 of the tokens of the responses to held-out prompts {no_text}",
         f"Iteration 2: 1,200 of the responses that were sampled for training {thoughts}",
         f"Iteration 2: 3 of the responses to held-out prompts {thoughts}",
         "Iteration 2: 1 of the held-out prompts have no win rate, because the oracle left them out",
     ]
     page.write([run], tmp_path / "report.html")
     seen = visit(tmp_path / "report.html").page
-    assert seen.locator(".warnings li").count() == 4
-    assert "There are 4 warnings below." in seen.locator(".verdict").inner_text()
+    assert seen.locator(".warnings li").count() == 6
+    assert "There are 6 warnings below." in seen.locator(".verdict").inner_text()
     rows = seen.locator("#run1-shape > .scroll tr").all_inner_texts()
-    assert "unfinished thoughts" in rows[0] and "prompts left out by the oracle" in rows[0]
-    assert rows[-1].endswith("0.500\t3\t1")
+    assert rows[0].endswith("unfinished thoughts\tprompts left out by the oracle\ttokens without text")
+    assert rows[-1].endswith("0.500\t3\t1\t34")
 
 
 def test_alarms_and_warnings_are_those_that_the_run_had(tmp_path):

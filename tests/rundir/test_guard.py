@@ -131,3 +131,32 @@ def test_what_several_iterations_share_is_said_once():
 )
 def test_the_standing_of_a_policy_follows_the_interval(low, high, said):
     assert standing({"mean": 0.5, "low": low, "high": high}) == said
+
+
+@pytest.mark.parametrize(
+    ("causes", "said"),
+    [
+        (
+            None,
+            "all responses to the others were truncated at the length limit or left out by the oracle. Raise",
+        ),
+        ({"truncated": 3}, "all responses to 3 prompts were truncated at the length limit. Raise sampling"),
+        ({"left_out": 1}, "the oracle has left out all responses to 1 prompt. What the oracle counted"),
+        (
+            {"truncated": 2, "left_out": 1},
+            "the oracle has left out all responses to 1 prompt, and all responses to 2 prompts were truncated at the"
+            " length limit. Raise sampling.max_new_tokens or training.max_tokens, or set training.truncated_responses:"
+            " train. What the oracle counted",
+        ),
+        (
+            {"truncated_or_left_out": 3},
+            "each response to 3 prompts was truncated or left out by the oracle. Raise",
+        ),
+        ({"demonstration": 3}, "the demonstration of 3 prompts is longer than training.max_tokens. Raise"),
+    ],
+)
+def test_prompts_that_are_not_trained_on_are_said_with_their_causes(causes, said):
+    trained = {"prompts": 6, "trained_prompts": 3} | ({} if causes is None else {"untrained": causes})
+    (warning,) = warnings({**GOOD, "trained": trained}, BASE, steps=3)
+    assert warning.startswith(f"it is trained on 3 of 6 prompts (50%): {said}")
+    assert ("Raise" in warning) == (causes != {"left_out": 1})

@@ -86,6 +86,8 @@ def export(
     opened = open_policy(policy, read_overrides(set_))
     exported = exports.export(opened, out, model_card.card, dtype=dtype, max_shard_size=max_shard_size)
     common.terminal.show(f"{out}: {exports.describe(exported)}")
+    if (note := exports.note_on_settings(opened)) is not None:
+        common.terminal.note(note)
     address = None if push_to_hub is None else hub.push(out, push_to_hub, public=public)
     if address is not None:
         common.terminal.show(address)

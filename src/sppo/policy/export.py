@@ -17,7 +17,7 @@ _SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 def export(
     source: OpenPolicy,
     target: Path,
-    model_card: Callable[[str, Path], str],
+    model_card: Callable[[str, OpenPolicy], str],
     *,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
@@ -27,7 +27,7 @@ def export(
     Args:
         source: the policy to export.
         target: a folder that does not exist yet; it is created complete or not at all.
-        model_card: returns the text of the model card, given the name of the model and the policy's folder.
+        model_card: returns the text of the model card, given the name of the model and the policy.
         dtype: the data type of the weights; None: that of the policy's configuration, or of its base's for an adapter.
         max_shard_size: the largest size of one file of weights, as in transformers, e.g. `5GB`.
 
@@ -48,7 +48,7 @@ def export(
     temporary.mkdir(parents=True)
     try:
         # The model card is there first, so that the one of the base does not take its place.
-        (temporary / "README.md").write_text(model_card(target.name, folder), encoding="utf-8")
+        (temporary / "README.md").write_text(model_card(target.name, source), encoding="utf-8")
         source.write(temporary, dtype or stored_dtype(folder), max_shard_size=max_shard_size)
         publish_folder(temporary, target)
     finally:
@@ -70,3 +70,13 @@ def describe(folder: Path) -> str:
     base = adapters.base_of(folder)
     quantised = f", quantised to {base.quantization} as in training" if base.quantization else ""
     return f"{folder}, merged into {base.model}{quantised}"
+
+
+def note_on_settings(source: OpenPolicy) -> str | None:
+    """Say which settings of the policy are not in the exported folder; None if all are."""
+    if not source.not_in_folder:
+        return None
+    return (
+        f"the policy was used with {', '.join(source.not_in_folder)}, which a folder of transformers cannot hold; the model"
+        " card (README.md) says how to write prompts with them"
+    )

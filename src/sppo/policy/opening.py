@@ -73,6 +73,14 @@ class OpenPolicy:
         """The arguments of :func:`sppo.sampling.load` that depend on the policy."""
         return self.settings.model_dump(include={"attn_implementation", "trust_remote_code", "quantization"})
 
+    @property
+    def not_in_folder(self) -> dict[str, Any]:
+        """The settings that prompts are written and responses read with and that no file of the policy holds."""
+        system = {"prompts.system": self.system} if self.system != "template" else {}
+        return {
+            f"policy.{name}": value for name, value in self.settings.changed_template_settings.items()
+        } | system
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the policy's responses depend on: its files, and a template or system setting of its own."""

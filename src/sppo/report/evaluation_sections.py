@@ -24,6 +24,7 @@ from sppo.rundir import guard
 _NOT_READ = {
     "unfinished_thoughts": "unfinished thoughts",
     "prompts_left_out": "prompts left out by the oracle",
+    "tokens_without_text": "tokens without text",
 }
 """What an evaluation counts that the oracle could not read or compare, in words."""
 

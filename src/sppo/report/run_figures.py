@@ -316,7 +316,12 @@ def _left_out(iteration: Iteration) -> list[str]:
     sampled, evaluated = (iteration.records.get(stage, {}) for stage in ("sample", "evaluate"))
     asked = iteration.oracle_counts
     thoughts = "end within a thought, and oracles read them as empty"
+    no_text = (
+        "are spare rows of the policy's embedding, which its tokenizer has no text for and oracles do not see"
+    )
     counts = (
+        (sampled, "tokens_without_text", f"of the tokens that were sampled for training {no_text}"),
+        (evaluated, "tokens_without_text", f"of the tokens of the responses to held-out prompts {no_text}"),
         (sampled, "unfinished_thoughts", f"of the responses that were sampled for training {thoughts}"),
         (evaluated, "unfinished_thoughts", f"of the responses to held-out prompts {thoughts}"),
         (

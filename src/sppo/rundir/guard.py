@@ -33,7 +33,8 @@ def measured(
     measures = dict(evaluated)
     if "trained_prompts" in selected and "prompts" in prompts:
         trained = {name: selected[name] for name in ("trained_prompts", "trained_responses")}
-        measures["trained"] = {"prompts": prompts["prompts"], **trained}
+        causes = {"untrained": selected["untrained"]} if "untrained" in selected else {}
+        measures["trained"] = {"prompts": prompts["prompts"], **trained, **causes}
     if "sampler_deviation" in selected:
         measures["sampler_deviation"] = selected["sampler_deviation"]
     return measures
@@ -126,21 +127,44 @@ SMALL_KL = 0.01
 """A change of the KL to the base below this, in nats per response, is taken for none."""
 
 
-def untrained(trained: Mapping[str, int], share: float) -> str | None:
+_CAUSES = {
+    "truncated": "all responses to {} were truncated at the length limit",
+    "left_out": "the oracle has left out all responses to {}",
+    "truncated_or_left_out": "each response to {} was truncated or left out by the oracle",
+    "demonstration": "the demonstration of {} is longer than training.max_tokens",
+}
+"""Why a prompt is not trained on, in words."""
+_NOT_TRUNCATED = (
+    "Raise sampling.max_new_tokens or training.max_tokens, or set training.truncated_responses: train"
+)
+
+
+def untrained(trained: Mapping[str, Any], share: float) -> str | None:
     """An alarm that fewer than a share of an iteration's prompts are trained on; None if there are enough.
 
     Args:
-        trained: `prompts`, the iteration's prompts, and `trained_prompts`, those with a response to train on.
+        trained: `prompts`, the iteration's prompts; `trained_prompts`, those with a response to train on; and `untrained`,
+            the number of the others by cause, if it is known.
         share: the smallest share that is enough.
     """
     prompts, used = trained.get("prompts", 0), trained.get("trained_prompts", 0)
     if used >= share * prompts:
         return None
-    return (
-        f"it is trained on {used} of {prompts} prompts ({used / prompts:.0%}): all responses to the others were truncated"
-        " at the length limit. Raise sampling.max_new_tokens or training.max_tokens, or set"
-        " training.truncated_responses: train"
+    causes = trained.get("untrained")
+    return f"it is trained on {used} of {prompts} prompts ({used / prompts:.0%}): {why_untrained(causes)}"
+
+
+def why_untrained(causes: Mapping[str, int] | None) -> str:
+    """Say why prompts are not trained on, and the way out; `causes` has a number of prompts for each cause."""
+    if causes is None:  # of an earlier version, which did not count them
+        return f"all responses to the others were truncated at the length limit or left out by the oracle. {_NOT_TRUNCATED}"
+    said = ", and ".join(
+        _CAUSES[cause].format(counted_text(number, "prompt")) for cause, number in sorted(causes.items())
     )
+    remedies = [_NOT_TRUNCATED] if set(causes) - {"left_out"} else []
+    if set(causes) & {"left_out", "truncated_or_left_out"}:
+        remedies.append("What the oracle counted in metrics.jsonl says why it leaves pairs out")
+    return f"{said}. {'. '.join(remedies)}"
 
 
 def deviation(measured: Mapping[str, float] | None, limit: float) -> str | None:

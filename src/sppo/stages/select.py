@@ -1,5 +1,6 @@
 """The select stage: P^(y > pi_t | x), the responses that are trained on, and their log pi_t(y|x)."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from sppo import randomness, winrates
 from sppo.progress import Advance
 from sppo.recipe import Algorithm
 from sppo.rundir.folder import RunError
-from sppo.rundir.guard import LOUD_SHARE, untrained
+from sppo.rundir.guard import LOUD_SHARE, untrained, why_untrained
 from sppo.rundir.tables import (
     PreferencesRow,
     PromptRow,
@@ -183,14 +184,30 @@ def selections(
         preferences: a shard of the preferences between the responses; None: the oracle was not asked, and all
             responses are taken.
     """
-    recipe = models.recipe
-    rows: Sequence[PromptRow] = read_rows(prompts, ResponsesRow if recipe.algorithm.samples else PromptRow)
-    matrices = (
-        {}
-        if preferences is None
-        else {row.prompt_id: row.matrix for row in read_rows(preferences, PreferencesRow)}
-    )
+    rows, matrices = _read_sources(models.recipe.algorithm, prompts, preferences)
     return [_selection(models, algorithm, row, matrices.get(row.prompt_id)) for row in rows]
+
+
+def _read_sources(
+    algorithm: Algorithm, prompts: Path, preferences: Path | None = None
+) -> tuple[Sequence[PromptRow], dict[str, Array]]:
+    """The rows of a shard, and the preference matrices by the prompt's identifier."""
+    rows: Sequence[PromptRow] = read_rows(prompts, ResponsesRow if algorithm.samples else PromptRow)
+    if preferences is None:
+        return rows, {}
+    return rows, {row.prompt_id: row.matrix for row in read_rows(preferences, PreferencesRow)}
+
+
+def _cause(models: Models, row: PromptRow, matrix: Array | None) -> str:
+    """Why a prompt is not trained on, as :func:`sppo.rundir.guard.why_untrained` takes it."""
+    responses = row.responses if isinstance(row, ResponsesRow) else []
+    usable = _usable(models, row, responses)
+    compared = usable if matrix is None else set(np.flatnonzero(~np.isnan(winrates.win_rates(matrix))))
+    if usable and not compared:
+        return "left_out"
+    if responses and not usable:
+        return "truncated" if compared or matrix is None else "truncated_or_left_out"
+    return "demonstration" if set(usable) & set(compared) or not responses else "truncated_or_left_out"
 
 
 def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Array | None) -> Selection:
@@ -335,22 +352,35 @@ class Select(ShardedStage):
         """
         counts = [len(row.responses) for row in _rows(shards)]
         prompts = sum(count > 0 for count in counts)
+        causes = self._causes(shards) if prompts < len(counts) else {}
         if prompts == 0:
-            limit = self.run.recipe.sampling.max_new_tokens
             raise RunError(
-                f"{self.files.title}: no prompt has a response to train on: all responses were truncated at"
-                f" sampling.max_new_tokens = {limit} or at the {self.run.models.training_limit} tokens of prompt and"
-                " response that are trained on; raise sampling.max_new_tokens or training.max_tokens, or set"
-                " training.truncated_responses: train"
+                f"{self.files.title}: no prompt has a response to train on: {why_untrained(causes)}"
             )
-        missing = untrained({"prompts": len(counts), "trained_prompts": prompts}, LOUD_SHARE)
+        trained = {"prompts": len(counts), "trained_prompts": prompts, "untrained": causes}
+        missing = untrained(trained, LOUD_SHARE)
         if missing is not None:
             self.run.terminal.warn(f"WARNING: iteration {self.iteration}: {missing}")
         return {
             "trained_prompts": prompts,
             "trained_responses": sum(counts),
+            **({"untrained": causes} if causes else {}),
             "sampler_deviation": opponent.deviation(_rows(shards)),
         }
+
+    def _causes(self, shards: Sequence[Path]) -> dict[str, int]:
+        """The number of prompts that are not trained on, by the cause."""
+        causes: Counter[str] = Counter()
+        for shard, sources in zip(shards, self.sources(), strict=True):
+            untrained_ids = {row.prompt_id for row in read_rows(shard, TrainingRow) if not row.responses}
+            if untrained_ids:
+                rows, matrices = _read_sources(self.run.recipe.algorithm, *sources)
+                causes.update(
+                    _cause(self.run.models, row, matrices.get(row.prompt_id))
+                    for row in rows
+                    if row.prompt_id in untrained_ids
+                )
+        return dict(causes)
 
 
 def _rows(shards: Sequence[Path]) -> Iterator[TrainingRow]:
