@@ -54,9 +54,8 @@ cluster.shutdown()
 """
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory, s3):
-    """The address of a cluster whose nodes reach the S3 server."""
+def started_cluster(folder):
+    """The process of a cluster, and the cluster's address."""
     pytest.importorskip("ray")
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
@@ -64,11 +63,18 @@ def address(tmp_path_factory, s3):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        cwd=tmp_path_factory.mktemp("cluster"),
+        cwd=folder,
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
     )
     found = process.stdout.readline().strip()
     assert found, "no cluster"
+    return process, found
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, s3):
+    """The address of a cluster whose nodes reach the S3 server."""
+    process, found = started_cluster(tmp_path_factory.mktemp("cluster"))
     yield found
     process.communicate("", timeout=60)
 
@@ -80,6 +86,21 @@ def sppo(folder, *arguments):
         capture_output=True,
         text=True,
     )
+
+
+def sampling_on(address, folder):
+    """The process of a run on Ray that has sampled its first shard."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sppo.cli.main", "run", "recipe.yaml", "--run-dir", "run", "--ray", address],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (folder / "run" / "iter-1" / "responses" / "part-00000.parquet").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    return process
 
 
 def written(folder):
@@ -120,16 +141,7 @@ pytestmark = pytest.mark.timeout(900)
 def test_a_run_on_two_nodes_ends_as_a_local_one_although_workers_are_killed(address, folder, local):
     """One annotating worker kills itself; one that samples is killed from outside."""
     (folder / "deaths").write_text("1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sppo.cli.main", "run", "recipe.yaml", "--run-dir", "run", "--ray", address],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    while not (folder / "run" / "iter-1" / "responses" / "part-00000.parquet").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
+    process = sampling_on(address, folder)
     os.kill(actors()[0], signal.SIGKILL)
     output = process.communicate()[0]
     assert process.returncode == 0, output
@@ -191,6 +203,36 @@ def test_a_run_on_s3_goes_on_on_ray_to_the_same_bytes(address, s3, sampled, loca
     storage.adopt(sampled / "elsewhere", run)
     storage.fetch(sampled / "elsewhere")
     assert digests(sampled / "elsewhere") == digests(local)
+
+
+def test_a_process_that_ray_ends_has_last_words():
+    program = "import os; from sppo.executors.ray import _last_words\nwith _last_words('It is lost.'): {}"
+    for inside, said in (
+        ("os._exit(1)", "It is lost."),
+        ("os.kill(os.getpid(), 9)", "It is lost."),
+        ("pass", ""),
+    ):
+        done = subprocess.run([sys.executable, "-c", program.format(inside)], capture_output=True, text=True)
+        assert done.stderr == said
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", ["gcs_server", "raylet/raylet"])
+def test_a_lost_head_is_said_and_the_run_continues(part, folder, local):
+    psutil = pytest.importorskip("psutil")
+    cluster, address = started_cluster(folder)
+    run = sampling_on(address, folder)
+    processes = psutil.Process(cluster.pid).children(recursive=True)
+    parts = [process for process in processes if part in "".join(process.cmdline()[:1])]
+    head = min(parts, key=psutil.Process.create_time)
+    head.kill()
+    said = run.communicate(timeout=300)[0]
+    assert run.returncode == 1
+    assert f"error: --on ray:{address}: this process was ended" in said
+    cluster.communicate("")
+    done = sppo(folder, "--run-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert digests(folder / "run") == digests(local)
 
 
 def refused(address):

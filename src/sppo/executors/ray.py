@@ -10,8 +10,10 @@ import logging
 import os
 import secrets
 import socket
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -46,6 +48,7 @@ class RayCluster(Executor):
         folder = (run or Path()).resolve()
         super().__init__(keep_answers_in(recipe, folder / ANSWERS), folder, address)
         self.place = _Place(folder, Path.cwd(), secrets.token_hex(8))
+        self._connection = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Connect to the cluster.
@@ -76,13 +79,13 @@ class RayCluster(Executor):
                 " `ray start --address=HEAD:6379` on the others make one"
             ) from error
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        self._connection.enter_context(_last_words(_lost(address)))
+        self._connection.callback(ray.shutdown)
         return self
 
     def __exit__(self, *error: object) -> None:
         """Disconnect from the cluster."""
-        import ray
-
-        ray.shutdown()
+        self._connection.close()
 
     def check(self) -> None:
         """Refuse a node that does not see the run's folder, and more workers or devices than the cluster has."""
@@ -354,6 +357,30 @@ def _own_error(error: BaseException, what: str) -> BaseException:
     if crashed:
         return ClusterError(f"{_crashed(what)}. Ray says: {error}")
     return ClusterError(f"{what}: Ray has given up: {error}")
+
+
+@contextlib.contextmanager
+def _last_words(text: str) -> Iterator[None]:
+    """Have another process write a text to standard error if this process ends within the block.
+
+    Ray ends a process at once, with exit code 1, if the head or the process's own node is lost, so no exception can say it.
+    """
+    program = "import sys; sys.stdin.buffer.read() or sys.stderr.write(sys.argv[1])"
+    witness = subprocess.Popen(
+        [sys.executable, "-S", "-c", program, text], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        witness.communicate(b"The block was left.")
+
+
+def _lost(address: str) -> str:
+    return (
+        f"\nerror: --on ray:{address}: this process was ended, as Ray does with all that is connected to a cluster whose head, or"
+        " whose node on this machine, is lost. Every finished shard is kept: the same command continues the run once a"
+        " cluster is up again (`ray start --head`), and without --on it continues on this machine\n"
+    )
 
 
 def _crashed(what: str) -> str:
