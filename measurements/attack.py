@@ -187,11 +187,15 @@ def import_everything() -> None:
     os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
+    import matplotlib.backends.backend_svg  # noqa: F401
+    import openai  # noqa: F401
+    import starlette.testclient  # noqa: F401
     import torch
     import transformers
     from transformers import Qwen2ForCausalLM, Qwen2Tokenizer, Trainer  # noqa: F401
 
     import sppo.api
+    import sppo.arena.server
     import sppo.cli.main
     import sppo.endpoint.client
     import sppo.policy.load
