@@ -38,45 +38,45 @@ def described_by_docstring(command: Callable[..., None]) -> Callable[..., None]:
     return expanded(command)
 
 
-def _local(path: Any) -> Any:
+def local(path: Any) -> Any:
     """Expand `~`, and replace the address of a run in remote storage by the folder of its working copy."""
     from sppo.rundir import storage
 
     if isinstance(path, list):
-        return [_local(item) for item in path]
+        return [local(item) for item in path]
     return storage.located(path.expanduser()) if isinstance(path, Path) else path
 
 
 RecipeArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE", help="A recipe (a YAML file), or a run folder to continue.", callback=_local
+        metavar="RECIPE", help="A recipe (a YAML file), or a run folder to continue.", callback=local
     ),
 ]
-RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", callback=_local)]
+RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", callback=local)]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, or the recipe of a run.", callback=_local)
+    Path, typer.Argument(metavar="RUN", help="A run folder, or the recipe of a run.", callback=local)
 ]
 Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.", callback=_local)
+    list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.", callback=local)
 ]
 PolicyArgument = Annotated[
     Path,
     typer.Argument(
         metavar="POLICY",
         help="A run folder, whose last accepted policy is taken; the folder of one of its iterations (RUN/iter-2), of a policy or of an adapter; or a hub name.",
-        callback=_local,
+        callback=local,
     ),
 ]
 OtherRun = Annotated[
-    Path | None, typer.Option("--run", help="Use the responses of this run.", callback=_local)
+    Path | None, typer.Option("--run", help="Use the responses of this run.", callback=local)
 ]
 RunDir = Annotated[
     Path | None,
     typer.Option(
         "--run-dir",
         help="The run's folder, or its address (s3://...). [default: runs/NAME, after the recipe's file]",
-        callback=_local,
+        callback=local,
     ),
 ]
 Overrides = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sppo.cli import options
-from sppo.cli.tables import show_intransitivity
+from sppo.cli.tables import show_intransitivity, show_votes
 
 app = typer.Typer()
 oracle_app = typer.Typer(
@@ -63,23 +63,63 @@ def convert_oracle(
     common.terminal.show_json({"file": str(written)})
 
 
-@oracle_app.command("inspect", epilog="Example: sppo oracle inspect runs/quickstart --per-prompt all.csv")
+@oracle_app.command(
+    "inspect",
+    epilog="Example: sppo oracle inspect runs/quickstart --per-prompt all.csv. Example: sppo oracle inspect votes.csv --figure cycles.svg",
+)
 @options.described_by_docstring
 def inspect_oracle(
-    run: options.RunFolderArgument,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE...", help="A run folder, or files of votes.", callback=options.local),
+    ],
     common: options.OutputOptions,
     iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=1)] = None,
     clip: options.Clip = 0.01,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     per_prompt: Path | None = None,
+    by_voter: Annotated[bool, typer.Option("--by-voter")] = False,
+    figure: Path | None = None,
+    sets: Annotated[int, typer.Option(min=20)] = 1000,
+    seed: int = 0,
 ) -> None:
-    """Measure how intransitive an oracle is on a run's responses, and what a scalar reward would lose.
+    """Measure how intransitive preferences are, an oracle's on a run's responses or those of votes, and what a reward loses.
 
     Args:
-        iteration: The iteration. [default: all of them]
-        output: Write the matrices to this .npy file, which `sppo game` reads.
-        per_prompt: Write the measures of each prompt to this .csv file.
+        iteration: The iteration of a run. [default: all of them]
+        output: Write a run's matrices to this .npy file, which `sppo game` reads.
+        per_prompt: Write the measures of each prompt of a run to this .csv file.
+        by_voter: Inspect the votes of each voter as well, such as those of several judges in a file.
+        figure: Draw the cycles of votes beside those of transitive votes to this .svg, .png or .pdf file.
+        sets: How many sets of transitive votes to simulate.
+        seed: Random seed of the simulation and of the folds.
     """
+    from sppo.rundir.folder import RunError
+
+    runs = [source for source in sources if source.is_dir()]
+    if runs and (len(sources) > 1 or by_voter or figure is not None):
+        raise RunError(
+            f"{runs[0]} is a folder: a run is inspected alone, without --by-voter and --figure; give files of votes instead"
+        )
+    if runs:
+        _inspect_run(runs[0], iteration, clip, output, per_prompt, common=common)
+        return
+    if iteration is not None or output is not None or per_prompt is not None:
+        raise RunError(
+            f"{sources[0]} is a file of votes; --iteration, --output and --per-prompt belong to runs"
+        )
+    _inspect_votes(sources, figure, by_voter=by_voter, sets=sets, seed=seed, common=common)
+
+
+def _inspect_run(
+    run: Path,
+    iteration: int | None,
+    clip: float,
+    output: Path | None,
+    per_prompt: Path | None,
+    *,
+    common: options.OutputOptions,
+) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.csv
@@ -107,6 +147,27 @@ def inspect_oracle(
         common.terminal.note(
             "this oracle gives each response one score, so its preferences are transitive by construction"
         )
+
+
+def _inspect_votes(
+    files: list[Path],
+    figure: Path | None,
+    *,
+    by_voter: bool,
+    sets: int,
+    seed: int,
+    common: options.OutputOptions,
+) -> None:
+    from sppo.compare import people
+
+    terminal = common.terminal
+    sides = people.inspect(files, terminal, by_voter=by_voter, sets=sets, seed=seed)
+    show_votes(sides, terminal)
+    for text in (note for side in sides for note in people.notes(side)):
+        terminal.note(text)
+    if figure is not None:
+        people.draw(sides, figure)
+        terminal.show(f"wrote the figure to {figure}")
 
 
 @oracle_app.command("check", epilog="Example: sppo oracle check runs/quickstart")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sppo.compare.people import Inspected
     from sppo.game.empirical_game import EmpiricalGame
     from sppo.game.preference_games import Array
     from sppo.progress import Terminal
@@ -46,6 +47,51 @@ def show_standings(game: EmpiricalGame, terminal: Terminal) -> None:
     show_table(terminal, "Standing", header, rows)
     by_mixture = {mixture: vars(standing) for mixture, standing in standings.items()}
     terminal.show_json({"policies": game.names, "win_rates": game.payoff, **by_mixture})
+
+
+def show_votes(sides: Sequence[Inspected], terminal: Terminal) -> None:
+    """Print the cycles of votes beside those of transitive votes, and what Bradley-Terry loses."""
+    counts = ["votes", "ties", "voters", "prompts", "items", "pairs"]
+    records = [side.record() for side in sides]
+    show_table(
+        terminal, "Votes", ["", *counts], [[of["name"], *(of[name] for name in counts)] for of in records]
+    )
+    header = ["", "triples", "cycles", "of transitive votes", "95%", "p"]
+    levels = {
+        "Cycles within prompts": ("triples", "cyclic"),
+        "Cycles over all prompts": ("pooled_triples", "pooled_cyclic"),
+    }
+    for title, (count, name) in levels.items():
+        rows = [[of["name"], of[count], *_against(of[name], "{:.2%}")] for of in records if of[count]]
+        if rows:
+            show_table(terminal, f"{title}, share of triples", header, rows)
+    header = [
+        "",
+        "on the same votes",
+        "of transitive votes",
+        "95%",
+        "p",
+        "on new prompts",
+        "95% over prompts",
+    ]
+    rows = []
+    for of in records:
+        found = of["predicted"]
+        ends = (
+            ["", ""]
+            if found is None
+            else [f"{found['gain']:z.4f}", "{low:z.4f} to {high:z.4f}".format(**found)]
+        )
+        rows.append([of["name"], *_against(of["lost"], "{:.4f}"), *ends])
+    show_table(
+        terminal, "What Bradley-Terry loses against free pairs, nats per vote that is not a tie", header, rows
+    )
+    terminal.show_json({"sides": records})
+
+
+def _against(of: Mapping[str, float], form: str) -> list[str]:
+    found, expected, low, high = (form.format(of[name]) for name in ("found", "expected", "low", "high"))
+    return [found, expected, f"{low} to {high}", f"{of['p']:.3f}"]
 
 
 def show_matrix(terminal: Terminal, title: str, names: Sequence[str], payoff: Array) -> None:
