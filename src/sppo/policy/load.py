@@ -1,11 +1,10 @@
 """Find, check, hash and load a policy: a folder of whole weights, or the folder of a LoRA adapter and that of its base."""
 
-import contextlib
 import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from sppo.policy import adapter as adapters
 from sppo.policy import model_files
 from sppo.policy.adapter import AdapterError
 from sppo.policy.chat_format import model_path
+from sppo.policy.library_messages import quiet as quiet
 from sppo.policy.model_files import load_errors, weights_digest
 
 _log = logging.getLogger(__name__)
@@ -294,20 +294,6 @@ def _quantized(quantization: str, dtype: Any, device: str) -> dict[str, Any]:
         bnb_4bit_compute_dtype=dtype,
     )
     return {"quantization_config": config, "device_map": {"": device}}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide transformers' progress bars, which would interfere with those of this package."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def default_device() -> str:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sppo.policy.library_messages import quiet
 from sppo.tinyworld import annotators, grammar
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def write_policy(folder: Path, examples: int = EXAMPLES, threads: int = 1) -> No
     policy.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special_ids
     )
-    policy.save_pretrained(folder)
+    with quiet():
+        policy.save_pretrained(folder)
     # safetensors makes its files readable by their owner only; everyone must be able to read those of a package
     (folder / "model.safetensors").chmod(0o644)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +11,6 @@ from sppo import recipe
 from sppo.policy import adapter as adapters
 from sppo.progress import Advance, unseen
 from sppo.training.schedule import Steps, plan
-
-# On CPUs with bfloat16 products, bitsandbytes warns that a kernel for 4-bit inference could be downloaded; it is not used here.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 CHECKPOINTS_KEPT = 2
 """How many checkpoints are kept while a training runs: the newest, and one more in case the newest is damaged."""
