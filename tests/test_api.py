@@ -39,12 +39,24 @@ def call(folder, name="program.py", expect=0):
     return done
 
 
+def programs():
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(), flags=re.M | re.S)
+
+
+@pytest.mark.slow
+def test_the_example_with_a_real_model_runs(tmp_path):
+    """Word by word, but for the model's name (there is no hub here) and the number of topics."""
+    program = programs()[1].replace("HuggingFaceTB/SmolLM2-135M-Instruct", "tinyworld")
+    few = re.sub(r'("rain"), .*?\)\n', r"\1)\n", program)
+    (tmp_path / "real.py").write_text(few.replace('"k": 4', '"k": 2'))
+    assert "'mean': " in call(tmp_path, "real.py").stdout
+
+
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
     """The folder of docs/python.md's program after it has run word by word."""
     folder = tmp_path_factory.mktemp("example")
-    (program,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(), flags=re.M | re.S)
-    (folder / "shorter.py").write_text(program)
+    (folder / "shorter.py").write_text(programs()[0])
     return folder, call(folder, "shorter.py").stdout
 
 

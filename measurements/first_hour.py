@@ -1,0 +1,108 @@
+"""The first hour by the docs alone: the minutes from a wheel to a report, by the command line and in a notebook.
+
+    python measurements/first_hour.py FOLDER --model SMOLLM2
+
+FOLDER must not exist. The wheel is built from this checkout and installed into an environment of its own, to which this
+environment's packages are added by a .pth file, so that nothing is downloaded; the checkout itself is not seen. The program of
+docs/python.md runs word by word as a notebook, but for the place of the model. The figures stand in docs/experiments.md.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+NOTEBOOK = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read("real.ipynb", as_version=4)
+NotebookClient(notebook, timeout=None).execute()
+nbformat.write(notebook, "real.ipynb")
+"""
+
+
+def timed(name: str, *command: str | Path, cwd: Path) -> None:
+    """Run a command without this checkout in its path, and print its minutes, its CPU minutes and the load."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(list(map(str, command)), cwd=cwd, env=environment, check=True)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = spent.ru_utime - before.ru_utime + spent.ru_stime - before.ru_stime
+    minutes = (time.perf_counter() - begin) / 60
+    print(f"| {name} | {minutes:.1f} | {cpu / 60:.1f} | {os.getloadavg()[0]:.0f} |", flush=True)
+
+
+def write_notebook(path: Path, model: str) -> None:
+    """The second program of docs/python.md as a notebook that ends with the report."""
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    program = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)[1]
+    assert HUB in program
+    cells = [nbformat.v4.new_code_cell(text) for text in (program.replace(HUB, model), "run.report()")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", required=True, help="The folder of SmolLM2-135M-Instruct.")
+    options = parser.parse_args()
+    home, model = options.folder.resolve(), str(Path(options.model).resolve())
+    home.mkdir(parents=True)
+    tree, pip = home / "tree", [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", "HEAD"], check=True, stdout=subprocess.PIPE)
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as committed:
+        committed.extractall(tree, filter="data")
+    print("| step | minutes | CPU minutes | load |\n|---|---|---|---|")
+    wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", home, tree]
+    timed("build the wheel", *wheel, cwd=home)
+    timed("make an environment", sys.executable, "-m", "venv", home / "venv", cwd=home)
+    (packages,) = (home / "venv/lib").glob("python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (built,) = home.glob("*.whl")
+    bin_ = home / "venv/bin"
+    timed("pip install (dependencies are there)", bin_ / "pip", "install", "-q", "--no-deps", built, cwd=home)
+    timed("sppo init mine", bin_ / "sppo", "init", "mine", cwd=home)
+    mine = home / "mine"
+    timed("sppo run own.yaml, as init wrote it", bin_ / "sppo", "run", "own.yaml", cwd=mine)
+    topics = (
+        "bread",
+        "chess",
+        "rain",
+        "a violin",
+        "a bridge",
+        "honey",
+        "the moon",
+        "a river",
+        "coffee",
+        "a dog",
+    )
+    asks = (
+        "Explain {} in one sentence.",
+        "Why do people like {}?",
+        "Give two facts about {}.",
+        "Describe {}.",
+    )
+    lines = [json.dumps({"prompt": ask.format(topic)}) for topic in topics for ask in asks]
+    (mine / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^sppo run own\.yaml --run-dir(?:.*\\\n)*.*$", readme, flags=re.M)
+    words = command.replace("\\\n", " ").replace(HUB, model).split()[1:]
+    timed("own prompts and a real model by the README's command", bin_ / "sppo", *words, cwd=mine)
+    write_notebook(mine / "real.ipynb", model)
+    timed("the same in a notebook (docs/python.md)", bin_ / "python", "-c", NOTEBOOK, cwd=mine)
+
+
+if __name__ == "__main__":
+    main()
