@@ -109,7 +109,7 @@ def test_what_is_drawn_is_not_drawn_again(folder, monkeypatch):
         (["--mixture", "--iteration", "1"], "the mixture is made of all iterations"),
         (["--weights", "1,2"], "--weights works only with --best-of or --mixture"),
         (["--best-of", "2", "--weights", "1,2"], "--weights works only with --mixture"),
-        (["--best-of", "2", "--iteration", "2"], "has 1 iterations so far"),
+        (["--best-of", "2", "--iteration", "2"], "has 1 iteration so far"),
         (["--iteration", "0"], "iterations are counted from 1"),
         (["--best-of", "2"], "no held-out prompts yet"),
         (["--best-of", "2", "--prompts", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -177,7 +177,7 @@ def test_a_stage_of_an_iteration_that_is_not_there(capsys, recipe, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     code, _, err = call(capsys, "sample", recipe(), "--iteration", 5)
     assert code == 1
-    assert "the recipe has 1 iterations" in err
+    assert "the recipe has 1 iteration\n" in err
 
 
 @pytest.mark.parametrize(

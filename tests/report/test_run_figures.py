@@ -16,7 +16,7 @@ from sppo.rundir.folder import write_json
 def test_figures_are_the_runs_own(run):
     found = run_figures.read(run)
     assert found.is_finished and found.has_ended
-    assert found.status.startswith("Finished: all 2 iterations")
+    assert found.status.startswith("Finished: 2 iterations; last written")
     assert not found.notes and not found.alarms and not found.warnings
     assert [one.measures["win_rate_vs_base"]["mean"] for one in found.evaluated] == [0.6, 0.7]
     assert found.started[1].seconds == dict.fromkeys(
@@ -64,7 +64,7 @@ def test_an_unfinished_run_says_how_far_it_is(tmp_path):
     for name in ("annotate", "select", "train", "evaluation"):
         (run / "iter-2" / f"{name}.json").unlink()
     found = run_figures.read(run)
-    assert "Not finished: 1 of 2 iterations are finished" in found.status
+    assert "Not finished: 1 of 2 iterations finished" in found.status
     assert "at iteration 2: annotate, 1 of 1 shards" in found.status
     assert not found.has_ended
     page.write([run], tmp_path / "report.html")
@@ -78,7 +78,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     shutil.rmtree(run / "iter-0" / "evaluation")
     page.write([run], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "0 of 2 iterations are finished; the run is at iteration 0: evaluate" in text
+    assert "0 of 2 iterations finished; the run is at iteration 0: evaluate" in text
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "recipe.yaml").write_text("")
     page.write([tmp_path / "empty"], tmp_path / "report.html")

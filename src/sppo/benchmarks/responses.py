@@ -16,6 +16,7 @@ from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import Message
 from sppo.policy.opening import OpenPolicy
+from sppo.progress import counted_text
 from sppo.recipe import Sampling
 from sppo.rundir.folder import RunError
 from sppo.rundir.shards import read_shard, table
@@ -110,7 +111,7 @@ def only_responses(
         name, found = evaluation.name(participant), collected.shortcomings
         rows.append({"name": name, "responses": str(collected.path), **found})
         evaluation.terminal.show(
-            f"{name}: {len(collected.turns)} responses, {found['response_tokens']:.1f} tokens on average,"
+            f"{name}: {counted_text(len(collected.turns), 'response')}, {found['response_tokens']:.1f} tokens on average,"
             f" {found['truncated_share']:.1%} truncated, in {collected.path}"
         )
     evaluation.terminal.show_json(rows)

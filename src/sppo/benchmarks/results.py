@@ -37,7 +37,7 @@ def save_all(
         )
         if usage.refusals:
             terminal.warn(
-                f"the judge refused {usage.refusals} requests, which have no verdict and are in no figure"
+                f"the judge refused {counted_text(usage.refusals, 'request')}: without a verdict, in no figure"
             )
     terminal.show(f"all of it is in {output / benchmark}.json")
 

@@ -18,7 +18,7 @@ from sppo import randomness
 from sppo.benchmarks import best_of
 from sppo.benchmarks.evaluation_stage import EvaluationStage, evaluation_stage
 from sppo.benchmarks.participants import Participant, resolve
-from sppo.progress import Advance, Terminal
+from sppo.progress import Advance, Terminal, counted_text
 from sppo.recipe import PromptSource, Recipe
 from sppo.rundir.folder import RunError, write_text
 from sppo.rundir.reader import RunReader
@@ -112,7 +112,9 @@ def _mixture(folder: Path, wanted: SampleRequest) -> tuple[list[Participant], np
             return resolve([str(folder)]), np.ones(1)
         known = resolve([str(folder)], every_iteration=True)
         if wanted.iteration >= len(known):
-            raise RunError(f"--iteration {wanted.iteration}: {folder} has {len(known) - 1} iterations so far")
+            raise RunError(
+                f"--iteration {wanted.iteration}: {folder} has {counted_text(len(known) - 1, 'iteration')} so far"
+            )
         return [known[wanted.iteration]], np.ones(1)
     participants = resolve([str(folder)], every_iteration=True)
     weights = np.array(wanted.weights or [1.0] * len(participants), dtype=np.float64)

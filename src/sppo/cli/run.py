@@ -122,11 +122,14 @@ def run_stage(
     common: options.OutputOptions,
 ) -> None:
     """Run one stage of an iteration, the first unfinished iteration unless one is named."""
+    from sppo.progress import counted_text
     from sppo.rundir.folder import RunError
 
     values, folder = options.open_run(run, run_dir, overrides)
     if iteration is not None and iteration > values.iterations:
-        raise RunError(f"--iteration {iteration}: the recipe has {values.iterations} iterations")
+        raise RunError(
+            f"--iteration {iteration}: the recipe has {counted_text(values.iterations, 'iteration')}"
+        )
     from sppo.stages import single
 
     single.run_stage(values, folder, common.terminal, stage, iteration, redo_stale=redo_stale)

@@ -84,8 +84,10 @@
     ]);
   }
 
+  const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
   function figures(response) {
-    const parts = [`${response.tokens} tokens`];
+    const parts = [counted(response.tokens, "token")];
     if (response.rate !== null) parts.unshift(`win rate ${rate(response.rate)}`);
     if (response.truncated) parts.push("truncated");
     return parts.join(", ");
@@ -120,8 +122,8 @@
   }
 
   function measures(prompt) {
-    if (prompt.t === undefined) return `held out${prompt.rate === null ? "" : `, win rate ${rate(prompt.rate)}`}, ${Math.round(prompt.tokens)} tokens`;
-    const parts = [`iteration ${prompt.t}`, `best win rate ${rate(prompt.best)}`, `${Math.round(prompt.tokens)} tokens`];
+    if (prompt.t === undefined) return `held out${prompt.rate === null ? "" : `, win rate ${rate(prompt.rate)}`}, ${counted(Math.round(prompt.tokens), "token")}`;
+    const parts = [`iteration ${prompt.t}`, `best win rate ${rate(prompt.best)}`, counted(Math.round(prompt.tokens), "token")];
     if (prompt.disagreement !== null) parts.push(`disagreement ${percent(prompt.disagreement)}`);
     if (prompt.cycles !== null) parts.push(`cycles ${percent(prompt.cycles)}`);
     if (prompt.unusual) parts.push(`unusual: ${prompt.unusual}`);
@@ -177,8 +179,8 @@
     const read = data.read;
     home.append(element("p", {
       className: "note",
-      textContent: `${data.trained.length} prompts with the responses that were sampled for training, and ${data.heldOut.length} `
-        + `held-out prompts with the first response of each policy. ${read.trained} of ${read.trainedOf} sampled and ${read.heldOut} of `
+      textContent: `${counted(data.trained.length, "prompt")} with the responses that were sampled for training, and `
+        + `${counted(data.heldOut.length, "held-out prompt")} with the first response of each policy. ${read.trained} of ${read.trainedOf} sampled and ${read.heldOut} of `
         + `${read.heldOutOf} held-out prompts were read; those shown are chosen at random, except for the few marked as unusual.`,
     }));
     const [filters, fields] = filterFields(data);
@@ -225,7 +227,7 @@
       const sign = fields.order.value.startsWith("-") ? 1 : -1;
       const sortKey = (prompt) => (order === "best" ? prompt.best ?? prompt.rate : prompt[order]) ?? -1;
       if (order) listed.sort((a, b) => sign * (sortKey(a) - sortKey(b)));
-      count.textContent = `${listed.length} of ${source.length} prompts on this page` + (listed.length > MAX_LISTED ? `; the first ${MAX_LISTED} are listed` : "");
+      count.textContent = `${listed.length} of ${counted(source.length, "prompt")} on this page` + (listed.length > MAX_LISTED ? `; the first ${MAX_LISTED} are listed` : "");
       list.replaceChildren(...listed.slice(0, MAX_LISTED).map((prompt) => {
         const button = element("button", { type: "button", onclick: () => show(prompt, true) }, [
           element("span", { className: "prompt", dir: "auto", textContent: prompt.prompt.slice(0, 200) }),

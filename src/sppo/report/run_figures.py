@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo import __version__
-from sppo.progress import printable
+from sppo.progress import counted_text, printable
 from sppo.recipe import Recipe, RecipeError
 from sppo.rundir import guard, summary
 from sppo.rundir.reader import BASE, STAGES, RunReader, Table, label
@@ -146,11 +146,11 @@ class RunFigures:
     @property
     def status(self) -> str:
         """The progress of the run, in words."""
-        total = "?" if self.recipe is None else str(self.recipe.iterations)
-        done = f"{len(self.evaluated)} of {total} iterations are finished"
+        total = "? iterations" if self.recipe is None else counted_text(self.recipe.iterations, "iteration")
+        done = f"{len(self.evaluated)} of {total} finished"
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.written))
         if self.is_finished:
-            return f"Finished: all {total} iterations; last written {when}."
+            return f"Finished: {total}; last written {when}."
         if self.is_stopped:
             return f"Stopped by the guard after iteration {self.evaluated[-1].number}: {done}; last written {when}."
         return f"Not finished: {done}; the run is at {self._position()}; last written {when}."
