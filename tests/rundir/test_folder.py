@@ -115,6 +115,15 @@ def test_a_stage_is_done_when_it_was_published_and_is_whole(run):
     assert [read_shard(path).num_rows for path in stage.shards()] == [4, 4, 4]
 
 
+def test_a_finished_stage_without_its_line_has_lost_metrics(run):
+    stage = _stage(run)
+    stage.publish(stage.run_shards([[]] * SHARDS, Work()))
+    run.log(1, {"stage": "sample", "seconds": 1.5})
+    assert run.lost_metrics(1) == 0
+    run.metrics(1).unlink()
+    assert run.lost_metrics(1) == 1
+
+
 def test_another_recipe_makes_it_stale(run):
     _play(_stage(run))
     other = _stage(run, {"k": 6})

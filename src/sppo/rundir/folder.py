@@ -44,6 +44,8 @@ from sppo.rundir.shards import (
 
 FORMAT = 2
 """Raised whenever the meaning of what is stored changes, so that older runs are told apart and not misread."""
+_TIMED = ("sample", "annotate", "select", "train")
+"""The stages of an iteration that state their seconds in its metrics under their own names."""
 
 
 class RunError(ValueError):
@@ -347,11 +349,18 @@ class RunFolder:
         return read_lines(self.metrics(iteration))[0]
 
     def lost_metrics(self, iteration: int) -> int:
-        """The number of lines of the iteration's metrics that are damaged, or missing since summary.json was written."""
+        """The number of lines of the iteration's metrics that are damaged, or missing since summary.json was written.
+
+        Before that, the line in which each finished stage states its seconds must be there.
+        """
         records, damaged = read_lines(self.metrics(iteration))
         summary = read_record(self.path / "summary.json") or {}
         counted, digest = summary.get("metrics", {}).get(str(iteration), (0, None))
-        if damaged or digest in (None, digest_of_lines(records[:counted])[1]):
+        if digest is None:
+            timed = {line.get("stage") for line in records if line.keys() & {"seconds", "adopted_from"}}
+            done = [name for name in _TIMED if read_stage_record(self.iteration(iteration) / f"{name}.json")]
+            return max(damaged, len(set(done) - timed))
+        if damaged or digest == digest_of_lines(records[:counted])[1]:
             return damaged
         return max(1, int(counted) - len(records))
 
