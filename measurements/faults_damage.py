@@ -292,12 +292,14 @@ def _line(line: bytes) -> str:
 def _answers(path: Path) -> set[tuple[Any, ...]] | str:
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as file:
-            answers = set(file.execute("SELECT question, answer, digest FROM checked_answers"))
-            spent = set(file.execute("SELECT * FROM spent"))
+            rows = [
+                *file.execute("SELECT * FROM checked_answers"),
+                *file.execute("SELECT * FROM checked_spent"),
+            ]
     except sqlite3.Error as error:
         return str(error)
-    whole = {row for row in answers if hashlib.sha256(f"{row[0]}\n{row[1]}".encode()).hexdigest() == row[2]}
-    return whole | spent  # an answer that does not fit its digest is as good as none
+    # what does not fit its digest is as good as none
+    return {row for row in rows if hashlib.sha256(f"{row[0]}\n{row[1]}".encode()).hexdigest() == row[2]}
 
 
 def _leave_out_counts(wanted: dict[str, Any], found: dict[str, Any]) -> None:

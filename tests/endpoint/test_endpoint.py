@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -229,6 +230,19 @@ def test_questions_with_lone_surrogates_and_long_texts_are_kept(tmp_path):
             "x" * 100_000: "y" * 100_000,
         }
         assert (answers.spent("m"), answers.spent("n")) == (3, 0)
+
+
+def test_a_damaged_number_of_spent_tokens_is_noticed(tmp_path):
+    with AnswerCache(tmp_path / "a") as answers:
+        answers.put("x", "y", "m", 2)
+    with sqlite3.connect(tmp_path / "a") as file:
+        file.execute("UPDATE checked_spent SET tokens = 1")
+    file.close()
+    with AnswerCache(tmp_path / "a") as answers:
+        answers.put("z", "y", "m", 2)
+        answers.flush()
+        with pytest.raises(AnswerCacheError, match="that its answers have cost is damaged"):
+            answers.spent("m")
 
 
 # the budget

@@ -318,9 +318,14 @@ def test_answers_of_an_earlier_version_are_kept(endpoint, tmp_path):
         with sqlite3.connect(tmp_path / "answers.sqlite") as file:
             file.execute("INSERT INTO answers SELECT question, answer FROM checked_answers")
             file.execute("DELETE FROM checked_answers")
+            file.execute("INSERT INTO spent SELECT model, tokens FROM checked_spent")
+            file.execute("DELETE FROM checked_spent")
         file.close()
-        assert endpoint(server).ask([ask()])[0].choices[0].said == "paid for"
+        of = endpoint(server)
+        assert of.ask([ask()])[0].choices[0].said == "paid for"
         assert len(server.asked) == 1
+        with AnswerCache(tmp_path / "answers.sqlite") as answers:
+            assert answers.spent(of.model_key) > 0
 
 
 def test_an_answer_that_was_kept_by_a_laxer_version_is_asked_for_again(tmp_path):

@@ -2,8 +2,8 @@
 
 Several processes may use the file at once, and a crash at any moment is safe: an answer and what it cost are written
 in one transaction. SQLite's rollback journal is used, not its write-ahead log, which needs memory that all processes
-share and so fails on network file systems. Every answer lies beside a digest of itself, which is compared when it is
-read: a damaged answer is as good as none.
+share and so fails on network file systems. Every answer, and every number of tokens spent, lies beside a digest of itself,
+which is compared when it is read: a damaged answer is as good as none.
 """
 
 import hashlib
@@ -17,14 +17,18 @@ from typing import Self
 _TABLES = """
 CREATE TABLE IF NOT EXISTS checked_answers
     (question TEXT PRIMARY KEY, answer TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checked_spent
+    (model TEXT PRIMARY KEY, tokens INTEGER NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (model TEXT PRIMARY KEY, tokens INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
 """
-# A file of an earlier version holds answers without digests, which they are given once.
+# A file of an earlier version holds answers and numbers of tokens without digests, which they are given once.
 _GIVE_DIGESTS = """
 BEGIN IMMEDIATE;
 INSERT OR IGNORE INTO checked_answers SELECT question, answer, answer_digest(question, answer) FROM answers;
 DELETE FROM answers;
+INSERT OR IGNORE INTO checked_spent SELECT model, tokens, answer_digest(model, tokens) FROM spent;
+DELETE FROM spent;
 COMMIT;
 """
 _PARAMETERS = 500  # SQLite takes a limited number of them
@@ -59,7 +63,7 @@ class AnswerCache:
             try:
                 self._file.create_function("answer_digest", 2, _answer_digest, deterministic=True)
                 self._file.executescript(_TABLES)
-                if self._file.execute("SELECT 1 FROM answers LIMIT 1").fetchone():
+                if self._file.execute("SELECT 1 FROM answers UNION SELECT 1 FROM spent LIMIT 1").fetchone():
                     self._file.executescript(_GIVE_DIGESTS)
             except sqlite3.Error:
                 self._file.close()
@@ -103,16 +107,20 @@ class AnswerCache:
                 [row[:2] for row in rows],
             )
             self._file.executemany(
-                "INSERT INTO spent VALUES (?, ?)"
-                " ON CONFLICT (model) DO UPDATE SET tokens = tokens + excluded.tokens",
+                "INSERT INTO checked_spent VALUES (?1, ?2, answer_digest(?1, ?2))"
+                " ON CONFLICT (model) DO UPDATE SET tokens = tokens + excluded.tokens,"
+                " digest = CASE digest WHEN answer_digest(model, tokens)"  # a damaged number stays one
+                " THEN answer_digest(model, tokens + excluded.tokens) ELSE digest END",
                 [row[2:] for row in rows],
             )
 
     def spent(self, model: str) -> int:
         """The tokens that all answers of a model cost, whichever process asked."""
         with self._readable_errors():
-            row = self._file.execute("SELECT tokens FROM spent WHERE model = ?", (model,)).fetchone()
-            written = 0 if row is None else int(row[0])
+            rows = self._file.execute("SELECT model, tokens, digest FROM checked_spent").fetchall()
+            if any(digest != _answer_digest(name, tokens) for name, tokens, digest in rows):
+                raise ValueError("the number of tokens that its answers have cost is damaged")
+            written = next((int(tokens) for name, tokens, _ in rows if name == model), 0)
         return written + sum(tokens for *_, name, tokens in self._waiting if name == model)
 
     @contextmanager
@@ -129,6 +137,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _answer_digest(question: str, answer: str) -> str:
-    """The digest of an answer and its question, so that no answer is taken for that of another question."""
+def _answer_digest(question: str, answer: str | int) -> str:
+    """The digest of an answer and its question, so that no answer is taken for that of another; likewise of tokens and model."""
     return _digest(f"{question}\n{answer}")
