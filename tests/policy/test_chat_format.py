@@ -274,6 +274,7 @@ def test_an_end_of_sequence_beyond_the_vocabulary_is_refused(edited, stop):
         ("tokenizer.json", "{}"),
         ("tokenizer.json", None),
         ("tokenizer_config.json", "[1]"),
+        ("tokenizer_config.json", {"model_max_length": []}),
         ("generation_config.json", "{"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sppo.oracle import OracleError, Prompts, Responses, excerpt
+from sppo.policy import model_files
 from sppo.policy.messages import ChatError, Message
 from sppo.policy.model_files import load_errors
 from sppo.policy.template import Template
@@ -139,10 +140,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         OracleError: it does not load.
     """
-    from transformers import AutoTokenizer
-
     with load_errors(f"{folder}: its tokenizer does not load", OracleError):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return model_files.load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
 
 def token_limit(wanted: int | None, config: Any, tokenizer: Any) -> int:

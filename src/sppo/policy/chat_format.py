@@ -16,7 +16,7 @@ from sppo.policy.messages import Message as Message
 from sppo.policy.messages import as_messages as as_messages
 from sppo.policy.messages import merge_system
 from sppo.policy.messages import plain_text as plain_text
-from sppo.policy.model_files import load_errors
+from sppo.policy.model_files import load_errors, load_tokenizer
 from sppo.policy.template import Template, mark
 from sppo.policy.thought import KNOWN_THOUGHTS, Thought
 from sppo.reading import regular
@@ -342,7 +342,7 @@ def _load_files(
     path: str, model: str, config: str | None, revision: str | None, trust_remote_code: bool
 ) -> tuple[Any, Any]:
     """Load the configuration of a model and its tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     reason = "has" if Path(path).is_dir() else "is no folder here, and the hub gives"
@@ -350,9 +350,7 @@ def _load_files(
         for folder in {Path(path), Path(config or path)}:
             if folder.is_dir():
                 model_files.check(folder, trust_remote_code=trust_remote_code)
-        return AutoConfig.from_pretrained(config or path, **options), AutoTokenizer.from_pretrained(
-            path, **options
-        )
+        return AutoConfig.from_pretrained(config or path, **options), load_tokenizer(path, **options)
 
 
 def _declared_ends(model: str, path: str, revision: str | None, config: Any, tokenizer: Any) -> list[int]:

@@ -120,6 +120,15 @@ def load_errors(beginning: str, kind: type[ValueError]) -> Iterator[None]:
         raise kind(f"{beginning}: {type(error).__name__}: {shortened(text)}{trust}") from error
 
 
+def load_tokenizer(place: str | Path, **options: Any) -> Any:
+    """Load a tokenizer, and use it once: transformers looks at the types of some settings only when they are needed."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    tokenizer.decode(tokenizer("Hello!")["input_ids"])
+    return tokenizer
+
+
 def digest(folder: Path) -> str:
     """SHA-256 over the names and contents of the files of a folder that are loaded."""
     patterns = ("*.safetensors", *READ)
