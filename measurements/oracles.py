@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from sppo.oracle.opponents import opponents
+from sppo.comparisons import pairs_of_opponents, random_pairs
 from sppo.oracle.pairrm import PairRM
 from sppo.oracle.pairrm_encoder import deberta
 from sppo.oracle.pairrm_input import PREFIXES
@@ -238,7 +238,8 @@ def main():
             runners[ORIGINAL] = lambda: original.scores(prompts, responses, arguments.cpu_time)
         if arguments.opponents:
             generators = map(np.random.default_rng, range(arguments.prompts))
-            wanted = np.stack([opponents(arguments.k, arguments.opponents, one) for one in generators])
+            pairs = pairs_of_opponents(arguments.k, arguments.opponents)
+            wanted = np.stack([random_pairs(arguments.k, pairs, one) for one in generators])
             for name in [name for name in oracles if "sppo" in name]:
                 runners[f"{name}, opponents {arguments.opponents}"] = partial(
                     oracles[name].logits, prompts, responses, wanted

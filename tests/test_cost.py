@@ -5,8 +5,8 @@ import pytest
 
 from sppo import cost, oracle
 from sppo.benchmarks.head_to_head.score import across, win_rates_against
+from sppo.comparisons import count_pairs, pairs_of_opponents, random_pairs
 from sppo.dry_run import estimate, pairs_per_prompt, read_rates, seconds
-from sppo.oracle.opponents import count_pairs, opponents
 from sppo.recipe import RecipeError, parse
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import table
@@ -151,14 +151,16 @@ class Counts:
 def test_annotation_is_planned_with_the_pairs_that_are_asked(k, m):
     """The plan's pairs, in both orders, are those that the oracle is asked about in the work."""
     counting = Counts()
-    wanted = np.stack([opponents(k, m, np.random.default_rng(seed)) for seed in range(4)])
+    wanted = np.stack(
+        [random_pairs(k, pairs_of_opponents(k, m), np.random.default_rng(seed)) for seed in range(4)]
+    )
     oracle.CheckedOracle(counting).compare_pairs(["x"] * 4, [["a"] * k] * 4, wanted)
     recipe = parse(
         {
             "policy": {"model": "elsewhere"},
             "prompts": {"train": "hub/data"},
             "sampling": {"k": k},
-            "oracle": {"type": "panel", "opponents": m},
+            "oracle": {"type": "panel", "comparisons": {"type": "random", "opponents": m}},
         }
     )
     assert counting.asked == 4 * 2 * pairs_per_prompt(recipe)

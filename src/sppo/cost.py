@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sppo.benchmarks.head_to_head.score import across
-from sppo.oracle.opponents import count_pairs, opponents
+from sppo.comparisons import Choice, count_pairs, pairs_of_opponents
 from sppo.recipe import RecipeError
 from sppo.rundir.reader import RunReader
 from sppo.rundir.records import DamagedRecord, load_record
@@ -58,7 +56,7 @@ class Load:
     parameters: float
     prompts: int
     k: int
-    pairs: int
+    pairs: float
     trained: float
     epochs: float
     held_out: int
@@ -147,12 +145,16 @@ def loads_of_run(run: Path, parameters: float) -> dict[int, Load]:
     return loads
 
 
-def _pairs(annotated: Path, k: int) -> int:
+def _pairs(annotated: Path, k: int) -> float:
     """The number of pairs of a prompt's responses that the oracle compared, from the record of the annotate stage."""
     if not annotated.is_file():
         return 0
-    m, _ = _read(annotated).get("settings", {}).get("opponents", (k - 1, 0))
-    return count_pairs(opponents(k, m, np.random.default_rng(0)))
+    record = _read(annotated)
+    compared = record.get("pairs_per_prompt")
+    if compared is None:  # an older record
+        opponents = record.get("settings", {}).get("opponents")
+        compared = Choice("all", k).most_pairs if opponents is None else pairs_of_opponents(k, opponents[0])
+    return float(compared)
 
 
 def measured_seconds(run: Path) -> dict[int, dict[str, float]]:

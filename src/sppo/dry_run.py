@@ -3,9 +3,8 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sppo import cost, randomness
+from sppo import cost
 from sppo import prompts as prompt_sources
-from sppo.oracle.opponents import count_pairs, opponents
 from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal, counted_text
@@ -189,12 +188,8 @@ def _sampled(recipe: Recipe) -> int:
 
 
 def pairs_per_prompt(recipe: Recipe) -> int:
-    """The number of pairs of a prompt's responses that the oracle compares."""
-    if not recipe.algorithm.preferences:
-        return 0
-    k = recipe.sampling.k
-    m = recipe.needed_oracle("annotation").compared_opponents() or k - 1
-    return count_pairs(opponents(k, m, randomness.generator("opponents", recipe.seed, "any prompt")))
+    """The most pairs of a prompt's responses that the oracle compares."""
+    return recipe.comparisons.most_pairs if recipe.algorithm.preferences else 0
 
 
 def _trained(recipe: Recipe) -> int:

@@ -7,17 +7,21 @@ A preference matrix holds :math:`P_{ij} = P(y_i \succ y_j | x)` for the K respon
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def win_rates(matrix: Float[Array, "*prompts K K"]) -> Float[Array, "*prompts K"]:
+def win_rates(
+    matrix: Float[Array, "*prompts K K"], settled: npt.ArrayLike | None = None
+) -> Float[Array, "*prompts K"]:
     r"""The probability that each response beats the policy that generated all of them.
 
     SPPO (arXiv:2405.00675), Section 4.2: the policy is represented by its K samples,
     :math:`\hat P(y_i \succ \pi_t | x) = \frac1K \sum_j P(y_i \succ y_j | x)`. The response itself is one of
-    the K and counts 1/2. Both numpy arrays and torch tensors are accepted.
+    the K and counts 1/2. Both numpy arrays and torch tensors are accepted, the latter
+    without `settled`.
 
     NaN marks a pair that was not compared. The mean over the other responses is then replaced by the mean over
     those that were compared, with the same weight (K-1)/K beside the response itself. This estimate is unbiased
@@ -25,11 +29,15 @@ def win_rates(matrix: Float[Array, "*prompts K K"]) -> Float[Array, "*prompts K"
 
     Args:
         matrix: [..., K, K] probabilities in [0, 1], or NaN off the diagonal.
+        settled: [..., K] whether each response's rate counts, since pairs that are chosen by their answers are not equally
+            likely and would give the others a biased one; None: all count.
 
     Returns:
         [..., K] in [1/(2K), 1 - 1/(2K)]; their mean over the K is 1/2 if all responses were compared equally often.
-        NaN for a response that was not compared with any other.
+        NaN for a response that was not compared with any other, or is not settled.
     """
+    if settled is not None:
+        return np.where(np.asarray(settled, dtype=bool), win_rates(matrix), np.nan)
     compared = matrix == matrix  # False for NaN only, in both numpy and torch
     if bool(compared.all()):
         rates: Array = matrix.mean(axis=-1)

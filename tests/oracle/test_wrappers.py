@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from sppo import oracle
+from sppo.comparisons import Choice
 from sppo.oracle import CheckedOracle
 from sppo.oracle.wrappers import Wrapper, fit_penalty, length_controlled, length_matched, near_tie
 from sppo.recipe import RecipeError, parse_oracle
@@ -130,15 +131,15 @@ def test_what_is_inside_is_asked_about_the_wanted_pairs_alone(settings):
     np.testing.assert_array_equal(inner.wanted, both)
 
 
-def test_opponents_of_the_oracle_inside_are_the_wrappers():
-    def opponents(**inner):
-        return parse_oracle(
-            {"type": "near_tie", "oracle": {"type": "length_matched", "oracle": inner}}
-        ).compared_opponents()
+def test_comparisons_of_the_oracle_inside_are_the_wrappers():
+    def chosen(**inner):
+        wrapped = {"type": "near_tie", "oracle": {"type": "length_matched", "oracle": inner}}
+        return parse_oracle(wrapped).chosen_comparisons()
 
-    assert opponents(type="pairrm", opponents=2) == 2
-    assert opponents(type="panel") is None
-    assert opponents(type="reward_model", model="m") is None
+    adaptive = {"type": "adaptive", "budget": 48}
+    assert chosen(type="pairrm", comparisons=adaptive).of(16) == Choice("adaptive", 16, 48)
+    assert chosen(type="panel").type == "all"
+    assert chosen(type="reward_model", model="m") is None
 
 
 def test_wrappers_stand_around_wrappers_and_in_panels():

@@ -95,7 +95,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
                 "oracle: {type: function, function: mine:f}", "oracle: {type: pairrm, model: m, opponents: 1}"
             )
             + "selection: all\nalgorithm: {type: nash_md}\n",
-            "oracle.opponents: 1, but algorithm.type: nash_md needs the comparisons of all pairs",
+            "oracle.comparisons.type: random, but algorithm.type: nash_md needs the comparisons of all pairs; set it to all",
         ),
         (
             SMALLEST + "algorithm: {type: inpo, eta: 30, tau: 0.1}\n",

@@ -35,6 +35,11 @@ class SPPO(Algorithm):
     reduction: Literal["sum", "mean"] = "mean"
     """Take the sum (paper) or the mean (released code) over the selected responses of a prompt."""
 
+    @property
+    def all_win_rates(self) -> bool:
+        """Whether log Z is computed from all win rates."""
+        return self.log_partition == "samples"
+
     def compute_log_partition(self, win_rates: Array) -> float:
         """log Z in nats: eta/2 as in the paper, the value over the K samples, or a given number."""
         if self.log_partition == "half_eta":

@@ -28,7 +28,6 @@ from sppo.endpoint.exchange import Answer, AnswerCheck, Choice, EndpointError, R
 from sppo.oracle import (
     BothOrders,
     OracleError,
-    OracleSection,
     Pairs,
     Preferences,
     Prompts,
@@ -37,17 +36,18 @@ from sppo.oracle import (
 )
 from sppo.oracle.judge_template import Template, source, verdict_probabilities, written_verdict
 from sppo.recipe import EndpointConfig
+from sppo.recipe.comparisons import PairsOracleSection
 from sppo.recipe.oracle import Text
 
 TOP_LOGPROBS = 20
 """The most that OpenAI gives; the letters are among them if the judge means to give a verdict at all."""
 
 
-class JudgeOracle(OracleSection):
+class JudgeOracle(PairsOracleSection):
     """A language model behind an OpenAI-compatible server that says which of two responses is better."""
 
     settings_without_effect: ClassVar[frozenset[str]] = frozenset(
-        {"opponents", "parse_retries", "max_left_out_share"}
+        {"comparisons", "parse_retries", "max_left_out_share"}
     )
 
     type: Literal["judge"] = "judge"
@@ -72,8 +72,6 @@ class JudgeOracle(OracleSection):
     """What to do where an order of a pair has no verdict: stop, take the other order's, or leave the pair or prompt out."""
     max_left_out_share: float = Field(0.05, ge=0, le=1)
     """The share of pairs that may be left out before the oracle stops."""
-    opponents: int | None = Field(None, ge=1)
-    """The number of other responses that annotation compares each response with; None compares with all."""
     text: Text = "prompt"
     """The form in which the judge sees prompts: plain or templated."""
 

@@ -36,6 +36,7 @@ from scipy.special import expit
 from sppo.oracle import OracleError
 from sppo.oracle.model_folder import ModelOracle
 from sppo.policy import load as policies
+from sppo.recipe.comparisons import PairsOracleSection
 from sppo.recipe.oracle import Text
 from sppo.tinyworld import PAIRRM as TINYWORLD_PAIRRM
 from sppo.winrates import Array
@@ -55,10 +56,10 @@ Probability = Literal["pairwise", "calibrated", "averaged"]
 _PUBLISHED_PARAMETERS = 0.4e9
 
 
-class PairRMOracle(ModelOracle):
+class PairRMOracle(ModelOracle, PairsOracleSection):
     """PairRM, the paper's oracle: a folder or hub name in either of its layouts."""
 
-    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_pairs", "opponents"})
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"batch_pairs", "comparisons"})
 
     type: Literal["pairrm"] = "pairrm"
     model: str = Field("llm-blender/PairRM", min_length=1)
@@ -77,14 +78,12 @@ class PairRMOracle(ModelOracle):
     """Longest response in tokens; None takes the checkpoint's, or the published PairRM's 412 if it states none."""
     batch_pairs: int | None = Field(None, ge=1)
     """Ordered pairs that are computed side by side; None chooses by the device and the model's size."""
-    opponents: int | None = Field(None, ge=1)
-    """The number of other responses, drawn by the seed, that annotation compares each response with; None: all."""
 
     @model_validator(mode="after")
     def _averaged_over_all(self) -> PairRMOracle:
-        if self.probability == "averaged" and self.opponents is not None:
+        if self.probability == "averaged" and self.comparisons.type != "all":
             raise ValueError(
-                "opponents: probability averaged is made from all pairs; leave it out, or choose pairwise or calibrated"
+                "comparisons: probability averaged is made from all pairs; leave it out, or choose pairwise or calibrated"
             )
         return self
 

@@ -5,7 +5,7 @@ prefers y. Members that each rank the responses can together prefer in a circle 
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -16,7 +16,6 @@ from sppo.oracle import (
     Composite,
     Oracle,
     OracleError,
-    OracleSection,
     Pairs,
     Preferences,
     Prompts,
@@ -24,24 +23,21 @@ from sppo.oracle import (
     with_components,
 )
 from sppo.oracle.function import Function, source_digest
+from sppo.recipe.comparisons import PairsOracleSection
 from sppo.recipe.oracle import OracleConfig, Text
 from sppo.tinyworld.annotators import ANNOTATORS
 
 _ANNOTATORS = "sppo.tinyworld.annotators"
 
 
-class PanelOracle(OracleSection):
+class PanelOracle(PairsOracleSection):
     """A weighted mixture of oracles; without members, the three annotators of tinyworld."""
-
-    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"opponents"})
 
     type: Literal["panel"] = "panel"
     members: list[OracleConfig] | None = Field(None, min_length=1)
     """The oracles; None takes tinyworld's three annotators."""
     weights: list[float] | None = None
     """One weight per member; None weighs them equally."""
-    opponents: int | None = Field(None, ge=1)
-    """The number of other responses that annotation compares each response with; None compares with all."""
     text: Text = "prompt"
     """The form in which all members see prompts: plain or templated."""
 

@@ -23,6 +23,7 @@ from sppo.oracle import (
     Prompts,
     Responses,
 )
+from sppo.recipe.comparisons import Comparisons
 from sppo.recipe.oracle import OracleConfig, Text
 from sppo.winrates import Array
 
@@ -53,9 +54,9 @@ class WrapperOracle(OracleSection):
         """The form in which the inner oracle sees prompts."""
         return self.oracle.prompt_form()
 
-    def compared_opponents(self) -> int | None:
-        """The number of other responses that the inner oracle compares each response with."""
-        return self.oracle.compared_opponents()
+    def chosen_comparisons(self) -> Comparisons | None:
+        """Which pairs the inner oracle compares."""
+        return self.oracle.chosen_comparisons()
 
     @property
     def holds_a_model(self) -> bool:

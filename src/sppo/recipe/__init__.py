@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from sppo.comparisons import Choice
 from sppo.reading import regular
 from sppo.recipe.algorithm import Algorithm, AlgorithmConfig
 from sppo.recipe.endpoint import ANSWERS, EndpointConfig, keep_answers_in
@@ -135,11 +136,6 @@ class Recipe(Section):
             )
         if algorithm.all_responses and self.selection != "all":
             raise ValueError(f"selection: {self.selection}, but {name} needs all K responses; set it to all")
-        opponents = None if self.oracle is None else self.oracle.compared_opponents()
-        if algorithm.all_responses and opponents is not None:
-            raise ValueError(
-                f"oracle.opponents: {opponents}, but {name} needs the comparisons of all pairs; leave it out"
-            )
         for number, source in enumerate(self.prompts.train_sources):
             if algorithm.demonstrations and source.demonstration is None:
                 place = f"prompts.train.{number}" if isinstance(self.prompts.train, list) else "prompts.train"
@@ -148,6 +144,35 @@ class Recipe(Section):
                     f" holds them, e.g. {{source: {source.source}, demonstration: completion}}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _compared_pairs_suffice(self) -> "Recipe":
+        chosen = None if self.oracle is None else self.oracle.chosen_comparisons()
+        if chosen is None or not self.algorithm.preferences:
+            return self
+        said = f"oracle.comparisons.type: {chosen.type}"
+        if self.algorithm.all_responses and chosen.type != "all":
+            raise ValueError(
+                f"{said}, but algorithm.type: {self.algorithm.type} needs the comparisons of all pairs; set it to all"
+            )
+        if chosen.settles and self.selection != "best_worst":
+            raise ValueError(
+                f"{said} finds the best and the worst response only, but selection: {self.selection} trains on others too;"
+                " set selection: best_worst, or comparisons: {type: random, ...}"
+            )
+        if chosen.settles and self.algorithm.all_win_rates:
+            raise ValueError(
+                f"{said} settles the win rates of the best and the worst response only, but algorithm.log_partition: samples"
+                " needs all of them; choose another log_partition, or comparisons: {type: random, ...}"
+            )
+        chosen.check_budget(self.sampling.k)
+        return self
+
+    @property
+    def comparisons(self) -> Choice:
+        """The choice of the pairs of a prompt's responses that annotation compares."""
+        chosen = None if self.oracle is None else self.oracle.chosen_comparisons()
+        return Choice("all", self.sampling.k) if chosen is None else chosen.of(self.sampling.k)
 
     @model_validator(mode="after")
     def _quantised_weights_are_not_trained(self) -> "Recipe":

@@ -51,6 +51,11 @@ class Algorithm(Section):
         """The log-ratio of each response that minimises the loss, in nats; None if only differences matter."""
         return None
 
+    @property
+    def all_win_rates(self) -> bool:
+        """Whether the loss uses P^ of all K responses, and not only of those that are trained on."""
+        return self.all_responses
+
     def compute_log_partition(self, win_rates: Array) -> float:
         """Compute a prompt's log Z in nats from the win rates of its K responses; 0 if the loss does not contain Z."""
         return 0.0

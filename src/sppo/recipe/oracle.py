@@ -1,7 +1,7 @@
 """The interface of every oracle: a section of the recipe, with the answers that are needed before it is loaded."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -9,6 +9,9 @@ from jaxtyping import Bool, Float
 from sppo.recipe.registered import Registered
 from sppo.recipe.section import Section
 from sppo.winrates import Array
+
+if TYPE_CHECKING:
+    from sppo.recipe.comparisons import Comparisons
 
 Text = Literal["prompt", "chat"]
 """The form in which an oracle sees a prompt: its plain text, or as the policy's chat template renders it."""
@@ -87,10 +90,10 @@ class OracleSection(Section):
         form: Text = getattr(self, "text", "prompt")
         return form
 
-    def compared_opponents(self) -> int | None:
-        """The number of other responses that annotation compares each response with; None: all."""
-        opponents: int | None = getattr(self, "opponents", None)
-        return opponents
+    def chosen_comparisons(self) -> "Comparisons | None":
+        """Which pairs annotation compares; None: all of them, since it would save nothing to compare fewer."""
+        chosen: Comparisons | None = getattr(self, "comparisons", None)
+        return chosen
 
 
 OracleConfig = Annotated[OracleSection, Registered("oracles")]

@@ -36,3 +36,21 @@ def with_current_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
                 raise RecipeError(f"{old} is the earlier name of {new}, and both are given; remove {old}")
             renamed[section] = {new_key if key == old_key else key: value for key, value in values.items()}
     return renamed
+
+
+def with_comparisons(oracle: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace an oracle's `opponents: m`, wherever the oracle stands, by `comparisons: {type: random, opponents: m}`.
+
+    Raises:
+        ValueError: both are given.
+    """
+    renamed = dict(oracle)
+    opponents = renamed.pop("opponents", None)
+    if opponents is not None:
+        if "comparisons" in renamed:
+            raise ValueError(
+                "opponents: the earlier name of comparisons: {type: random, opponents: ...}, and both are given; remove"
+                " opponents"
+            )
+        renamed["comparisons"] = {"type": "random", "opponents": opponents}
+    return renamed

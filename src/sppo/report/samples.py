@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sppo import game, randomness, winrates
 from sppo.policy.chat_format import plain_text
@@ -61,16 +61,18 @@ class ComparedResponses:
         responses: K responses to each of N prompts.
         matrix: [N, K, K] the oracle's preferences; NaN where a pair was not compared.
         components: the same for each component of the oracle, by its name.
+        settled: [N, K] whether the win rate of each response counts; None: all count.
     """
 
     responses: Responses
     matrix: Float[Array, "N K K"]
     components: Mapping[str, Float[Array, "N K K"]] = field(default_factory=dict)
+    settled: Bool[np.ndarray[Any, Any], "N K"] | None = None
 
     @cached_property
     def win_rates(self) -> Float[Array, "N K"]:
         """The win rate of each response among the K."""
-        return winrates.win_rates(self.matrix)
+        return winrates.win_rates(self.matrix, self.settled)
 
     @property
     def is_whole(self) -> bool:
@@ -138,7 +140,7 @@ def compared(run: Path, iteration: int, notes: list[str]) -> ComparedResponses |
     reader = RunReader(run)
     shards, total = _sampled_shards(reader.shards(iteration, "preferences"), notes)
     preferences: dict[str, _Preferences] = {}
-    columns = ["prompt_id", "matrix", "components", OLD_COMPONENTS]
+    columns = ["prompt_id", "matrix", "components", OLD_COMPONENTS, "settled"]
     for shard in shards:
         preferences |= _read(shard, columns, _preferences, notes) or {}
     by_name = {path.name: path for path in reader.shards(iteration, "responses")}
@@ -163,7 +165,8 @@ def compared(run: Path, iteration: int, notes: list[str]) -> ComparedResponses |
     lists = ("prompt_ids", "prompts", "texts", "tokens", "truncated")
     chosen: dict[str, Any] = {name: [getattr(responses, name)[index] for index in kept] for name in lists}
     matrices = np.array([prompt.matrix for prompt in kept.values()])
-    return ComparedResponses(Responses(**chosen, total=responses.total), matrices, components)
+    settled = np.array([prompt.settled for prompt in kept.values()])
+    return ComparedResponses(Responses(**chosen, total=responses.total), matrices, components, settled)
 
 
 def _sampled_shards(shards: Sequence[Path], notes: list[str]) -> tuple[list[Path], int]:
@@ -202,6 +205,7 @@ def _read(path: Path, columns: Sequence[str], parse: Callable[[pa.Table], T], no
 class _Preferences:
     matrix: Float[Array, "K K"]
     components: Mapping[str, Float[Array, "K K"]]
+    settled: Bool[np.ndarray[Any, Any], " K"]
 
 
 def _preferences(table: pa.Table) -> dict[str, _Preferences]:
@@ -214,7 +218,10 @@ def _preferences(table: pa.Table) -> dict[str, _Preferences]:
         components = {_text(component["oracle"]): _matrix(component["matrix"]) for component in listed}
         if any(component.shape != matrix.shape for component in components.values()):
             raise ValueError("a component of the oracle has compared other responses than the whole oracle")
-        by_prompt[_text(row["prompt_id"])] = _Preferences(matrix, components)
+        settled = np.array(row.get("settled") or [True] * len(matrix), dtype=bool)
+        if len(settled) != len(matrix):
+            raise ValueError("not every response is said to be settled or not")
+        by_prompt[_text(row["prompt_id"])] = _Preferences(matrix, components, settled)
     return by_prompt
 
 

@@ -333,7 +333,7 @@ class RunReader:
                 by_iteration[number] = Preferences(prompt_ids, np.array(matrices, dtype=np.float64))
         if any(np.isnan(preferences.matrices).any() for preferences in by_iteration.values()):
             raise RunError(
-                f"{self.path}: its oracle has not compared all pairs (oracle.opponents, or what oracle.unread leaves out),"
+                f"{self.path}: its oracle has not compared all pairs (oracle.comparisons, or what oracle.unread leaves out),"
                 " but the game needs whole matrices; annotate with an oracle that compares all of them"
             )
         if not by_iteration:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from sppo import winrates
 from sppo.rundir.shards import read_shard
 from sppo.winrates import Array
 
@@ -168,18 +169,31 @@ class PreferencesRow(Row):
 
     Attributes:
         prompt_id: the prompt's identifier.
-        matrix: [K, K]; entry [i, j] is P(y_i > y_j | x), or NaN if the pair was not compared (`oracle.opponents`).
+        matrix: [K, K]; entry [i, j] is P(y_i > y_j | x), or NaN if the pair was not compared (`oracle.comparisons`).
         components: the matrices that `matrix` was made from, by the name of the oracle: those of a panel's members,
             and that of the oracle inside a wrapper. Empty for a single oracle.
+        settled: for each response, whether its P^ counts, where pairs were chosen to find the best and the worst; None: all
+            count.
     """
 
     schema: ClassVar[pa.Schema] = pa.schema(
-        [("prompt_id", pa.string()), ("matrix", MATRIX), ("components", pa.list_(_COMPONENT))]
+        [
+            ("prompt_id", pa.string()),
+            ("matrix", MATRIX),
+            ("components", pa.list_(_COMPONENT)),
+            ("settled", pa.list_(pa.bool_())),
+        ]
     )
 
     prompt_id: str
     matrix: Array
     components: dict[str, Array]
+    settled: list[bool] | None = None
+
+    @property
+    def win_rates(self) -> Array:
+        """P^ of each response; NaN where it was compared with none, or is not settled."""
+        return winrates.win_rates(self.matrix, self.settled)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
@@ -190,7 +204,12 @@ class PreferencesRow(Row):
     def to_row(self) -> dict[str, Any]:
         """The row of the preferences, with matrices as nested lists."""
         components = [{"oracle": name, "matrix": matrix.tolist()} for name, matrix in self.components.items()]
-        return {"prompt_id": self.prompt_id, "matrix": self.matrix.tolist(), "components": components}
+        return {
+            "prompt_id": self.prompt_id,
+            "matrix": self.matrix.tolist(),
+            "components": components,
+            "settled": self.settled,
+        }
 
 
 @dataclass(frozen=True)

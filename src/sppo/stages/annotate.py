@@ -10,8 +10,9 @@ import pyarrow as pa
 from jaxtyping import Bool
 
 from sppo import randomness
-from sppo.oracle import Comparison
-from sppo.oracle.opponents import opponents
+from sppo.comparisons import Rounds, Wanted
+from sppo.oracle import ComparesPairs, Comparison, Composite, parts_of
+from sppo.oracle.function import Function
 from sppo.progress import Advance
 from sppo.rundir.records import append_line
 from sppo.rundir.shards import read_shard
@@ -21,6 +22,8 @@ from sppo.stages.models import Models
 from sppo.stages.run import Run
 from sppo.stages.sample import Sample
 from sppo.stages.stage import ShardedStage
+from sppo.stages.usable import usable_responses
+from sppo.winrates import Array
 
 ORACLE_PROMPTS = 64
 """The number of prompts in one call of the oracle: the step of the progress bar, and what a time limit covers."""
@@ -40,28 +43,28 @@ class CompareResponses(Work):
         """Ask the oracle about the responses of the shard, and return its preferences."""
         rows = read_rows(sources[0], ResponsesRow)
         before: Mapping[str, int] = models.oracle.counts
-        compared: list[PreferencesRow] = []
-        for start in range(0, len(rows), ORACLE_PROMPTS):
-            part = rows[start : start + ORACLE_PROMPTS]
-            wanted = wanted_pairs(models, part)
-            answer = models.compare_with_components(part, [row.texts for row in part], wanted)
-            compared += preference_rows([row.prompt_id for row in part], answer)
-            advance(len(part))
+        if models.recipe.comparisons.in_rounds:
+            compared = _compare_in_rounds(models, rows, advance)
+        else:
+            compared = _compare_at_once(models, rows, advance)
         counted = {name: count - before.get(name, 0) for name, count in models.oracle.counts.items()}
         if counted:
             append_line(self.metrics, {"stage": "annotate", "shard": sources[0].name, "oracle": counted})
         return to_table(compared, PreferencesRow)
 
 
-def wanted_pairs(
-    models: Models, rows: Sequence[ResponsesRow]
-) -> Bool[np.ndarray[Any, Any], "prompts K K"] | None:
-    """Choose the pairs of each prompt's K responses that are compared; None: all pairs."""
-    m, k = models.recipe.needed_oracle("the annotate stage").compared_opponents(), models.recipe.sampling.k
-    if m is None or m >= k - 1:
-        return None
-    keys = (("opponents", models.recipe.seed, row.prompt_id) for row in rows)
-    return np.stack([opponents(k, m, randomness.generator(*key)) for key in keys])
+def _compare_at_once(models: Models, rows: Sequence[ResponsesRow], advance: Advance) -> list[PreferencesRow]:
+    """Compare pairs that do not depend on answers: all of them, or those that the seed draws."""
+    choice = models.recipe.comparisons
+    compares_all = choice.most_pairs == choice.every_pair
+    compared: list[PreferencesRow] = []
+    for start in range(0, len(rows), ORACLE_PROMPTS):
+        part = rows[start : start + ORACLE_PROMPTS]
+        wanted = None if compares_all else np.stack([next(_rounds(models, row)) for row in part])
+        answer = models.compare_with_components(part, [row.texts for row in part], wanted)
+        compared += preference_rows([row.prompt_id for row in part], answer)
+        advance(len(part))
+    return compared
 
 
 def preference_rows(prompt_ids: Sequence[str], answer: Comparison) -> list[PreferencesRow]:
@@ -72,6 +75,72 @@ def preference_rows(prompt_ids: Sequence[str], answer: Comparison) -> list[Prefe
         )
         for number, (prompt_id, matrix) in enumerate(zip(prompt_ids, answer.matrix, strict=True))
     ]
+
+
+def _compare_in_rounds(
+    models: Models, rows: Sequence[ResponsesRow], advance: Advance
+) -> list[PreferencesRow]:
+    """Compare the pairs of each round of all prompts in one call of the oracle, and choose the next from the answers.
+
+    An oracle that answers whole matrices is asked for them once, and its answers are then read round by round.
+    """
+    k = models.recipe.sampling.k
+    rounds = [_rounds(models, row) for row in rows]
+    matrices = np.where(np.eye(k, dtype=bool), 0.5, np.full((len(rows), k, k), np.nan))
+    settled = np.zeros((len(rows), k), dtype=bool)
+    wanted: dict[int, Wanted] = {}
+
+    def go_on(number: int, answers: Array | None) -> None:
+        try:
+            wanted[number] = next(rounds[number]) if answers is None else rounds[number].send(answers)
+        except StopIteration as end:
+            wanted.pop(number, None)
+            settled[number] = end.value
+            advance(1)
+
+    by_pairs = {
+        isinstance(part, ComparesPairs) for part in parts_of(models.oracle) if not isinstance(part, Composite)
+    }
+    whole = None if True in by_pairs else _answers(models, rows, None)
+    for number in range(len(rows)):
+        go_on(number, None)
+    while wanted:
+        asked = list(wanted)
+        pairs = np.stack([wanted[number] for number in asked])
+        answers = (
+            _answers(models, [rows[number] for number in asked], pairs) if whole is None else whole[asked]
+        )
+        matrices[asked] = np.where(pairs, answers, matrices[asked])
+        for number in asked:
+            go_on(number, matrices[number])
+    return [
+        PreferencesRow(row.prompt_id, matrix, {}, of_prompt.tolist())
+        for row, matrix, of_prompt in zip(rows, matrices, settled, strict=True)
+    ]
+
+
+def _answers(
+    models: Models, rows: Sequence[ResponsesRow], pairs: Bool[np.ndarray[Any, Any], "prompts K K"] | None
+) -> Array:
+    """The oracle's answers about the wanted pairs; calls that a time limit covers are about few prompts."""
+    has_limit = any(isinstance(part, Function) for part in parts_of(models.oracle))
+    step = ORACLE_PROMPTS if has_limit or pairs is None else len(rows)
+    return np.concatenate(
+        [
+            models.compare(
+                part, [row.texts for row in part], None if pairs is None else pairs[start : start + step]
+            )
+            for start in range(0, len(rows), step)
+            for part in (rows[start : start + step],)
+        ]
+    )
+
+
+def _rounds(models: Models, row: ResponsesRow) -> Rounds:
+    """The rounds of a prompt's comparisons, which depend on the seed, the prompt and the oracle's answers alone."""
+    generator = randomness.generator("opponents", models.recipe.seed, row.prompt_id)
+    choice = models.recipe.comparisons
+    return choice.rounds(generator, list(usable_responses(models, row)) if choice.in_rounds else [])
 
 
 class Annotate(ShardedStage):
@@ -96,9 +165,19 @@ class Annotate(ShardedStage):
         """The oracle, and the choice of the pairs that it is asked about."""
         oracle = self.run.recipe.needed_oracle("the annotate stage")
         settings: dict[str, Any] = {"oracle": self.run.oracle_identity}
-        m = oracle.compared_opponents()
-        if m is not None:
-            settings["opponents"] = [m, self.run.recipe.seed]
+        chosen, recipe = oracle.chosen_comparisons(), self.run.recipe
+        if chosen is not None and chosen.opponents is not None:  # by the names that older runs recorded
+            settings["opponents"] = [chosen.opponents, recipe.seed]
+        elif chosen is not None and chosen.type != "all":
+            settings |= {"comparisons": chosen.model_dump(), "seed": recipe.seed}
+        if (
+            recipe.comparisons.in_rounds
+        ):  # the best and the worst are sought among those that can be trained on
+            settings |= {
+                "truncated_responses": recipe.training.truncated_responses,
+                "limits": self.run.length_limits,
+                "max_tokens": recipe.training.max_tokens,
+            }
         return settings
 
     def reads(self) -> Sequence[str]:
@@ -118,12 +197,13 @@ class Annotate(ShardedStage):
         return CompareResponses(self.run.folder.metrics(self.iteration).resolve())
 
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
-        """The share of triples of responses whose preferences form a cycle."""
+        """The share of triples of responses whose preferences form a cycle, and the mean number of pairs compared."""
         from sppo.game import cyclic_triples
 
         columns = [read_shard(path, columns=["matrix"]) for path in shards]
         matrices = np.array([matrix for column in columns for matrix in column["matrix"].to_pylist()])
         # A triple has three pairs: if some were not compared, the share of cycles is unknown.
         return {
-            "cyclic_triples": None if np.isnan(matrices).any() else float(cyclic_triples(matrices).mean())
+            "cyclic_triples": None if np.isnan(matrices).any() else float(cyclic_triples(matrices).mean()),
+            "pairs_per_prompt": float(np.triu(~np.isnan(matrices), 1).sum() / len(matrices)),
         }

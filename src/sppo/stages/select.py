@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sppo import randomness, winrates
+from sppo import randomness
 from sppo.progress import Advance
 from sppo.recipe import Algorithm
 from sppo.rundir.folder import RunError
@@ -32,6 +32,7 @@ from sppo.stages.prompts import Prompts
 from sppo.stages.run import PolicyState, Run
 from sppo.stages.sample import Sample
 from sppo.stages.stage import ShardedStage, Stage
+from sppo.stages.usable import fitting, usable_responses
 from sppo.training import opponent
 from sppo.winrates import Array
 
@@ -184,41 +185,45 @@ def selections(
         preferences: a shard of the preferences between the responses; None: the oracle was not asked, and all
             responses are taken.
     """
-    rows, matrices = _read_sources(models.recipe.algorithm, prompts, preferences)
-    return [_selection(models, algorithm, row, matrices.get(row.prompt_id)) for row in rows]
+    rows, compared = _read_sources(models.recipe.algorithm, prompts, preferences)
+    return [_selection(models, algorithm, row, compared.get(row.prompt_id)) for row in rows]
 
 
 def _read_sources(
     algorithm: Algorithm, prompts: Path, preferences: Path | None = None
-) -> tuple[Sequence[PromptRow], dict[str, Array]]:
-    """The rows of a shard, and the preference matrices by the prompt's identifier."""
+) -> tuple[Sequence[PromptRow], dict[str, PreferencesRow]]:
+    """The rows of a shard, and the preferences by the prompt's identifier."""
     rows: Sequence[PromptRow] = read_rows(prompts, ResponsesRow if algorithm.samples else PromptRow)
     if preferences is None:
         return rows, {}
-    return rows, {row.prompt_id: row.matrix for row in read_rows(preferences, PreferencesRow)}
+    return rows, {row.prompt_id: row for row in read_rows(preferences, PreferencesRow)}
 
 
-def _cause(models: Models, row: PromptRow, matrix: Array | None) -> str:
+def _cause(models: Models, row: PromptRow, preferences: PreferencesRow | None) -> str:
     """Why a prompt is not trained on, as :func:`sppo.rundir.guard.why_untrained` takes it."""
     responses = row.responses if isinstance(row, ResponsesRow) else []
-    usable = _usable(models, row, responses)
-    compared = usable if matrix is None else set(np.flatnonzero(~np.isnan(winrates.win_rates(matrix))))
+    usable = usable_responses(models, row) if isinstance(row, ResponsesRow) else {}
+    compared = usable if preferences is None else set(np.flatnonzero(~np.isnan(preferences.win_rates)))
     if usable and not compared:
         return "left_out"
     if responses and not usable:
-        return "truncated" if compared or matrix is None else "truncated_or_left_out"
+        # pairs that are chosen by the answers are those of responses that can be trained on
+        was_asked = preferences is not None and preferences.settled is None
+        return "truncated_or_left_out" if was_asked and not compared else "truncated"
     return "demonstration" if set(usable) & set(compared) or not responses else "truncated_or_left_out"
 
 
-def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Array | None) -> Selection:
+def _selection(
+    models: Models, algorithm: Algorithm, row: PromptRow, compared: PreferencesRow | None
+) -> Selection:
     recipe = models.recipe
     responses = row.responses if isinstance(row, ResponsesRow) else []
-    usable = _usable(models, row, responses)
+    usable = usable_responses(models, row) if isinstance(row, ResponsesRow) else {}
     rates: Sequence[float | None] = [None] * len(responses)
-    log_partition = 0.0
-    if matrix is not None:
-        win_rates = winrates.win_rates(matrix)
-        is_compared = ~np.isnan(win_rates)  # an oracle may leave out pairs that it cannot compare
+    log_partition, matrix = 0.0, None
+    if compared is not None:
+        win_rates = compared.win_rates
+        is_compared = ~np.isnan(win_rates)  # pairs may be left out
         usable = {k: token_ids for k, token_ids in usable.items() if is_compared[k]}
         rates = win_rates.tolist()
         if is_compared.any():
@@ -226,7 +231,7 @@ def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Arr
         generator = randomness.generator("select", recipe.seed, row.prompt_id)
         chosen = select(recipe.selection, [float(win_rates[k]) for k in usable], generator)
         usable = {k: usable[k] for k in sorted(list(usable)[index] for index in chosen)}
-        matrix = matrix[np.ix_(list(usable), list(usable))]
+        matrix = compared.matrix[np.ix_(list(usable), list(usable))]
     candidates = [
         Candidate(k, token_ids, rates[k], _sampler_log_prob(responses[k], token_ids))
         for k, token_ids in usable.items()
@@ -238,31 +243,11 @@ def _selection(models: Models, algorithm: Algorithm, row: PromptRow, matrix: Arr
     return Selection(row, candidates, matrix, log_partition)
 
 
-def _usable(models: Models, row: PromptRow, responses: Sequence[ResponseRecord]) -> dict[int, list[int]]:
-    """The token ids of the responses that may be trained on, by the number of the response among the K."""
-    usable = {}
-    for k, response in enumerate(responses):
-        truncated = response.finish_reason == "length"
-        token_ids = _fitting(models, row, response.token_ids, truncated=truncated)
-        if token_ids:
-            usable[k] = token_ids
-    return usable
-
-
 def _demonstrations(models: Models, row: PromptRow) -> list[Candidate]:
     """The prompt's demonstration, unless it is too long to be trained on."""
     assert row.demonstration is not None, "the recipe names a column of demonstrations"
-    token_ids = _fitting(models, row, row.demonstration.token_ids, truncated=False)
+    token_ids = fitting(models, row, row.demonstration.token_ids, truncated=False)
     return [Candidate(None, token_ids, None, None)] if token_ids else []
-
-
-def _fitting(models: Models, row: PromptRow, token_ids: list[int], *, truncated: bool) -> list[int]:
-    """The tokens of a response that are trained on: those within the limit, or none if a truncated one only counts."""
-    room = max(0, models.training_limit - len(row.prompt_token_ids))
-    score_only = models.recipe.training.truncated_responses == "score_only"
-    if (truncated or len(token_ids) > room) and score_only:
-        return []
-    return token_ids[:room]
 
 
 def _sampler_log_prob(response: ResponseRecord, token_ids: Sequence[int]) -> float | None:
