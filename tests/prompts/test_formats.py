@@ -188,6 +188,10 @@ def test_a_named_column_is_taken_alone():
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "message 1 holds a part that is not text",
         ),
+        (
+            {"messages": [{"role": {"name": "user"}, "content": "x"}]},
+            "message 1 has the role {'name': 'user'}",
+        ),
         ({"messages": [QUESTION, {**ANSWER, "tool_calls": [{"id": 1}]}, QUESTION]}, "message 2 calls tools"),
         ({"messages": [QUESTION, {"role": "tool", "content": "7"}]}, "message 2 has the role 'tool'"),
         ({"messages": [QUESTION, ANSWER, ANSWER]}, "the last message is the assistant's"),

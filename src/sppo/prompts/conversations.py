@@ -132,8 +132,10 @@ def _read_message(message: Any, number: int) -> Any:
             raise PromptError(f"message {number} holds a part that is not text; only text can be a prompt")
     if message.get("tool_calls"):
         raise PromptError(f"message {number} calls tools; only text can be a prompt")
-    name = role.strip().lower() if isinstance(role, str) else role
-    return {"role": _ROLES.get(name, name), "content": text}
+    if isinstance(role, str):
+        name = role.strip().lower()
+        role = _ROLES.get(name, name)
+    return {"role": role, "content": text}
 
 
 def split_last_response(conversation: Any) -> tuple[Any, str | None]:
