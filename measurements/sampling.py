@@ -1,13 +1,14 @@
 """The speed of the sampler, side by side with a plain `model.generate` loop and, if its Python is named, with vLLM.
 
     OMP_NUM_THREADS=1 python measurements/sampling.py [--vllm-python .venv-vllm/bin/python] [--repeats 3]
+    python measurements/sampling.py --policy FOLDER --dtype bfloat16 --prompts 24    a policy of one's own, such as SmolLM2
     python measurements/sampling.py --batch-sizes       the responses that another batch size changes, in fp32 and bf16
     python measurements/sampling.py --deviations        the sampler's log-probabilities against the trainer's
     python measurements/sampling.py --draw              the CPU seconds that drawing a token for each of 96 rows takes
 
 Its figures stand in docs/experiments.md under "Sampling". There are two inputs: instruct-6m with AlpacaEval's instructions
 (../shared, beside the checkout), and a random Llama of 58M parameters with prompts and responses of lengths like
-UltraFeedback's. All samplers run in turn in one process. It prints medians of useful tokens (up to the end of turn) per
+UltraFeedback's. With `--policy` there is one, AlpacaEval's instructions for that policy. All samplers run in turn in one process. It prints medians of useful tokens (up to the end of turn) per
 second of the clock and of processor time; on a machine with other work, processor time is the one to compare.
 """
 
@@ -40,6 +41,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=32, help="of instruct-6m; of 58M half as many")
     parser.add_argument("--only", choices=["instruct-6m", "58M"])
+    parser.add_argument(
+        "--policy", type=Path, help="a folder with a chat template, in the place of the two inputs"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="of --policy")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--no-generate", action="store_true", help="leave out the plain loop, which takes longest"
+    )
     parser.add_argument("--batch-sizes", action="store_true")
     parser.add_argument("--deviations", action="store_true")
     parser.add_argument("--draw", action="store_true")
@@ -52,7 +61,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         if options.batch_sizes or options.deviations:
-            case = instruct_6m(options.prompts)
+            case = instruct_6m(options.prompts) if options.policy is None else of_folder(options)
             for measure, wanted in ((batch_sizes, options.batch_sizes), (deviations, options.deviations)):
                 if wanted:
                     measure(case)
@@ -61,6 +70,8 @@ def main() -> None:
             "instruct-6m": lambda: instruct_6m(options.prompts),
             "58M": lambda: llama_58m(Path(folder), max(1, options.prompts // 2)),
         }
+        if options.policy is not None:
+            cases = {options.policy.name: lambda: of_folder(options)}
         for name, make in cases.items():
             if options.only in (None, name):
                 compare(name, make(), options)
@@ -92,6 +103,19 @@ def instruct_6m(count: int) -> Case:
     return Case(
         policy, [prompt for prompt in prompts if len(prompt) <= 1024 - 384][:count], form.end_of_turn, 384
     )
+
+
+def of_folder(options: argparse.Namespace) -> Case:
+    """The first of AlpacaEval's instructions for a policy of one's own."""
+    import pyarrow.parquet as pq
+
+    from sppo.policy import chat_format as chat
+
+    form = chat.load(str(options.policy))
+    rows = pq.read_table(SHARED / "data/alpacaeval/common/instructions.parquet").to_pylist()
+    texts = [row["instruction"] for row in rows[: options.prompts]]
+    prompts = [form.render([{"role": "user", "content": text}]).token_ids for text in texts]
+    return Case(options.policy, prompts, form.end_of_turn, options.max_new_tokens)
 
 
 def llama_58m(folder: Path, count: int) -> Case:
@@ -146,13 +170,13 @@ def ours(case: Case, dtype: str = "float32", **settings: Any) -> Callable[[int],
     return draw
 
 
-def plain_generate(case: Case) -> Callable[[int], int]:
+def plain_generate(case: Case, dtype: str) -> Callable[[int], int]:
     """What a script without a sampler does: batches of 64, padded, each until its longest has ended."""
     import torch
 
     from sppo.policy import load as policies
 
-    model = policies.load(case.policy, dtype="float32", device="cpu")
+    model = policies.load(case.policy, dtype=dtype, device="cpu")
 
     def draw(seed: int) -> int:
         torch.manual_seed(seed)
@@ -184,8 +208,8 @@ case = json.loads(sys.argv[1])
 # copied without a check, since a recipe may not leave out the tokenizer
 settings = VllmSampling(max_new_tokens=case["max_new_tokens"]).model_copy(update={"engine_args": {"enforce_eager": True,
     "kv_cache_memory_bytes": 1 << 30, "max_model_len": case["context"], "skip_tokenizer_init": True}})
-sampler = VllmSampler(settings, SampledPolicy(Path(case["policy"]), [case["stop"]], str))
-pid = sampler._process.pid
+sampler = VllmSampler(settings, SampledPolicy(Path(case["policy"]), [case["stop"]], str, case["dtype"]))
+pid = sampler.engine.process.pid
 def busy():
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / 100
@@ -203,10 +227,10 @@ sampler.close()
 class Vllm:
     """vLLM in its own environment, driven through the same sampler class as in a run."""
 
-    def __init__(self, python: Path, case: Case) -> None:
+    def __init__(self, python: Path, case: Case, dtype: str) -> None:
         context = max(map(len, case.prompts)) + case.max_new_tokens
         values = {"policy": str(case.policy), "prompts": case.prompts, "stop": case.stop, "k": K}
-        values |= {"max_new_tokens": case.max_new_tokens, "context": context}
+        values |= {"max_new_tokens": case.max_new_tokens, "context": context, "dtype": dtype}
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             [python, "-c", _VLLM, json.dumps(values)],
@@ -249,9 +273,11 @@ def compare(name: str, case: Case, options: argparse.Namespace) -> None:
         f"\n{name}: {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens (mean {np.mean(lengths):.0f}),"
         f" K = {K}, at most {case.max_new_tokens} new tokens, fp32, {os.environ.get('OMP_NUM_THREADS', 1)} thread(s)"
     )
-    contestants: dict[str, Any] = {"ours": timed(ours(case)), "model.generate": timed(plain_generate(case))}
+    contestants: dict[str, Any] = {"ours": timed(ours(case, options.dtype))}
+    if not options.no_generate:
+        contestants["model.generate"] = timed(plain_generate(case, options.dtype))
     if options.vllm_python is not None:
-        contestants["vLLM"] = Vllm(options.vllm_python, case)
+        contestants["vLLM"] = Vllm(options.vllm_python, case, options.dtype)
     rates: dict[str, list[tuple[float, float]]] = {who: [] for who in contestants}
     for turn in range(options.repeats):
         for who, draw in contestants.items():
@@ -287,24 +313,25 @@ def batch_sizes(case: Case) -> None:
 
 
 def deviations(case: Case) -> None:
-    """|log pi by the sampler - log pi by the trainer's code| per token, the same tokens and dtype."""
+    """|log pi by the sampler - log pi by the trainer's code| per token of the same response."""
     from sppo.policy import load as policies
     from sppo.training.log_probs import Tree, log_probs
 
     print("\ndeviation of log pi(y|x) per token, sampler against trainer, nats")
-    for dtype in ("float32", "bfloat16"):
-        drawn = _responses(case, dtype, 65536)
+    for sampled_in, trained_in in (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")):
+        drawn = _responses(case, sampled_in, 65536)
         trees = [
             Tree(prompt, [r.token_ids for r in drawn[n * K : n * K + K]])
             for n, prompt in enumerate(case.prompts)
         ]
-        model = policies.load(case.policy, dtype=dtype, device="cpu")
+        model = policies.load(case.policy, dtype=trained_in, device="cpu")
         theirs = [value for of in log_probs(model, trees, pack_tokens=4096) for value in of]
         apart = np.array([(r.log_prob - t) / len(r.token_ids) for r, t in zip(drawn, theirs, strict=True)])
         parts = np.quantile(np.abs(apart), [0.5, 0.9, 0.99, 1.0])
         print(
-            f"  {dtype:9} mean {apart.mean():+.2e}, absolute: median {parts[0]:.2e}, 90% {parts[1]:.2e},"
-            f" 99% {parts[2]:.2e}, worst {parts[3]:.2e} ({len(drawn)} responses)",
+            f"  sampled in {sampled_in}, trained in {trained_in}: mean {apart.mean():+.2e}, absolute: mean"
+            f" {np.abs(apart).mean():.2e}, median {parts[0]:.2e}, 90% {parts[1]:.2e}, 99% {parts[2]:.2e}, worst"
+            f" {parts[3]:.2e} ({len(drawn)} responses)",
             flush=True,
         )
 

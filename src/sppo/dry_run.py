@@ -12,6 +12,7 @@ from sppo.reading import read_mapping
 from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
 from sppo.rundir.guard import few_steps, said_once
 from sppo.rundir.summary import settings_text
+from sppo.sampling.dtype import weights_dtype
 from sppo.stages import watched_tasks
 from sppo.stages.models import Models
 from sppo.stages.oracle_trial import try_oracles
@@ -301,12 +302,15 @@ def _show_settings(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> N
     oracle = "none: no win rates are measured" if recipe.oracle is None else settings_text(recipe.oracle)
     only = "" if recipe.oracle is None or recipe.algorithm.preferences else "; for win rates only"
     kept = "" if training.keep_epochs is None else f", the first {training.keep_epochs:g} of them kept"
+    sampled_in = weights_dtype(
+        sampling, policy.dtype, estimated.parameters or 0, policy.quantization is not None
+    )
     terminal.show(
         f"policy      {policy.model}, {_count(estimated.parameters)} parameters, {policy.dtype}\n"
         f"oracle      {oracle}{only}\n"
         f"algorithm   {settings_text(recipe.algorithm)}; {_learnt_from(recipe)}; seed {recipe.seed}\n"
         f"sampling    {sampling.engine}: temperature {sampling.temperature:g}, top-p {sampling.top_p:g},"
-        f" at most {sampling.max_new_tokens} new tokens\n"
+        f" at most {sampling.max_new_tokens} new tokens, in {sampled_in}\n"
         f"training    {training.optimizer}, {counted_text(training.batch_prompts, 'prompt')} a step; a {training.schedule} schedule"
         f" over {training.epochs:g} epoch{'' if training.epochs == 1 else 's'}{kept}; peak {training.learning_rate:g}"
     )

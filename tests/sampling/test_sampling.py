@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from small_runs import small
 
 from sppo import sampling
 from sppo.policy import load as policies
 from sppo.recipe import parse_sampling
-from sppo.sampling import PromptBatch, memory
+from sppo.sampling import PromptBatch, dtype, memory
 from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.drawing import choose, warped
 from sppo.sampling.key_values import Cohorts, OneBatch
 from sppo.sampling.transformers import TransformersSampling
+from sppo.stages.models import Models
 from sppo.tinyworld import POLICY
 from sppo.training.log_probs import Tree, log_probs
 
@@ -355,3 +357,45 @@ def test_an_engine_that_is_not_installed_names_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(sampling.SamplingError, match=r"pip install 'sppo\[vllm\]'"):
         parse_sampling({"engine": "vllm"}).check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "native", "expected"),
+    [
+        ({}, {}, True, "bfloat16"),
+        ({}, {}, False, "float32"),
+        ({"dtype": "float32"}, {}, True, "float32"),
+        ({"dtype": "bfloat16"}, {}, False, "bfloat16"),
+        ({}, {"parameters": 49e6}, True, "float32"),
+        ({}, {"is_quantised": True}, True, "float32"),
+        ({"engine": "vllm"}, {}, True, "bfloat16"),
+        ({"engine": "openai", "endpoint": {"url": "http://x/v1", "model": "{policy}"}}, {}, True, "float32"),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_native_and_nothing_says_otherwise(
+    monkeypatch, settings, more, native, expected
+):
+    monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = dtype.weights_dtype(parse_sampling(settings), "float32", **{"parameters": 50e6, **more})
+    assert found == expected
+
+
+def test_the_chosen_type_is_that_of_the_loaded_weights(monkeypatch):
+    monkeypatch.setattr(dtype, "LEAST_PARAMETERS", 1)
+    for native in (True, False):
+        monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda native=native: native)
+        loaded = sampling.load(TransformersSampling(), POLICY, stop_ids=[5], decode=str, dtype="float32")
+        on_cpu = loaded.model.device.type == "cpu"
+        assert loaded.model.dtype == (torch.bfloat16 if native and on_cpu else torch.float32)
+        loaded.close()
+
+
+def test_log_probabilities_that_are_trained_on_are_the_samplers_in_the_policys_own_type(monkeypatch):
+    monkeypatch.setattr(dtype, "LEAST_PARAMETERS", 1)
+    monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda: True)
+    for source, expected in (("sampler", torch.float32), ("trainer", torch.bfloat16)):
+        models = Models(small(training={"opponent_log_probs": source}))
+        if models.sampler(None).model.device.type == "cpu":
+            assert models.sampler(None).model.dtype == expected
+        models.release()

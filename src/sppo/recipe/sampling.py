@@ -165,7 +165,8 @@ class Sampling(Section):
     stop: list[str] = Field(default_factory=list, max_length=16)
     """Texts that end a response, beside the end of turn."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Data type of the weights while sampling; None takes policy.dtype."""
+    """Data type of the weights while sampling; None takes bfloat16 for policies of at least 50 million parameters on a CPU that
+    multiplies it natively, and policy.dtype otherwise."""
 
     @field_validator("stop")
     @classmethod

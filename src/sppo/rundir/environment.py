@@ -1,6 +1,7 @@
-"""The versions of packages and the number of CPU threads that a run is computed with, which no fingerprint holds.
+"""The versions of packages, the number of CPU threads and the kind of CPU that a run is computed with.
 
-Both can change the last digits of a result, since sums round by the order in which they are added up.
+No fingerprint holds them, though all can change the last digits of a result, since sums round by the order in which they
+are added up.
 """
 
 import platform
@@ -11,13 +12,22 @@ PACKAGES = ("sppo", "torch", "transformers", "accelerate", "numpy", "pyarrow")
 
 
 def environment() -> dict[str, str]:
-    """The versions of packages and of Python, and the number of torch's threads once torch has been imported."""
+    """The versions of packages and of Python; once torch has been imported, its threads and the CPU's way with bfloat16."""
     found = {name: metadata.version(name) for name in PACKAGES}
     found["Python"] = platform.python_version()
     torch = sys.modules.get("torch")
     if torch is not None:
         found["CPU threads"] = str(torch.get_num_threads())
+        found["bfloat16 products"] = "native" if multiplies_bfloat16() else "emulated"
     return found
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies matrices of bfloat16 natively (AVX-512 BF16 or AMX)."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def header(environment: dict[str, str]) -> str:

@@ -7,7 +7,9 @@ work. Names of engines are found through :mod:`sppo.recipe.registry`.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sppo.policy import load as policies
 from sppo.recipe.sampling import Key, PromptBatch, Response, SampledPolicy, Sampler, Sampling
+from sppo.sampling.dtype import weights_dtype
 
 __all__ = ["Key", "PromptBatch", "Response", "SampledPolicy", "Sampler", "Sampling", "SamplingError", "load"]
 
@@ -35,7 +37,7 @@ def load(
         policy: a transformers folder, or an adapter's.
         stop_ids: as in :class:`SampledPolicy`.
         decode: as in :class:`SampledPolicy`.
-        dtype: the type of the weights, unless `settings` says another.
+        dtype: the type of the weights, unless :func:`sppo.sampling.dtype.weights_dtype` finds a better one.
         temperature: replaces that of `settings`. Below 0.01 the most probable token is taken.
         attn_implementation: as in :class:`SampledPolicy`.
         trust_remote_code: as in :class:`SampledPolicy`.
@@ -47,12 +49,14 @@ def load(
     """
     if temperature is not None:
         settings = settings.model_copy(update={"temperature": temperature})
+    base = policies.base_folder(policy, trust_remote_code=trust_remote_code)
+    is_quantised = quantization is not None or policies.quantization_method(base) is not None
     return settings.load(
         SampledPolicy(
             policy,
             stop_ids,
             decode,
-            settings.dtype or dtype,
+            weights_dtype(settings, dtype, policies.count_parameters(base), is_quantised),
             attn_implementation,
             trust_remote_code,
             quantization,

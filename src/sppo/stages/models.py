@@ -124,8 +124,11 @@ class Models:
     def _load_sampler(self, policy: Path) -> Sampler:
         from sppo import sampling
 
+        settings = self.recipe.sampling
+        if self.recipe.training.opponent_log_probs == "sampler" and settings.dtype is None:
+            settings = settings.model_copy(update={"dtype": self.recipe.policy.dtype})  # these are trained on
         return sampling.load(
-            self.recipe.sampling,
+            settings,
             policy,
             stop_ids=self.chat.stop_ids,
             decode=self.chat.decode,
