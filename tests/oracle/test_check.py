@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from chat_server import said, serve
+from run_folders import RECIPE, write_run
 from scipy.special import expit
 from typer.testing import CliRunner
 
@@ -131,6 +132,37 @@ def test_an_oracle_on_a_files_responses(sppo, tmp_path):
         "pairs per second",
     ):
         assert line in out
+
+
+def test_a_run_has_two_oracles_and_the_check_says_which_it_is_of(sppo, tmp_path):
+    """The one that the run learns from, or with --held-out the one that it never learns from."""
+    second = {"type": "near_tie", "oracle": {"type": "panel"}, "delta": 0.5}
+    texts = ("A fox.", "A fox is a clever wild animal.", "A fox hunts in the dark. It has red fur.")
+    write_run(
+        tmp_path / "run",
+        recipe={**RECIPE, "evaluation": {"oracle": second}},
+        text=lambda iteration, prompt, k: texts[k],
+    )
+    found = {}
+    for options, words in (
+        ([], "checking panel, the oracle that the run learns from"),
+        (["--held-out"], "checking near_tie (panel), the held-out oracle"),
+    ):
+        code, out, err = sppo("run", *options, "--json")
+        assert code == 0, err
+        assert words in err.replace("\n", " ")
+        found[words] = json.loads(out)
+    learnt, held_out = found.values()
+    assert learnt["prompts"] == held_out["prompts"] == 6
+    assert learnt["near_ties"] < held_out["near_ties"], "which makes near ties nearer"
+    write_run(tmp_path / "alone")
+    for arguments, message in (
+        (["alone", "--held-out"], "the recipe has no evaluation.oracle; leave --held-out out"),
+        (["panel", "--held-out"], "--held-out: panel is no run"),
+    ):
+        code, _, err = sppo(*arguments)
+        assert code == 1
+        assert message in err.replace("\n", " ")
 
 
 def test_a_judge_that_always_takes_the_first(sppo, tmp_path):

@@ -194,6 +194,7 @@ def check_oracle(
     """
     from sppo.benchmarks.options import read_oracle
     from sppo.oracle import check as oracle_check
+    from sppo.recipe.oracle import oracle_name
     from sppo.rundir.folder import RunError
 
     of_run = (Path(oracle) / "recipe.yaml").is_file()
@@ -205,6 +206,6 @@ def check_oracle(
     terminal = common.terminal
     if of_run:
         role = "held-out oracle" if held_out else "oracle that the run learns from"
-        terminal.say(f"checking {config.type} ({config.label}), the {role}")
+        terminal.say(f"checking {oracle_name(config)}, the {role}")
     findings = oracle_check.check_oracle(config, material, terminal, run=source, tie=tie)
     oracle_check.show(findings, terminal)

@@ -1,6 +1,6 @@
 """The interface of every oracle: a section of the recipe, with the answers that are needed before it is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -97,3 +97,16 @@ class OracleSection(Section):
 
 
 OracleConfig = Annotated[OracleSection, Registered("oracles")]
+
+
+def oracle_name(config: OracleSection) -> str:
+    """An oracle's type and what it is made of, such as `pairrm tinyworld` or `panel (pairrm tinyworld, function a:b)`."""
+
+    def name(values: Mapping[str, Any]) -> str:
+        own = [str(values[key]) for key in ("model", "function", "constraints") if values.get(key)]
+        server = [str(values["endpoint"]["model"])] if values.get("endpoint") else []
+        inner = [*(values.get("members") or []), *(values.get(key) for key in ("oracle", "tie_break"))]
+        parts = ", ".join(name(part) for part in inner if part)
+        return " ".join([values["type"], *own, *server, *([f"({parts})"] if parts else [])])
+
+    return name(config.model_dump())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sppo.progress import printable
-from sppo.recipe.oracle import OracleSection
+from sppo.recipe.oracle import oracle_name
 from sppo.report.charts import Chart, Line, Table
 from sppo.report.head_to_head import HeadToHead
 from sppo.report.run_figures import Iteration, RunFigures, is_number
@@ -141,19 +141,6 @@ def measuring_oracle(run: RunFigures) -> str:
     """The oracle that the win rates are by, in words."""
     held_out = None if run.recipe is None else run.recipe.evaluation.oracle
     return "the run's own oracle" if held_out is None else f"the held-out oracle ({held_out.type})"
-
-
-def oracle_name(config: OracleSection) -> str:
-    """An oracle's type and what it is made of, such as `pairrm tinyworld` or `panel (pairrm tinyworld, function a:b)`."""
-
-    def name(values: Mapping[str, Any]) -> str:
-        own = [str(values[key]) for key in ("model", "function", "constraints") if values.get(key)]
-        server = [str(values["endpoint"]["model"])] if values.get("endpoint") else []
-        inner = [*(values.get("members") or []), *(values.get(key) for key in ("oracle", "tie_break"))]
-        parts = ", ".join(name(part) for part in inner if part)
-        return " ".join([values["type"], *own, *server, *([f"({parts})"] if parts else [])])
-
-    return name(config.model_dump())
 
 
 FILTERS = {
