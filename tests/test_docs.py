@@ -77,7 +77,7 @@ def test_the_recipe_of_an_adapter_runs(tmp_path):
 
 def commands():
     for page in PAGES:
-        for line in page.read_text(encoding="utf-8").splitlines():
+        for line in page.read_text(encoding="utf-8").replace("\\\n", "").splitlines():
             line = line.split("  #")[0].strip()
             if re.match(r"^(\.venv/bin/)?sppo [a-z]", line):
                 yield page.name, line.removeprefix(".venv/bin/")
