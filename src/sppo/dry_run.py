@@ -394,7 +394,7 @@ def _prompt_counts(recipe: Recipe) -> tuple[list[int | None], int | None, list[s
         counts = [*map(len, portions)]
         if 0 in counts:
             raise prompt_sources.PromptError(
-                f"iterations: {settings.parts or iterations}, but there are only {sizes[0]} prompts to train on;"
+                f"iterations: {settings.parts or iterations}, but only {counted_text(sizes[0], 'prompt')} to train on;"
                 " lower iterations or give more prompts"
             )
     if settings.per_iteration is not None:

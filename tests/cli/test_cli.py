@@ -186,7 +186,7 @@ def test_a_stage_of_an_iteration_that_is_not_there(capsys, recipe, tmp_path, mon
         ({"sampling": {"temprature": 1}}, "sampling.temprature: unknown key; did you mean `temperature`?"),
         ({"sampling": {"k": 1}}, "sampling.k: 1, but algorithm.type: sppo compares responses"),
         ({"algorithm": {"type": "sppo", "eta": 0}}, "algorithm.eta: must be greater than 0 (got 0)"),
-        ({"iterations": 40}, "iterations: 40, but there are only 12 prompts"),
+        ({"iterations": 40}, "iterations: 40, but only 12 prompts"),
         (
             {"policy": {"model": "no/such-model"}},
             "policy.model: 'no/such-model' is neither a folder here nor",

@@ -1,6 +1,8 @@
 """What every command prints: results on the standard output, as text or as JSON, and progress on the standard error."""
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -8,20 +10,25 @@ import pytest
 import yaml
 from commands import LEAVES
 from small_runs import SMALL
+from test_docs import commands
 from typer.testing import CliRunner
 
 from sppo.cli.main import app
 from sppo.cli.start import REAL_INPUTS
+from sppo.recipe import PACKAGED
 
 TINY = {
     **SMALL,
-    "iterations": 1,
-    "prompts": {"train": {"source": "tinyworld/train", "limit": 8}, "held_out": 4},
+    "iterations": 3,
+    "prompts": {"train": {"source": "tinyworld/train", "limit": 10}, "held_out": 4},
     "evaluation": {"responses": 1, "resamples": 100},
 }
 VERDICT = {"preference": 1.5, "generator_2": "mine", "output_1": "a", "output_2": "b", "instruction": "q"}
 FILES = {
     "tiny.yaml": TINY,
+    "recipe.yaml": TINY,
+    "mine.yaml": TINY,
+    "questions.jsonl": "\n".join(f'{{"prompt": "Describe fox {n}."}}' for n in range(8)),
     "game.csv": "0.5,0.9\n0.1,0.5\n",
     "responses.jsonl": {"prompt": "Say a word.", "responses": ["a", "a word"]},
     "pairs.yaml": {"pairs": {"source": "pairs.jsonl", "held_out": 0.25}, "training": {"epochs": 1}},
@@ -41,7 +48,7 @@ COMMANDS = {
     "inputs": "--train 4 --held-out 2",
     "recipe": "tiny.yaml",
     "run": "runs/tiny",
-    "compare": "tiny.yaml --algorithms sppo --seeds 1",
+    "compare": "tiny.yaml --algorithms sppo --seeds 1 --set iterations=1",
     "report": "runs/tiny",
     "chat": "runs/tiny",
     "export": "runs/tiny exported",
@@ -85,9 +92,13 @@ def place(tmp_path_factory):
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (folder / REAL_INPUTS / "policy").mkdir(parents=True)
+    (folder / "recipes").symlink_to(PACKAGED)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert CliRunner().invoke(app, ["run", "tiny.yaml", "--no-report"]).exit_code == 0
+    for name in ("own", "quickstart", "a", "small"):
+        (folder / "runs" / name).symlink_to("tiny")
+    shutil.copytree(folder / "runs" / "tiny", folder / "runs" / "b")
     return folder
 
 
@@ -123,5 +134,38 @@ def test_the_plan_of_a_dry_run_is_json_too(place, monkeypatch):
     monkeypatch.chdir(place)
     done = CliRunner().invoke(app, ["run", "tiny.yaml", "--dry-run", "--json", "--rates", "runs/tiny"])
     plan = json.loads(done.stdout)
-    assert plan["prompts"] == [4] and plan["held_out"] == 4
+    assert plan["prompts"] == [2, 2, 2] and plan["held_out"] == 4
     assert plan["seconds"][0]["train"] > 0
+
+
+def test_head_to_head_samples_as_the_run_and_long_work_shows_progress(place, monkeypatch):
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(app, ["evaluate", "head-to-head", "runs/tiny", "--oracle", "panel"])
+    assert done.exit_code == 0, done.output
+    written = json.loads((place / "evaluations/head-to-head/head-to-head.json").read_text())
+    assert written["decoding"]["sampling"]["max_new_tokens"] == TINY["sampling"]["max_new_tokens"]
+    assert (
+        "game between the policies: 4 prompts"
+        in CliRunner().invoke(app, ["game", "policies", "runs/tiny"]).stderr
+    )
+
+
+PAGES = ("data.md", "oracles.md", "recipes.md", "report.md", "sampling.md", "scaling.md")
+"""Pages whose commands need nothing but a finished run; tests of their own follow game, lora, trl, python and extending."""
+LONG = (
+    "sppo run quickstart",
+    "sppo run quickstart --iterations 4",
+    "sppo oracle check judge.yaml --run runs/own --json",
+)
+"""The first is `make quickstart`, test_cli plays the second on a smaller run, and the third needs a server."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for page, line in commands() if page in PAGES and line not in LONG])
+def test_the_commands_of_the_pages_run(place, monkeypatch, line):
+    monkeypatch.chdir(place)
+    words = shlex.split(line)[1:]
+    if words[0] == "init":
+        words[1] = "from-the-page"
+    done = CliRunner().invoke(app, words, input="Describe a fox.\n", catch_exceptions=False)
+    assert done.exit_code == 0, done.output

@@ -33,9 +33,7 @@ def test_more_prompts_per_iteration_than_there_are(split):
 
 
 def test_more_iterations_than_prompts(split):
-    with pytest.raises(
-        PromptError, match=r"iterations: 5, but there are only 3 prompts .*; lower iterations or give"
-    ):
+    with pytest.raises(PromptError, match=r"iterations: 5, but only 3 prompts .*; lower iterations or give"):
         split(write_lines("a.txt", 4), 1, iterations=5)
 
 

@@ -194,7 +194,7 @@ def split(
     if empty:
         total = sum(table.num_rows for table in by_iteration)
         raise PromptError(
-            f"iterations: {iterations}, but there are only {total} prompts to train on: iteration"
+            f"iterations: {iterations}, but only {counted_text(total, 'prompt')} to train on: iteration"
             f" {empty[0]} would have none; lower iterations or give more prompts{reading.skipped()}"
         )
     return Split(by_iteration, fixed_held_out, reading.counts)
