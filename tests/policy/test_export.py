@@ -52,7 +52,7 @@ def adapter(tmp_path):
     return make_adapter(tmp_path / "adapter")
 
 
-def make_adapter(folder, quantization=None):
+def make_adapter(folder, quantization=None, base=None):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -60,7 +60,9 @@ def make_adapter(folder, quantization=None):
     model = get_peft_model(
         policies.load(POLICY, dtype="float32", device="cpu", quantization=quantization), config
     )
-    known = BasePolicy("tinyworld", sha256=policies.weights_digest(POLICY), quantization=quantization)
+    known = BasePolicy(
+        str(base or "tinyworld"), sha256=policies.weights_digest(base or POLICY), quantization=quantization
+    )
     adapters.save(model, folder, known)
     return folder
 
@@ -88,6 +90,32 @@ def test_a_type_and_a_size_can_be_chosen(tmp_path):
     assert {value.dtype for shard in shards for value in load_file(shard).values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     policies.load(tmp_path / "out", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"policy": {"model": "tinyworld", "dtype": "bfloat16"}}, torch.bfloat16),
+        ({"training": {"save_dtype": "bfloat16"}}, torch.bfloat16),
+        (None, torch.bfloat16),
+    ],
+)
+def test_a_merged_update_is_rounded_only_as_its_run_rounds_policies(tmp_path, recipe, dtype):
+    base = tmp_path / "base"
+    policies.load(POLICY, dtype="bfloat16").save_pretrained(base)
+    adapter = make_adapter(tmp_path / "adapter", base=base)
+    if recipe is not None:
+        run = write_run(tmp_path / "run", recipe={**RECIPE, **recipe})
+        shutil.rmtree(run / "iter-2" / "policy")
+        adapter = adapter.rename(run / "iter-2" / "policy")
+    assert sppo(adapter, tmp_path / "out").exit_code == 0
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {dtype}
+    if dtype == torch.float32:
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype).eval()
+        trained = logits(policies.load(adapter, dtype="float32"))
+        torch.testing.assert_close(logits(merged), trained, atol=1e-4, rtol=1e-4)
 
 
 def test_a_quantised_adapter_is_merged_into_what_it_was_trained_on(tmp_path):

@@ -65,7 +65,7 @@ def export(
 
     Args:
         out: The folder to write; it must not exist.
-        dtype: The data type of the exported weights. [default: as they are stored]
+        dtype: The data type of the exported weights. [default: as they are stored; an adapter's as its run saves policies]
         max_shard_size: The largest size of one file of weights.
         push_to_hub: Also upload the folder to the hub as a private model; OWNER must be your own account.
         public: With --push-to-hub: let everybody see the model.

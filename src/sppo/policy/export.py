@@ -28,7 +28,8 @@ def export(
         source: the policy to export.
         target: a folder that does not exist yet; it is created complete or not at all.
         model_card: returns the text of the model card, given the name of the model and the policy.
-        dtype: the data type of the weights; None: that of the policy's configuration, or of its base's for an adapter.
+        dtype: the data type of the weights; None: that of the policy's configuration; for an adapter that of the policies that
+            its run saves, or of its base's configuration if it belongs to no run.
         max_shard_size: the largest size of one file of weights, as in transformers, e.g. `5GB`.
 
     Returns:
@@ -49,11 +50,19 @@ def export(
     try:
         # The model card is there first, so that the one of the base does not take its place.
         (temporary / "README.md").write_text(model_card(target.name, source), encoding="utf-8")
-        source.write(temporary, dtype or stored_dtype(folder), max_shard_size=max_shard_size)
+        source.write(temporary, dtype or default_dtype(source), max_shard_size=max_shard_size)
         publish_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def default_dtype(source: OpenPolicy) -> str:
+    """The data type in which a policy is exported; an adapter's as its run would have merged it."""
+    # Rounded to the type of its base, a merged update would lose most of what small steps have learnt.
+    if source.run_dtype is not None and adapters.is_adapter(source.folder):
+        return source.run_dtype
+    return stored_dtype(source.folder)
 
 
 def stored_dtype(folder: Path) -> str:

@@ -50,11 +50,13 @@ class OpenPolicy:
         folder: the folder of the policy or of its adapter.
         settings: the recipe's section on the policy; its `model` and `dtype` are not used.
         system: `merge` puts system messages at the head of the first user message.
+        run_dtype: the data type in which the policy's run saves whole policies; None: it belongs to no run.
     """
 
     folder: Path
     settings: Policy
     system: Literal["template", "merge"] = "template"
+    run_dtype: str | None = None
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -148,15 +150,17 @@ def open_policy(
         # a recipe around the policy: its values are checked as in a run, and the errors are the same
         anything = {"prompts": {"train": "tinyworld/train"}, "oracle": {"type": "panel"}}
         recipe = recipes.parse({"policy": {"model": str(policy)}, **anything}, overrides, name="--set")
+        run_dtype = None
     else:
         recipe = recipes.load(run / "recipe.yaml", overrides)
+        run_dtype = recipe.training.save_dtype or recipe.policy.dtype
     with _errors_of_a_command():
         folder = policies.folder(
             str(path),
             revision=recipe.policy.revision,
             trust_remote_code=recipe.policy.trust_remote_code,
         )
-    return OpenPolicy(folder, recipe.policy, recipe.prompts.system)
+    return OpenPolicy(folder, recipe.policy, recipe.prompts.system, run_dtype)
 
 
 def load_chat(folder: Path, policy: Policy, system: Literal["template", "merge"]) -> ChatFormat:
