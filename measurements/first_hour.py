@@ -3,8 +3,8 @@
     python measurements/first_hour.py FOLDER --model SMOLLM2
 
 FOLDER must not exist. The wheel is built from this checkout and installed into an environment of its own, to which this
-environment's packages are added by a .pth file, so that nothing is downloaded; the checkout itself is not seen. The program of
-docs/python.md runs word by word as a notebook, but for the place of the model. The figures stand in docs/experiments.md.
+environment's packages are added by a .pth file, so that nothing is downloaded; the checkout itself is not seen. The command of the
+README and the program of docs/python.md, as a notebook, run word by word. The figures stand in docs/experiments.md.
 """
 
 import argparse
@@ -44,21 +44,21 @@ def timed(name: str, *command: str | Path, cwd: Path) -> None:
     print(f"| {name} | {minutes:.1f} | {cpu / 60:.1f} | {os.getloadavg()[0]:.0f} |", flush=True)
 
 
-def write_notebook(path: Path, model: str) -> None:
+def write_notebook(path: Path) -> None:
     """The second program of docs/python.md as a notebook that ends with the report."""
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     program = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)[1]
     assert HUB in program
-    cells = [nbformat.v4.new_code_cell(text) for text in (program.replace(HUB, model), "run.report()")]
+    cells = [nbformat.v4.new_code_cell(text) for text in (program, "run.report()")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", required=True, help="The folder of SmolLM2-135M-Instruct.")
+    parser.add_argument("--model", type=Path, required=True, help="The folder of SmolLM2-135M-Instruct.")
     options = parser.parse_args()
-    home, model = options.folder.resolve(), str(Path(options.model).resolve())
+    home = options.folder.resolve()
     home.mkdir(parents=True)
     tree, pip = home / "tree", [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", "HEAD"], check=True, stdout=subprocess.PIPE)
@@ -75,6 +75,8 @@ def main() -> None:
     timed("pip install (dependencies are there)", bin_ / "pip", "install", "-q", "--no-deps", built, cwd=home)
     timed("sppo init mine", bin_ / "sppo", "init", "mine", cwd=home)
     mine = home / "mine"
+    (mine / HUB).parent.mkdir()
+    (mine / HUB).symlink_to(options.model.resolve())  # a folder comes before a name on the hub
     timed("sppo run own.yaml, as init wrote it", bin_ / "sppo", "run", "own.yaml", cwd=mine)
     topics = (
         "bread",
@@ -98,9 +100,9 @@ def main() -> None:
     (mine / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^sppo run own\.yaml --run-dir(?:.*\\\n)*.*$", readme, flags=re.M)
-    words = command.replace("\\\n", " ").replace(HUB, model).split()[1:]
+    words = command.replace("\\\n", " ").split()[1:]
     timed("own prompts and a real model by the README's command", bin_ / "sppo", *words, cwd=mine)
-    write_notebook(mine / "real.ipynb", model)
+    write_notebook(mine / "real.ipynb")
     timed("the same in a notebook (docs/python.md)", bin_ / "python", "-c", NOTEBOOK, cwd=mine)
 
 

@@ -17,7 +17,7 @@ import sppo
 from sppo.memory_inputs import source
 from sppo.oracle import OracleError
 from sppo.prompts import interpret, read_source, survey
-from sppo.recipe import PromptSource, RecipeError
+from sppo.recipe import PromptSource, RecipeError, parse
 from sppo.recipe.registry import UnknownName
 from sppo.rundir.folder import RunError
 
@@ -149,12 +149,14 @@ def test_prompts_are_texts_conversations_rows_or_a_data_set(tmp_path):
     texts = [f"Describe {thing}." for thing in THINGS]
     conversations = [[{"role": "user", "content": text}] for text in texts]
     rows = [{"prompt": text} for text in texts]
-    ids = []
+    file, ids = tmp_path / "recipe.yaml", []
+    file.write_text(json.dumps(RECIPE))
+    whole = parse({**RECIPE, "oracle": {"type": "pairrm"}, "prompts": {"train": "replaced.jsonl"}})
     for number, prompts in enumerate(
         (texts, conversations, rows, datasets.Dataset.from_list(rows), iter(texts))
     ):
         run = sppo.run(
-            RECIPE,
+            (RECIPE, file, str(file), whole, RECIPE)[number],
             oracle={"type": "panel"},
             prompts=prompts,
             held_out=["Describe a cat.", "Describe a dog."],

@@ -186,7 +186,9 @@ def check(run: Run) -> None:
 def _why_stale(run: Run, stale: list[StageFolder]) -> str:
     shown, recorded = storage.shown(run.folder.path), run.folder.path / "recipe.yaml"
     names = "\n".join(f"  {stage.title}" for stage in stale)
-    way_out = "Choose another folder with --run-dir, or remove and redo them with --redo-stale"
+    way_out = (
+        "Choose another folder (--run-dir), or remove and redo them (--redo-stale, in Python redo_stale=True)"
+    )
     if any(stage.is_of_another_format() for stage in stale):
         return (
             f"{shown} holds a run of another version of sppo, which stored its results differently; `sppo report {shown}`"
