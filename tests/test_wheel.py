@@ -14,11 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def call(*command, **options):
+def call(*command, stderr=None, **options):
     # neither the checkout nor its settings of pytest are seen
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, **options)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert stderr in (None, done.stderr)
     return done.stdout
 
 
@@ -65,7 +66,7 @@ def test_the_installed_wheel_is_enough_to_begin(wheel, tmp_path):
     assert Path(where.strip()).is_relative_to(tmp_path / "venv")
     assert "optimiser steps" in call(commands / "sppo", "run", "quickstart", "--dry-run", cwd=work)
     call(commands / "sppo", "init", cwd=work)
-    out = call(commands / "sppo", "run", "own.yaml", "--quiet", cwd=work)
+    out = call(commands / "sppo", "run", "own.yaml", "--quiet", cwd=work, stderr="")  # no noise of libraries
     assert "The report is runs/own/report.html" in out and "WARNING" not in out
     assert (work / "runs/own/report.html").is_file()
     *_, last = json.loads((work / "runs/own/summary.json").read_text())["iterations"]
