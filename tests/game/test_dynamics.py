@@ -18,6 +18,7 @@ from sppo.game.dynamics import (
     COMAL,
     INPO,
     MNPO,
+    REBEL,
     RSPO,
     SPPO,
     DPOSelfPlay,
@@ -262,6 +263,7 @@ ALL: list[Dynamic] = [
     MNPO(0.3, 0.1, opponents=3),
     IPOSelfPlay(2.0),
     DPOSelfPlay(2.0),
+    REBEL(0.3),
 ]
 
 
@@ -309,7 +311,7 @@ def test_the_average_is_of_the_policies_that_were_played() -> None:
 def test_a_response_of_zero_probability_stays_out() -> None:
     game = random_game(4, seed=3)
     for dynamic in ALL:
-        if isinstance(dynamic, SPPO | DPOSelfPlay):
+        if isinstance(dynamic, SPPO | DPOSelfPlay | REBEL):
             continue
         run = play(dynamic, game, 50, initial=[0.5, 0.5, 0, 0])
         assert np.array_equal(run.last[0][2:], [0, 0])

@@ -23,7 +23,9 @@ from sppo.game.dynamics import (
     nash_md,
     onpo,
     play,
+    rebel,
     rspo,
+    rspo_released,
     sppo,
 )
 from sppo.game.dynamics.policies import as_policy, normalised
@@ -71,11 +73,11 @@ def log_policy(folder):
         )
 
 
-def trained_log_ratio(tmp_path, log_weights, examples, algorithm, log_partition=0.0, past=()):
+def trained_log_ratio(tmp_path, log_weights, examples, algorithm, log_partition=0.0, past=(), rewards=None):
     """log pi_{t+1} - log pi_t after training to the end on examples of (responses, win rates).
 
     A win rate of None stands for a response that the oracle was not asked about, "given" for a demonstration.
-    `past`: log-probabilities of reference policies, as the loss takes them.
+    `past`: log-probabilities of reference policies, as the loss takes them. `rewards`: the algorithm's own, of each response.
     """
     base = make_policy(tmp_path / "base", log_weights)
     before = log_policy(base).numpy()
@@ -93,6 +95,7 @@ def trained_log_ratio(tmp_path, log_weights, examples, algorithm, log_partition=
                     "win_rate": None if rate in (None, "given") else float(rate),
                     "opponent_log_prob": float(before[y]),
                     "reference_log_probs": [float(log[y]) for log in past],
+                    "reward": None if rewards is None else float(rewards[y]),
                 }
                 for y, rate in zip(responses, rates, strict=True)
             ],
@@ -353,6 +356,160 @@ def test_rspo_under_reverse_kl_stands_still_at_the_regularised_equilibrium():
     policy = play(INPO(eta=0.5, tau=0.3), CYCLIC, 2000, reference=BASE.probability).last[0]
     still = rspo.update(as_policy(policy), CYCLIC, BASE, eta=2.0, forward_kl=0.0, reverse_kl=1.2)
     np.testing.assert_allclose(still.probability, policy, atol=1e-6)
+
+
+PENALTIES = [
+    {"reverse_kl": 0.4},
+    {"forward_kl": 0.3},
+    {"chi_squared": 0.2},
+    {"chi_squared_smoothed": 0.5},
+    {"entropy": 0.05},
+    {"reverse_kl": 0.2, "forward_kl": 0.01},
+]
+
+
+@pytest.mark.parametrize("weights", PENALTIES, ids=str)
+def test_rspo_as_released_follows_its_tabular_minimiser(weights):
+    uniform = as_policy(np.full(4, 0.25))
+    found = least({"type": "rspo_released", "eta": ETA, "reverse_kl": 0.0, **weights}, [BASE], policy=uniform)
+    expected = rspo_released.update(uniform, CYCLIC, BASE, eta=ETA, **weights)
+    np.testing.assert_allclose(found, expected.log, atol=1e-6)
+
+
+def test_rspo_as_released_stands_still_at_the_same_equilibrium():
+    policy = play(INPO(eta=0.5, tau=0.3), CYCLIC, 2000, reference=BASE.probability).last[0]
+    still = rspo_released.update(as_policy(policy), CYCLIC, BASE, eta=2.0, reverse_kl=0.3)
+    np.testing.assert_allclose(still.probability, policy, atol=1e-6)
+
+
+def two_responses(log_ratio, base, win_rate=(0.5, 0.5)):
+    """Two responses to one prompt: their log-ratios with a gradient, those of the base policy, and their win rates."""
+    ratio = torch.tensor(log_ratio, requires_grad=True)
+    responses = objectives.Responses(
+        log_ratio=ratio,
+        opponent=torch.tensor([-3.0, -5.0]),
+        win_rate=torch.tensor(win_rate),
+        demonstration=torch.zeros(2, dtype=torch.bool),
+        references=torch.tensor([base]),
+        reward=torch.full((2,), torch.nan),
+        prompt=torch.zeros(2, dtype=torch.int64),
+        log_partition=torch.zeros(1),
+        winner=torch.tensor([0]),
+        loser=torch.tensor([1]),
+    )
+    return ratio, responses
+
+
+def gradient(algorithm, *values):
+    ratio, responses = two_responses(*values)
+    loss = recipe.parse_algorithm(algorithm).loss(responses).sum()
+    (found,) = torch.autograd.grad(loss, ratio)
+    return float(loss.detach()), found.numpy()
+
+
+def test_at_the_opponent_the_released_reverse_kl_is_a_quarter_of_ours():
+    ours = {"type": "rspo", "eta": 2.0, "forward_kl": 0.0, "reverse_kl": 0.4}
+    released = {"type": "rspo_released", "eta": 2.0, "reverse_kl": 0.1}
+    values = ([0.0, 0.0], [1.5, -2.0], [0.7, 0.4])
+    np.testing.assert_allclose(gradient(ours, *values)[1], gradient(released, *values)[1], rtol=1e-6)
+    away = ([1.0, -1.0], [1.5, -2.0], [0.7, 0.4])
+    assert not np.allclose(gradient(ours, *away)[1], gradient(released, *away)[1], rtol=0.1)
+
+
+def test_the_released_loss_on_a_pair_by_hand():
+    # 1/2 (3^2 + 1^2) + sum of c d^2, c e^min(-d, 2) and c log^2 pi, with d = 2, -3 and log pi = 0, -6
+    values = ([3.0, -1.0], [1.0, 2.0])
+    for weights, penalty in (
+        ({"reverse_kl": 0.1}, 0.1 * (4 + 9)),
+        ({"forward_kl": 0.1}, 0.1 * (np.exp(-2) + np.exp(2))),
+        ({"chi_squared": 0.1}, 0.1 * (np.exp(2) + np.exp(-3))),
+        ({"entropy": 0.1}, 0.1 * (0 + 36)),
+    ):
+        section = {"type": "rspo_released", "eta": 1.0, "largest_exponent": 2.0, "reverse_kl": 0.0, **weights}
+        assert gradient(section, *values)[0] == pytest.approx(5 + penalty, rel=1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("ratio", [-95.0, -20.0, 4.9, 20.0, 95.0])
+@pytest.mark.parametrize("base", [-95.0, 0.0, 3.0, 95.0])
+def test_the_divergences_of_rspo_pull_to_the_base_and_stay_finite(divergence, ratio, base):
+    weights = {"forward_kl": 0.0, "reverse_kl": 0.0}
+    section = {"type": "rspo", "eta": 1.0, **weights}
+    (alone, without), (loss, slope) = (
+        gradient(section | more, [ratio, ratio], [base, base]) for more in ({}, {divergence: 1.0})
+    )
+    assert np.isfinite([alone, loss]).all()
+    pull = (slope - without)[0]
+    assert np.isfinite(pull)
+    assert abs(pull) <= np.exp(5) * max(1.0, abs(ratio - base))
+    assert pull * (ratio - base) >= 0  # downhill is towards the base
+
+
+def test_rebel_is_mirror_descent_on_its_reward():
+    for policy, reward in ((POLICY, "win_rate"), (as_policy(np.full(4, 0.25)), "bradley_terry")):
+        found = least({"type": "rebel", "eta": 0.8, "reward": reward}, policy=policy)
+        expected = rebel.update(policy, CYCLIC, eta=0.8, reward=reward)
+        np.testing.assert_allclose(found, expected.log, atol=1e-6)
+    fitted = dpo.update(POLICY, CYCLIC, POLICY, beta=1 / 0.8)
+    np.testing.assert_allclose(rebel.update(POLICY, CYCLIC, eta=0.8).log, fitted.log, atol=1e-9)
+
+
+def test_dno_is_multiplicative_weights_by_another_loss():
+    found = least({"type": "dno", "eta": ETA})
+    np.testing.assert_allclose(found, multiplicative_weights.update(POLICY, CYCLIC, eta=ETA).log, atol=1e-6)
+
+
+def test_grpo_steps_by_the_standardised_win_rate_until_the_clip():
+    section = {"type": "grpo", "clip": 0.2, "beta": 0.0}
+    rates = [0.7, 0.4]  # their mean is 0.55 and their standard deviation 0.15 sqrt 2
+    advantage = 0.15 / (0.15 * 2**0.5 + 1e-4)
+    loss, slope = gradient(section, [0.0, 0.0], [0.0, 0.0], rates)
+    assert loss == pytest.approx(0, abs=1e-7)
+    np.testing.assert_allclose(slope, [-advantage / 2, advantage / 2], rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient(section, [0.2, -0.3], [0.0, 0.0], rates)[1], 0, atol=1e-7
+    )  # beyond 1.2, 0.8
+    back = gradient(section, [-0.5, 0.5], [0.0, 0.0], rates)[1]
+    np.testing.assert_allclose(back, [-advantage / 2 * np.exp(-0.5), advantage / 2 * np.exp(0.5)], rtol=1e-5)
+    level = gradient(section, [0.0, 0.0], [0.0, 0.0], [0.5, 0.5])[1]
+    np.testing.assert_allclose(level, 0)
+    to_base = gradient(section | {"beta": 0.1}, [0.0, 0.0], [1.0, 95.0], [0.5, 0.5])[1]
+    np.testing.assert_allclose(to_base, [0.05 * (1 - np.e), 0.05 * 1], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"type": "rspo_released", "eta": ETA, "reverse_kl": 0.2, "forward_kl": 0.05},
+        {"type": "rebel", "eta": 0.8},
+        {"type": "dno", "eta": ETA},
+    ],
+    ids=lambda algorithm: algorithm["type"],
+)
+def test_the_trainer_makes_the_update_of(tmp_path, algorithm):
+    past = [BASE] if algorithm["type"] == "rspo_released" else []
+    rewards = recipe.parse_algorithm(algorithm).rewards(CYCLIC, np.zeros((0, 4)))
+    rates = own_win_rates(CYCLIC, np.zeros(4))
+    found, before = trained_log_ratio(
+        tmp_path, np.zeros(4), [(range(4), rates)], algorithm, past=[one.log for one in past], rewards=rewards
+    )
+    expected = least(algorithm, past, policy=as_policy(np.exp(before)))
+    np.testing.assert_allclose(found, expected - before, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_the_trainer_follows_grpo_to_the_edge_of_its_clip(tmp_path):
+    rates = own_win_rates(CYCLIC, np.zeros(4))
+    found, _ = trained_log_ratio(
+        tmp_path,
+        np.zeros(4),
+        [(range(4), rates)],
+        {"type": "grpo", "beta": 0.0},
+        past=[np.log(np.full(4, 0.25))],
+    )
+    assert (found[rates > rates.mean() + 1e-6] > np.log(1.2) - 0.02).all()
+    assert (found[rates < rates.mean() - 1e-6] < np.log(0.8) + 0.02).all()
 
 
 def test_the_reward_of_rlhf_is_the_score_that_a_transitive_oracle_has():

@@ -62,8 +62,13 @@ class RLHF(Algorithm):
 
     def rewards(self, matrix: Array, references: Array) -> Array:
         """The Bradley-Terry reward of each response in nats, [m], with mean 0."""
-        from sppo.game.bradley_terry import fit_log_strength
+        return bradley_terry_rewards(matrix)
 
-        finite = matrix.clip(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-        rewards: Array = fit_log_strength(finite, np.full(len(finite), 1 / len(finite)))
-        return rewards
+
+def bradley_terry_rewards(matrix: Array) -> Array:
+    """The Bradley-Terry rewards in nats that are nearest to P between m responses, [m], with mean 0."""
+    from sppo.game.bradley_terry import fit_log_strength
+
+    finite = matrix.clip(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    rewards: Array = fit_log_strength(finite, np.full(len(finite), 1 / len(finite)))
+    return rewards

@@ -9,7 +9,10 @@ responses of :math:`\pi_t` with importance weights, in their pointwise form: wit
 :math:`v = \pi_1/\pi_t`, they are :math:`u \log\frac uv - u + v` and :math:`v \log\frac vu - v + u`. The added terms -u + v and
 -v + u have mean 0, and make the contribution of each response non-negative, with its minimum at
 :math:`\pi_\theta = \pi_1`. A response that is many nats more probable under the base policy or under :math:`\pi_\theta` than
-under :math:`\pi_t` dominates the estimate. The paper may estimate the divergences in another way.
+under :math:`\pi_t` would dominate the estimate, so both weights stop growing at :math:`e^5`: beyond a log-ratio of 5 nats the
+gradient has the same sign and grows with the log-ratio, not with its exponential.
+
+The authors' released code estimates the divergences in another way, which is `rspo_released` (rspo_released.py).
 """
 
 from __future__ import annotations
@@ -26,6 +29,39 @@ if TYPE_CHECKING:
 
     from sppo.objectives import Responses
     from sppo.winrates import Array
+
+
+LARGEST_LOG_RATIO = 5.0
+"""The log-ratio in nats beyond which an importance weight stops growing."""
+
+
+def forward_kl(
+    ratio: Float[Tensor, " responses"], base: Float[Tensor, " responses"]
+) -> Float[Tensor, " responses"]:
+    """The pointwise KL(pi_1 || pi) on responses of pi_t; its derivative by the log-ratio is u - v, each at most e^5.
+
+    Args:
+        ratio: log pi - log pi_t, nats.
+        base: log pi_1 - log pi_t, nats.
+    """
+    near = ratio.clamp(max=LARGEST_LOG_RATIO)
+    policy_weight, base_weight = near.exp(), base.clamp(max=LARGEST_LOG_RATIO).exp()
+    return base_weight * (base - ratio) - base_weight + policy_weight * (1 + ratio - near)
+
+
+def reverse_kl(
+    ratio: Float[Tensor, " responses"], base: Float[Tensor, " responses"]
+) -> Float[Tensor, " responses"]:
+    """The pointwise KL(pi || pi_1) on responses of pi_t; its derivative by the log-ratio is u (ratio - base), u at most e^5.
+
+    Args:
+        ratio: log pi - log pi_t, nats.
+        base: log pi_1 - log pi_t, nats.
+    """
+    near = ratio.clamp(max=LARGEST_LOG_RATIO)
+    policy_weight, base_weight = near.exp(), base.clamp(max=LARGEST_LOG_RATIO).exp()
+    beyond = ((ratio - base) ** 2 - (near - base) ** 2) / 2  # 0 within 5 nats
+    return policy_weight * (near - base) - policy_weight + base_weight + policy_weight.detach() * beyond
 
 
 class RSPO(Algorithm):
@@ -49,11 +85,10 @@ class RSPO(Algorithm):
 
         ratio, base = responses.log_ratio, responses.references[0]
         losses = objectives.sppo(ratio, responses.win_rate, eta=self.eta)
-        policy_weight, base_weight = ratio.exp(), base.exp()
         if self.forward_kl:
-            losses = losses + self.forward_kl * (base_weight * (base - ratio) - base_weight + policy_weight)
+            losses = losses + self.forward_kl * forward_kl(ratio, base)
         if self.reverse_kl:
-            losses = losses + self.reverse_kl * (policy_weight * (ratio - base) - policy_weight + base_weight)
+            losses = losses + self.reverse_kl * reverse_kl(ratio, base)
         return responses.by_prompt(losses, mean=True)
 
     def targets(self, responses: Responses) -> Float[Tensor, " responses"]:

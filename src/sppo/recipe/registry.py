@@ -24,6 +24,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "spin": "sppo.algorithms.spin:SPIN",
         "sft": "sppo.algorithms.sft:SFT",
         "rspo": "sppo.algorithms.rspo:RSPO",
+        "rspo_released": "sppo.algorithms.rspo_released:RSPOReleased",
         "inpo": "sppo.algorithms.inpo:INPO",
         "comal": "sppo.algorithms.comal:COMAL",
         "onpo": "sppo.algorithms.onpo:ONPO",
@@ -31,6 +32,9 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "mnpo": "sppo.algorithms.mnpo:MNPO",
         "nash_md": "sppo.algorithms.nash_md:NashMD",
         "rlhf": "sppo.algorithms.rlhf:RLHF",
+        "rebel": "sppo.algorithms.rebel:REBEL",
+        "dno": "sppo.algorithms.dno:DNO",
+        "grpo": "sppo.algorithms.grpo:GRPO",
     },
     "oracles": {
         "function": "sppo.oracle.function:FunctionOracle",

@@ -16,7 +16,9 @@ from sppo.game.dynamics.multiplicative_weights import MultiplicativeWeights
 from sppo.game.dynamics.nash_md import NashMD
 from sppo.game.dynamics.onpo import OptimisticMultiplicativeWeights
 from sppo.game.dynamics.policies import Policy, as_policy, normalised
+from sppo.game.dynamics.rebel import REBEL
 from sppo.game.dynamics.rspo import RSPO
+from sppo.game.dynamics.rspo_released import RSPOReleased
 from sppo.game.dynamics.sampled import SampledMultiplicativeWeights
 from sppo.game.dynamics.sppo import SPPO
 from sppo.game.dynamics.trajectory import Trajectory, log_spaced, play
@@ -25,6 +27,7 @@ __all__ = [
     "COMAL",
     "INPO",
     "MNPO",
+    "REBEL",
     "RSPO",
     "SPPO",
     "DPOSelfPlay",
@@ -37,6 +40,7 @@ __all__ = [
     "NashMD",
     "OptimisticMultiplicativeWeights",
     "Policy",
+    "RSPOReleased",
     "SampledMultiplicativeWeights",
     "Trajectory",
     "as_policy",

@@ -15,7 +15,7 @@ The loss with this minimiser
     .. math:: \left(\log\frac{\pi(y)}{\pi_t(y)} - \log\frac{\pi(y')}{\pi_t(y')}
               - \eta (P(y \succ \pi_t) - P(y' \succ \pi_t))\right)^2
 
-    IPO on pairs drawn from :math:`\pi_t` is a third (ipo.py). SPPO's own loss, with :math:`\eta/2` for
+    IPO on pairs drawn from :math:`\pi_t` is a third (ipo.py), and the log-loss of DNO (sppo.algorithms.dno) a fourth. SPPO's own loss, with :math:`\eta/2` for
     :math:`\log Z`, is *not* zero anywhere on the simplex, and has another minimiser (sppo.py).
 """
 

@@ -17,6 +17,7 @@ The loss with this minimiser
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,15 +54,26 @@ def update(
             "the policy or its reference gives a response the probability 0, so RSPO's loss does not determine its "
             "log-ratio. Start from policies that play every response."
         )
-    target = sppo_targets(policy, payoff, eta)
+
+    def penalty(log_policy: Array, anchor: Array, _: Array) -> tuple[float, Array]:
+        own, base, gap = np.exp(log_policy), np.exp(anchor), log_policy - anchor
+        value = reverse_kl * (own @ gap) - forward_kl * (base @ gap)
+        return float(value), reverse_kl * own * (gap + 1) - forward_kl * base
+
+    return minimiser(policy, reference, sppo_targets(policy, payoff, eta), penalty)
+
+
+Penalty = Callable[[Array, Array, Array], tuple[float, Array]]
+"""(log pi, log pi_ref, log pi_t) of one game, [n] each -> what is added to SPPO's loss, and its slope by log pi."""
+
+
+def minimiser(policy: Policy, reference: Policy, target: Array, penalty: Penalty) -> Policy:
+    """The policy that minimises SPPO's loss with a penalty, found numerically game by game."""
     shape = np.broadcast_shapes(policy.log.shape, reference.log.shape, target.shape)
     rows = (
         np.broadcast_to(part, shape).reshape(-1, shape[-1]) for part in (policy.log, reference.log, target)
     )
-    logits = [
-        _minimiser(own, anchor, wanted, forward_kl, reverse_kl)
-        for own, anchor, wanted in zip(*rows, strict=True)
-    ]
+    logits = [_minimiser(own, anchor, wanted, penalty) for own, anchor, wanted in zip(*rows, strict=True)]
     return normalised(np.array(logits).reshape(shape))
 
 
@@ -93,19 +105,19 @@ class RSPO:
         return iterate.then(update(iterate.policy, payoff, iterate.reference, eta=self.eta, **weights))
 
 
-def _minimiser(policy: Array, reference: Array, target: Array, forward: float, reverse: float) -> Array:
+def _minimiser(policy: Array, reference: Array, target: Array, penalty: Penalty) -> Array:
     """Return the logits of one game's minimiser, [n]; policy and reference are logarithms."""
     from scipy.optimize import minimize
 
-    played, anchor = np.exp(policy), np.exp(reference)
+    played = np.exp(policy)
 
     def loss(logits: Array) -> tuple[float, Array]:
         own = normalised(logits)
-        error, gap = own.log - policy - target, own.log - reference
-        value = played @ error**2 - forward * (anchor @ gap) + reverse * (own.probability @ gap)
-        slope = 2 * played * error - forward * anchor + reverse * own.probability * (gap + 1)
+        error = own.log - policy - target
+        value, slope = penalty(own.log, reference, policy)
+        slope = slope + 2 * played * error
         # the derivative of log pi(y) by the logit of y' is 1[y = y'] - pi(y'): softmax's part is subtracted last
-        return float(value), slope - own.probability * slope.sum()
+        return float(value + played @ error**2), slope - own.probability * slope.sum()
 
     minimum = minimize(
         loss, policy + target, jac=True, method="BFGS", options={"gtol": 1e-11, "maxiter": 10_000}
