@@ -2,6 +2,7 @@
 
     python measurements/comparisons.py --panel [--prompts 240] [--work FOLDER]
     python measurements/comparisons.py --real ../shared/data
+    python measurements/comparisons.py --runs 0 1 2 3 4
 
 With --panel the base policy of tinyworld draws 64 responses to each prompt, and the panel compares all of them. They are four
 groups of K = 16, and the 48 responses outside a group say what P(y > pi_t) of each response in it truly is. With --real the
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow.csv
 from rich.console import Console
 
-from sppo import oracle, randomness, recipe
+from sppo import oracle, randomness, recipe, selfplay
 from sppo.comparisons import Choice, count_pairs
 from sppo.policy.chat_format import plain_text
 from sppo.progress import Terminal
@@ -197,6 +198,40 @@ def real_matrices(data: Path) -> Iterator[tuple[str, list[Array], int]]:
     yield f"llmfao, people, {K} models that have met most of each other", [people], SEEDS
 
 
+RUNS = {
+    "iterations": 2,
+    "sampling.k": K,
+    "prompts": {
+        "train": {"source": "tinyworld/train", "limit": 96},
+        "held_out": {"source": "tinyworld/held-out", "limit": 120},
+    },
+    "oracle": {"type": "panel"},
+    "evaluation.responses": 1,
+    "evaluation.resamples": 100,
+    "guard.on_failure": "keep",
+}
+
+
+def measure_runs(seeds: Sequence[int]) -> None:
+    """Print the last win rate against the base policy of two small runs for each seed, with all pairs and with few."""
+    print("| seed | all | adaptive |\n|---|---|---|")
+    lasts = []
+    for seed in seeds:
+        found = []
+        for kind in ("all", "adaptive"):
+            of = recipe.load("quickstart", {**RUNS, "seed": seed, "oracle.comparisons": {"type": kind}})
+            with tempfile.TemporaryDirectory() as folder:
+                summary = selfplay.run(
+                    of, RunFolder(Path(folder) / "run"), Terminal(Console(file=io.StringIO()))
+                )
+            found.append(summary["iterations"][-1]["win_rate_vs_base"]["mean"])
+        print(f"| {seed} | {found[0]:.3f} | {found[1]:.3f} |", flush=True)
+        lasts.append(found)
+    every, few = np.mean(lasts, axis=0)
+    spread = np.std([few - every for every, few in lasts], ddof=1) / len(lasts) ** 0.5
+    print(f"| mean | {every:.3f} | {few:.3f} |\n\ndifference {few - every:+.3f}, standard error {spread:.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--panel", action="store_true")
@@ -205,11 +240,14 @@ def main() -> None:
         "--work", type=Path, help="a folder for the responses, which another call goes on from"
     )
     parser.add_argument("--real", type=Path, help="the folder of the shared data")
+    parser.add_argument("--runs", type=int, nargs="+", help="seeds of small runs")
     parser.add_argument("--only", default="", help="matrices whose name holds this")
     arguments = parser.parse_args()
     if arguments.panel:
         with tempfile.TemporaryDirectory() as folder:
             measure_panel(panel_matrices(arguments.prompts, arguments.work or Path(folder)))
+    if arguments.runs:
+        measure_runs(arguments.runs)
     if arguments.real:
         for name, matrices, seeds in real_matrices(arguments.real):
             if arguments.only in name:

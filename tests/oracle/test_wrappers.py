@@ -7,10 +7,19 @@ from scipy.special import expit, logit
 from sppo import oracle
 from sppo.comparisons import Choice
 from sppo.oracle import CheckedOracle
-from sppo.oracle.wrappers import Wrapper, fit_penalty, length_controlled, length_matched, near_tie
+from sppo.oracle.wrappers import (
+    Wrapper,
+    fit_penalty,
+    length_controlled,
+    length_matched,
+    near_tie,
+    similarity_gated,
+    word_overlap,
+)
 from sppo.recipe import RecipeError, parse_oracle
 from sppo.rundir.tables import PreferencesRow, to_table
 from sppo.stages.annotate import preference_rows
+from sppo.winrates import win_rates
 
 PANEL = {"type": "panel"}
 TEXTS = [["A fox.", "A fox is a wild animal. It has a bushy tail.", "", "I do not know."]] * 2
@@ -43,6 +52,48 @@ def test_near_ties_by_hand():
         np.testing.assert_allclose(found, pair(after), atol=1e-12)
 
 
+def test_word_overlap_by_hand():
+    texts = ["A red fox.", "a RED fox", "A fox, red", "Rain falls", "", "?!"]
+    (found,) = word_overlap([texts])
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_array_equal(np.diagonal(found), 1)
+    assert found[0, 1] == 1  # neither case nor punctuation counts
+    assert found[0, 2] == 2 * 3 / (5 + 5)  # three words in common, and no neighbours
+    assert found[0, 3] == found[0, 4] == 0
+    assert found[4, 5] == 1  # no word either
+
+
+def test_similar_responses_are_drawn_together_by_hand():
+    for similarity, after in {0.0: 0.9, 0.8: 0.9, 0.9: 0.7, 1.0: 0.5}.items():
+        found = similarity_gated(pair(0.9), np.array([[1, similarity], [similarity, 1]]), threshold=0.8)
+        np.testing.assert_allclose(found, pair(after), atol=1e-12)
+
+
+FULL_STOPS = """
+import numpy as np
+
+def prefer(prompts, responses):
+    def score(text):
+        return 3.0 * text.endswith(".") + 0.5 * ("Rain" in text)
+    scores = np.array([[score(text) for text in texts] for texts in responses])
+    return 1 / (1 + np.exp(scores[:, None, :] - scores[:, :, None]))
+"""
+
+
+def test_near_identical_responses_are_no_longer_the_best_and_the_worst(tmp_path, monkeypatch):
+    """The case it is for: the same text with and without a full stop is trained apart, and is not behind the gate."""
+    (tmp_path / "full_stops.py").write_text(FULL_STOPS)
+    monkeypatch.chdir(tmp_path)
+    judge = {"type": "function", "function": "full_stops:prefer", "own_process": False}
+    fox = "The fox is a clever wild animal with red fur"
+    texts = [[fox, f"{fox}.", "Rain falls from the clouds"]]
+    chosen = []
+    for mapping in (judge, {"type": "similarity", "oracle": judge}):
+        (rates,) = win_rates(oracle.load(mapping).compare(["Tell me something."], texts))
+        chosen.append((int(rates.argmax()), int(rates.argmin())))
+    assert chosen == [(1, 0), (1, 2)]
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([-100.0, -1.0, 0.3, 100.0]), st.sampled_from([1.0, 500.0]))
 def test_adjusted_preferences_are_preferences(seed, penalty, scale):
     generator = np.random.default_rng(seed)
@@ -54,6 +105,7 @@ def test_adjusted_preferences_are_preferences(seed, penalty, scale):
         lambda p, n: length_controlled(p, n, penalty=penalty, scale=scale),
         lambda p, n: length_matched(p, n, max_ratio=1.3),
         lambda p, n: near_tie(p, delta=0.2),
+        lambda p, n: similarity_gated(p, np.exp(-np.abs(n[:, None] - n) / 500), threshold=0.4),
     ):
         found = adjust(matrix, lengths)
         np.testing.assert_allclose(found + found.T, 1, atol=1e-12)

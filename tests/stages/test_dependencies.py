@@ -43,9 +43,11 @@ ALGORITHMS = [
     "mnpo",
     "nash_md",
     "rlhf",
+    "rspo_released",
+    "rebel",
 ]
 WITHOUT_SAMPLES, WITHOUT_PREFERENCES = {"sft"}, {"sft", "spin"}
-NEED_ALL = {"nash_md", "rlhf"}
+NEED_ALL = {"nash_md", "rlhf", "rebel"}
 SAMPLED = ["sample", "annotate", "select", "train", "respond", "evaluate"]
 LEARNT = ["select", "train", "respond", "evaluate"]
 

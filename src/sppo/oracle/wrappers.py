@@ -1,10 +1,14 @@
-r"""Oracles around another one: they take out what length alone decides, or draw near ties together.
+r"""Oracles around another one: they take out what length alone decides, or draw near ties or near-identical texts together.
 
-Each changes P entry by entry with an odd function of :math:`P_{ij} - \frac12` and of the difference of lengths, so
-:math:`P + P^\top = 1` and the diagonal 1/2 are kept. :math:`\ell` is a response's length in characters.
+Each changes P entry by entry with an odd function of :math:`P_{ij} - \frac12` and of the difference of lengths, or scales
+:math:`P_{ij} - \frac12` by a number that is the same for both orders, so :math:`P + P^\top = 1` and the diagonal 1/2 are kept.
+:math:`\ell` is a response's length in characters.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +33,7 @@ from sppo.winrates import Array
 
 Lengths = Float[Array, "prompts K"]
 """The characters of each response."""
-Adjust = Callable[[Preferences, Lengths], Preferences]
+Adjust = Callable[[Preferences, Responses], Preferences]
 
 
 class WrapperOracle(OracleSection):
@@ -38,8 +42,8 @@ class WrapperOracle(OracleSection):
     oracle: OracleConfig
     """The oracle whose answers are changed."""
 
-    def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
-        """The adjusted P from the inner oracle's P and the lengths of the responses."""
+    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
+        """The adjusted P from the inner oracle's P and the responses."""
         raise NotImplementedError(f"{type(self).__name__} has no adjust")
 
     def load(self) -> "Wrapper":
@@ -78,9 +82,9 @@ class LengthControlledOracle(WrapperOracle):
     scale: float = Field(500, gt=0)
     """The difference of lengths, in characters, beyond which longer counts little more."""
 
-    def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
+    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
         """:func:`length_controlled` with these settings."""
-        return length_controlled(matrix, lengths, penalty=self.penalty, scale=self.scale)
+        return length_controlled(matrix, lengths(responses), penalty=self.penalty, scale=self.scale)
 
 
 class LengthMatchedOracle(WrapperOracle):
@@ -90,9 +94,9 @@ class LengthMatchedOracle(WrapperOracle):
     max_ratio: float = Field(1.5, ge=1)
     """The largest ratio of the longer response's length to the shorter one's."""
 
-    def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
+    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
         """:func:`length_matched` with these settings."""
-        return length_matched(matrix, lengths, max_ratio=self.max_ratio)
+        return length_matched(matrix, lengths(responses), max_ratio=self.max_ratio)
 
 
 class NearTieOracle(WrapperOracle):
@@ -102,9 +106,23 @@ class NearTieOracle(WrapperOracle):
     delta: float = Field(0.1, gt=0, le=0.5)
     """The |P - 1/2| below which a pair is a near tie."""
 
-    def adjust(self, matrix: Preferences, lengths: Lengths) -> Preferences:
+    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
         """:func:`near_tie` with these settings."""
         return near_tie(matrix, delta=self.delta)
+
+
+class SimilarityOracle(WrapperOracle):
+    """P' - 1/2 = (P - 1/2) min(1, (1 - s) / (1 - threshold)), with s how alike two responses are: the same text ties."""
+
+    type: Literal["similarity"] = "similarity"
+    measure: Literal["words"] = "words"
+    """How alike two responses are: the share of words and of pairs of neighbouring words that they have in common."""
+    threshold: float = Field(0.8, ge=0, lt=1)
+    """The similarity up to which P is left as it is."""
+
+    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
+        """:func:`similarity_gated` with these settings."""
+        return similarity_gated(matrix, word_overlap(responses), threshold=self.threshold)
 
 
 class Wrapper(Composite):
@@ -113,7 +131,7 @@ class Wrapper(Composite):
     Args:
         inner: the oracle.
         name: the name of the inner oracle's answer among the components.
-        adjust: (P, lengths) -> P'.
+        adjust: (P, responses) -> P'.
     """
 
     def __init__(self, inner: CheckedOracle, name: str, adjust: Adjust) -> None:
@@ -125,11 +143,11 @@ class Wrapper(Composite):
         """Like :meth:`compare`, but also returns the matrices of the inner oracle and of its components."""
         matrix, inside = self.inner.compare_with_components(prompts, responses)
         components = {self.name: matrix} | {f"{self.name}/{name}": part for name, part in inside.items()}
-        return Comparison(self.adjust(matrix, lengths(responses)), components)
+        return Comparison(self.adjust(matrix, responses), components)
 
     def compare_pairs(self, prompts: Prompts, responses: Responses, wanted: Pairs) -> Preferences:
         """Like :meth:`compare` for some pairs only; the inner oracle is asked about no others, where it can be."""
-        return self.adjust(self.inner.compare_pairs(prompts, responses, wanted), lengths(responses))
+        return self.adjust(self.inner.compare_pairs(prompts, responses, wanted), responses)
 
     @property
     def inner_oracles(self) -> Sequence[Oracle]:
@@ -182,6 +200,40 @@ def near_tie(matrix: Preferences, *, delta: float) -> Preferences:
     r""":math:`P' = \frac12 + d \min(1, |d|/\delta)` with :math:`d = P - \frac12`: continuous, and P beyond delta."""
     margin = matrix - 0.5
     return np.asarray(0.5 + margin * np.minimum(1.0, np.abs(margin) / delta))
+
+
+def word_overlap(responses: Responses) -> Preferences:
+    r"""How alike the responses to each prompt are: Dice's coefficient of their words and pairs of neighbouring words.
+
+    :math:`s_{ij} = 2 |W_i \cap W_j| / (|W_i| + |W_j|)` with W the multiset of a response's words in lower case, without punctuation,
+    and of its pairs of neighbouring words, which tell the order. It is 1 for the same words in the same order, also for none, and
+    0 where no word is shared. Scripts without spaces have words as long as a sentence, so that only equal sentences are alike.
+
+    Returns:
+        [N, K, K] in [0, 1], symmetric.
+    """
+
+    def parts(text: str) -> Counter[Any]:
+        words = re.findall(r"\w+", text.lower())
+        return Counter([*words, *pairwise(words)])
+
+    def dice(first: Counter[Any], second: Counter[Any]) -> float:
+        both = first.total() + second.total()
+        return 2 * (first & second).total() / both if both else 1.0
+
+    counted = [[parts(text) for text in texts] for texts in responses]
+    return np.array([[[dice(first, second) for second in of] for first in of] for of in counted])
+
+
+def similarity_gated(matrix: Preferences, similarity: Preferences, *, threshold: float) -> Preferences:
+    r""":math:`P' = \frac12 + (P - \frac12) \min(1, \frac{1 - s}{1 - \text{threshold}})`: continuous, P up to the threshold, 1/2 at s = 1.
+
+    Args:
+        matrix: P.
+        similarity: s, symmetric, in [0, 1].
+        threshold: the similarity up to which P is kept, less than 1.
+    """
+    return np.asarray(0.5 + (matrix - 0.5) * np.minimum(1.0, (1 - similarity) / (1 - threshold)))
 
 
 def fit_penalty(

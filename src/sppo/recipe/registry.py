@@ -47,6 +47,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "length_controlled": "sppo.oracle.wrappers:LengthControlledOracle",
         "length_matched": "sppo.oracle.wrappers:LengthMatchedOracle",
         "near_tie": "sppo.oracle.wrappers:NearTieOracle",
+        "similarity": "sppo.oracle.wrappers:SimilarityOracle",
     },
     "samplers": {
         "transformers": "sppo.sampling.transformers:TransformersSampling",
