@@ -292,10 +292,7 @@ def _line(line: bytes) -> str:
 def _answers(path: Path) -> set[tuple[Any, ...]] | str:
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as file:
-            rows = [
-                *file.execute("SELECT * FROM checked_answers"),
-                *file.execute("SELECT * FROM checked_spent"),
-            ]
+            rows = file.execute("SELECT question, answer, digest FROM checked_answers").fetchall()
     except sqlite3.Error as error:
         return str(error)
     # what does not fit its digest is as good as none
