@@ -115,6 +115,19 @@ def test_a_stage_is_done_when_it_was_published_and_is_whole(run):
     assert [read_shard(path).num_rows for path in stage.shards()] == [4, 4, 4]
 
 
+def test_the_record_of_another_stage_or_iteration_is_as_good_as_none(run):
+    stages = [
+        run.stage(name, t, {}, (), folder=name) for name, t in (("select", 1), ("train", 1), ("select", 2))
+    ]
+    for stage in stages:
+        stage.folder.mkdir(parents=True)
+        stage.publish([])
+    for other in stages[1:]:
+        stages[0].record.write_bytes(other.record.read_bytes())
+        assert not stages[0].is_done() and not stages[0].is_stale()
+        assert "another stage or of another iteration" in stages[0].damage()
+
+
 def test_a_finished_stage_without_its_line_has_lost_metrics(run):
     stage = _stage(run)
     stage.publish(stage.run_shards([[]] * SHARDS, Work()))

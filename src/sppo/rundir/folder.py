@@ -162,7 +162,7 @@ class StageFolder:
     def damage(self) -> str | None:
         """Why the stage's record cannot be believed; None if the record is whole or missing."""
         try:
-            load_record(self.record)
+            _load_stage_record(self.record)
         except DamagedRecord as error:
             return str(error)
         return None
@@ -406,9 +406,21 @@ def publish_folder(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
+def _load_stage_record(path: Path) -> dict[str, Any] | None:
+    record = load_record(path)
+    if record is not None and "stage" in record:
+        place = ("evaluate" if path.stem == "evaluation" else path.stem, path.parent.name)
+        if place != (record["stage"], f"iter-{record.get('iteration')}"):
+            raise DamagedRecord(f"{path} holds the record of another stage or of another iteration")
+    return record
+
+
 def read_stage_record(path: Path) -> dict[str, Any] | None:
-    """A stage's record; None if there is none or if it is damaged, since the stage is then not done."""
-    record = read_record(path)
+    """A stage's record; None if there is none or if it is damaged or another stage's, since the stage is then not done."""
+    try:
+        record = _load_stage_record(path)
+    except DamagedRecord:
+        return None
     if record is None or "shards" not in record:
         return None
     parts = [record.get(part, []) for part in ("shards", "files")]
