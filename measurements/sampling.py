@@ -271,7 +271,7 @@ def compare(name: str, case: Case, options: argparse.Namespace) -> None:
     lengths = [len(prompt) for prompt in case.prompts]
     print(
         f"\n{name}: {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens (mean {np.mean(lengths):.0f}),"
-        f" K = {K}, at most {case.max_new_tokens} new tokens, fp32, {os.environ.get('OMP_NUM_THREADS', 1)} thread(s)"
+        f" K = {K}, at most {case.max_new_tokens} new tokens, {options.dtype}, {os.environ.get('OMP_NUM_THREADS', 1)} thread(s)"
     )
     contestants: dict[str, Any] = {"ours": timed(ours(case, options.dtype))}
     if not options.no_generate:
