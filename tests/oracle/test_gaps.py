@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from io import StringIO
 
 import numpy as np
@@ -14,6 +15,7 @@ from small_runs import rows
 from sppo import selfplay
 from sppo.progress import Terminal
 from sppo.rundir.folder import RunFolder
+from sppo.stages.single import run_stage
 
 
 def shown_prompt(body):
@@ -95,3 +97,44 @@ def test_a_refused_prompt_has_no_win_rate_and_does_not_spoil_the_mean(finished):
     assert f"note: {record['prompts_left_out']} held-out prompts without a win rate" in shown
     known = [rate for rate in rates if rate is not None]
     assert summary["iterations"][0]["win_rate_vs_base"]["mean"] == pytest.approx(np.mean(known))
+
+
+def test_few_comparisons_of_a_judge_are_kept_and_a_prompt_that_is_refused_later_is_left_out_whole(tmp_path):
+    asked = Counter()
+
+    def later(path, body):
+        prompt = shown_prompt(body)
+        asked[prompt] += 1
+        if is_refused(prompt) and asked[prompt] > 6:  # of 7 responses, three pairs meet in the first round
+            return Reply({"error": {"message": "content policy"}}, 400)
+        return said("[[A]]" if len(body["messages"][-1]["content"]) % 3 else "[[C]]")
+
+    with serve(later) as server:
+        oracle = {
+            "type": "judge",
+            "verdict": "samples",
+            "unread": "leave_out_prompt",
+            "max_left_out_share": 1.0,
+            "comparisons": {"type": "adaptive", "budget": 17},
+            "endpoint": {"url": server.url, "model": "m", "cache": str(tmp_path / "answers.sqlite")},
+        }
+        changes = {"iterations": 1, "oracle": oracle, "sampling.k": 7, "prompts.train.limit": 6}
+        terminal = Terminal(Console(file=StringIO()))
+        for run in ("first", "second"):
+            before = dict(asked)
+            for stage in ("sample", "annotate"):
+                run_stage(small_runs.small(**changes), RunFolder(tmp_path / run), terminal, stage)
+    prompts = {
+        row["prompt_id"]: row["messages"][0]["content"]
+        for row in rows(tmp_path / "first" / "iter-1" / "responses")
+    }
+    assert 0 < sum(map(is_refused, prompts.values())) < len(prompts)
+    for row in rows(tmp_path / "first" / "iter-1" / "preferences"):
+        prompt, matrix = prompts[row["prompt_id"]], np.array(row["matrix"])
+        if is_refused(prompt):
+            assert np.isnan(matrix[~np.eye(7, dtype=bool)]).all()
+            assert not any(row["settled"])
+        else:
+            assert sum(row["settled"]) >= 2
+            assert asked[prompt] <= 2 * 17
+            assert asked[prompt] == before[prompt]  # the second run found all answers in the cache

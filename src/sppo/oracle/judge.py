@@ -148,7 +148,12 @@ class Judge(BothOrders):
     @property
     def leaves_gaps(self) -> bool:
         """Whether pairs without a verdict are left out, as NaN."""
-        return self.config.unread in ("leave_out_pair", "leave_out_prompt")
+        return self.config.unread == "leave_out_pair" or self.leaves_out_prompts
+
+    @property
+    def leaves_out_prompts(self) -> bool:
+        """Whether all pairs of a prompt are left out with one of them."""
+        return self.config.unread == "leave_out_prompt"
 
     def compare_pairs(self, prompts: Prompts, responses: Responses, wanted: Pairs) -> Preferences:
         """Like :meth:`compare` for some pairs only; 1/2 elsewhere."""
@@ -258,7 +263,7 @@ class Judge(BothOrders):
     ) -> None:
         """Mark pairs without a verdict, or all pairs of their prompts, as left out, within the allowed share."""
         for question in unread:
-            if self.config.unread == "leave_out_prompt":
+            if self.leaves_out_prompts:
                 first[question.n][~np.eye(first.shape[-1], dtype=bool)] = np.nan
         entries = [(question.n, i, j) for question in questions for i, j in question.entries if i < j]
         self._pairs += len(entries)

@@ -102,6 +102,7 @@ def _compare_in_rounds(
         isinstance(part, ComparesPairs) for part in parts_of(models.oracle) if not isinstance(part, Composite)
     }
     whole = None if True in by_pairs else _answers(models, rows, None)
+    by_prompt = any(getattr(part, "leaves_out_prompts", False) for part in parts_of(models.oracle))
     for number in range(len(rows)):
         go_on(number, None)
     while wanted:
@@ -111,8 +112,13 @@ def _compare_in_rounds(
             _answers(models, [rows[number] for number in asked], pairs) if whole is None else whole[asked]
         )
         matrices[asked] = np.where(pairs, answers, matrices[asked])
-        for number in asked:
-            go_on(number, matrices[number])
+        for number, of_prompt in zip(asked, pairs, strict=True):
+            if by_prompt and np.isnan(matrices[number][of_prompt]).any():
+                matrices[number][~np.eye(k, dtype=bool)] = np.nan
+                del wanted[number]
+                advance(1)
+            else:
+                go_on(number, matrices[number])
     return [
         PreferencesRow(row.prompt_id, matrix, {}, of_prompt.tolist())
         for row, matrix, of_prompt in zip(rows, matrices, settled, strict=True)
