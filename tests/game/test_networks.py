@@ -29,9 +29,12 @@ from sppo.game.dynamics import (
     sppo,
 )
 from sppo.game.dynamics.policies import as_policy, normalised
+from sppo.oracle import CheckedOracle
+from sppo.oracle.fixed_opponent import FixedOpponent
 from sppo.rundir.shards import table, write_shard
 from sppo.rundir.tables import TRAINING
 from sppo.training import TrainingJob, train
+from sppo.winrates import win_rates
 
 PROMPT = [0]
 # multiples of 1/8, so that the oracle's choices of a winner can be written out in their proportions
@@ -168,6 +171,27 @@ def test_sppo_with_the_exact_partition_is_multiplicative_weights(tmp_path, eta):
     policy = as_policy(np.exp(before))
     expected = multiplicative_weights.update(policy, game, eta=eta).log - policy.log
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+class Table:
+    """An oracle over responses that are the numbers of a table's rows."""
+
+    def compare(self, prompts, responses):
+        index = np.array([[int(text) for text in texts] for texts in responses])
+        return CYCLIC[index[:, :, None], index[:, None, :]]
+
+
+def test_a_fixed_opponent_makes_the_win_rates_against_it_the_goal(tmp_path):
+    eta, uniform, opponent = 6.0, np.zeros(4), ["0", "1", "1", "3"]
+    fixed = FixedOpponent(CheckedOracle(Table()), {"x": opponent})
+    rates = win_rates(fixed.compare(["x"], [["0", "1", "2", "3"]]))[0]
+    partition = float(np.log(np.mean(np.exp(eta * rates))))
+    found, _ = trained_log_ratio(
+        tmp_path, uniform, [(range(4), rates)], {"type": "sppo", "eta": eta}, log_partition=partition
+    )
+    # multiplicative weights with the payoffs against the opponent, at half the step size
+    expected = eta / 2 * CYCLIC @ np.array([1, 2, 0, 1]) / 4
+    np.testing.assert_allclose(found, expected - np.log(np.mean(np.exp(expected))), atol=2e-3)
 
 
 def test_ipo_on_all_pairs_is_multiplicative_weights_with_one_over_tau(tmp_path):

@@ -309,3 +309,54 @@ def policies(runs: options.Runs, common: options.OutputOptions) -> None:
     game = games.empirical_game(payoff, names=names, challengers=challenges, challenger_names=rivals)
     show_matrix(terminal, "Win rate of the row policy against the column policy", game.names, game.payoff)
     show_standings(game, terminal)
+
+
+@app.command(epilog="Example: sppo game certify runs/quickstart --seeds 2 --rates 1,2")
+@options.described_by_docstring
+def certify(
+    run: options.RunFolderArgument,
+    common: options.OutputOptions,
+    seeds: Annotated[int, typer.Option(min=1)] = 2,
+    rates: Annotated[str, typer.Option(metavar="X,X,...")] = "1,2",
+    iterations: Annotated[int, typer.Option(min=1)] = 2,
+    prompts: Annotated[int, typer.Option(min=1)] = 240,
+    responses: Annotated[int, typer.Option(min=1)] = 4,
+) -> None:
+    """Bound from below how exploitable a run's last and averaged policies are, by best responses trained against them.
+
+    The best response is chosen on one half of the held-out prompts and measured on the other half.
+
+    Args:
+        seeds: Number of seeds to train best responses with.
+        rates: Step sizes, as multiples of the recipe's learning rate.
+        iterations: Iterations of each training, all of them against the same opponent.
+        prompts: The largest number of the run's training prompts to train on.
+        responses: How many of the opponent's responses to each training prompt are drawn.
+    """
+    from sppo.compare import certificate
+
+    multiples = parse_numbers(rates, "--rates")
+    if not all(0 < rate < float("inf") for rate in multiples) or len(set(multiples)) < len(multiples):
+        raise typer.BadParameter(f"--rates {rates!r}: expected different positive numbers, such as 1,2.")
+    effort = certificate.Effort(seeds, multiples, iterations, prompts, responses)
+    terminal = common.terminal
+    found = certificate.certify(run, effort, terminal)
+    terminal.show_json({of.target: of.record() for of in found})
+    rows = [
+        [of.target, of.candidates[of.bound.best], *vars(of.bound.measured).values(), len(of.candidates)]
+        for of in found
+    ]
+    header = [
+        "policy",
+        "best response",
+        "exploitable by at least",
+        "95% from",
+        "to",
+        "prompts",
+        "responses tried",
+    ]
+    show_table(
+        terminal, "Lower bounds of the exploitability (win rate of the best response - 1/2)", header, rows
+    )
+    for of in found:
+        terminal.show(of.sentence)

@@ -49,14 +49,16 @@ def of_run(path: Path, iteration: int | None, limit: int, form: Text = "prompt")
     for number in [iteration] if iteration is not None else run.iterations:
         rows = list(islice(run.responses(number), limit))
         if rows:
-            return Material(_shown(run, [row.messages for row in rows], form), [row.texts for row in rows])
+            return Material(
+                shown_prompts(run, [row.messages for row in rows], form), [row.texts for row in rows]
+            )
     which = "" if iteration is None else f" in iteration {iteration}"
     raise RunError(
         f"{path}: nothing has been sampled{which}; run `sppo sample` first, or give --responses FILE"
     )
 
 
-def _shown(run: RunReader, conversations: Sequence[list[Any]], form: Text) -> list[str]:
+def shown_prompts(run: RunReader, conversations: Sequence[list[Any]], form: Text) -> list[str]:
     """The prompts as an oracle sees them that sees them in the given form."""
     recipe = run.recipe
     if form != "chat":

@@ -48,6 +48,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "length_matched": "sppo.oracle.wrappers:LengthMatchedOracle",
         "near_tie": "sppo.oracle.wrappers:NearTieOracle",
         "similarity": "sppo.oracle.wrappers:SimilarityOracle",
+        "fixed_opponent": "sppo.oracle.fixed_opponent:FixedOpponentOracle",
     },
     "samplers": {
         "transformers": "sppo.sampling.transformers:TransformersSampling",

@@ -17,6 +17,7 @@ from sppo.progress import printable
 from sppo.report import (
     benchmark_results,
     browser,
+    certificate_section,
     evaluation_sections,
     head_to_head,
     human_votes,
@@ -166,6 +167,7 @@ def _article(prefix: str, path: Path, evaluations: Sequence[Path], all_pairs: bo
             "lengths": lambda: evaluation_sections.lengths(run, prefix, held_out),
             "oracle": lambda: oracle_section.section(run, prefix, compared),
             "people": lambda: human_votes.section(path, prefix, notes),
+            "certificate": lambda: certificate_section.section(path, prefix, notes),
             "benchmarks": lambda: sections.benchmarks(prefix, benchmark_results.tables(path, folders, notes)),
             "cost": lambda: training_sections.cost(run, prefix),
             "recipe": lambda: sections.recipe(run, prefix),
