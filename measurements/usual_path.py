@@ -5,7 +5,7 @@
 
 Its figures stand in docs/experiments.md under "What measuring a model costs when it is loaded". Each repeat plays one iteration
 with each version twice, with one shard and one optimiser step and with three of each, so that the cost of a shard and of a step
-is half the difference. All figures are seconds of the processor. The checks themselves are also timed inside a run of this
+is half the difference; two equal numbers play one size only. All figures are seconds of the processor. The checks themselves are also timed inside a run of this
 version, because a difference of 1% between two runs is below what other programs on the machine change.
 """
 
@@ -142,34 +142,36 @@ def main() -> None:
     parser.add_argument("before", type=Path, help="a checkout of the earlier version")
     parser.add_argument("model", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shards", type=int, nargs=2, default=[1, 3])
     options = parser.parse_args()
     now = Path(__file__).resolve().parents[1]
-    whole, written = play(now, options.model, 3, TIMED)
+    whole, written = play(now, options.model, max(options.shards), TIMED)
     checks = json.loads(written.rpartition("SECONDS ")[2].splitlines()[0])
-    print(f"a run of three shards: {whole['run']:.1f} s, of which {sum(checks.values()):.2f} s are checks:")
+    print(
+        f"a run of {max(options.shards)} shards: {whole['run']:.1f} s, of which {sum(checks.values()):.2f} s are checks:",
+        flush=True,
+    )
     for check, seconds in sorted(checks.items(), key=lambda item: -item[1]):
         print(f"  {check}: {seconds:.2f}")
+    few, many = options.shards
     seconds: dict[tuple[str, str, int], list[float]] = {}
     for _ in range(options.repeats):
-        for version, checkout in (("before", options.before), ("now", now)):
-            for shards in (1, 3):
-                for stage, value in play(checkout, options.model, shards, CHILD)[0].items():
+        for shards in dict.fromkeys(options.shards):
+            for version, checkout in (("before", options.before), ("now", now)):
+                found = play(checkout, options.model, shards, CHILD)[0]
+                print(f"{shards} shards, {version}: {found}", flush=True)
+                for stage, value in found.items():
                     seconds.setdefault((stage, version, shards), []).append(value)
     print(
-        "seconds, the least of all repeats: the run or stage; before, now; and of one more shard or step before, now"
+        f"before, now; the least of the repeats, with {many} shards and for one more shard, and the medians"
     )
     for stage in dict.fromkeys(stage for stage, *_ in seconds):
-        least = {
-            (version, shards): min(seconds[stage, version, shards])
-            for version in ("before", "now")
-            for shards in (1, 3)
-        }
-        slopes = {version: (least[version, 3] - least[version, 1]) / 2 for version in ("before", "now")}
-        medians = [statistics.median(seconds[stage, version, 3]) for version in ("before", "now")]
-        print(
-            f"{stage}: {least['before', 3]:.2f}, {least['now', 3]:.2f} (medians {medians[0]:.2f}, {medians[1]:.2f});"
-            f" {slopes['before']:.2f}, {slopes['now']:.2f}"
-        )
+        parts = []
+        for version in ("before", "now"):
+            values = seconds[stage, version, many]
+            slope = (min(values) - min(seconds[stage, version, few])) / max(1, many - few)
+            parts.append(f"{min(values):.2f} ({slope:.2f}; {statistics.median(values):.2f})")
+        print(f"{stage}: {', '.join(parts)}")
 
 
 if __name__ == "__main__":

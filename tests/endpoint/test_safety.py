@@ -118,13 +118,22 @@ def test_organization_and_project_come_from_the_recipe_alone(endpoint, monkeypat
         assert server.headers[1]["openai-project"] == "proj-1"
 
 
-def test_a_null_in_extra_body_takes_a_key_away(endpoint):
-    settings = {"max_tokens": None, "seed": None, "max_completion_tokens": 5, "top_k": 1}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_tokens": None, "seed": None, "max_completion_tokens": 5, "top_k": 1},
+        {"temperature": None},
+        {"seed": None, "min_p": None},
+        {"max_tokens": None, "temperature": None, "reasoning": {"effort": None}},
+    ],
+)
+def test_a_null_in_extra_body_takes_a_key_away(endpoint, settings):
     with serve(lambda path, body: said("A")) as server:
         endpoint(server, extra_body=settings).ask([ask(max_tokens=9, seed=1, temperature=0.0)])
         (sent,) = server.asked
     del sent["messages"]
-    assert sent == {"model": "judge", "temperature": 0.0, "max_completion_tokens": 5, "top_k": 1}
+    asked = {"model": "judge", "temperature": 0.0, "max_tokens": 9, "seed": 1}
+    assert sent == {key: value for key, value in {**asked, **settings}.items() if value is not None}
 
 
 @pytest.mark.parametrize(

@@ -261,10 +261,20 @@ def test_parquet_of_sharegpt_and_of_preferences(split):
     ]
 
 
-def test_files_that_count_from_0_each_keep_all_their_prompts(split):
-    for name, words in (("a.jsonl", "abc"), ("b.jsonl", "def"), ("held.jsonl", "gh")):
-        write(name, "".join(json.dumps({"id": n, "prompt": word}) + "\n" for n, word in enumerate(words)))
-    found = split(["a.jsonl", "b.jsonl"], PromptSource(source="held.jsonl"), iterations=2)
+@pytest.mark.parametrize("key", ["id", "prompt_id"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_files_that_count_from_0_each_keep_all_their_prompts(split, key, ending):
+    for name, words in (("a", "abc"), ("b", "def"), ("held", "gh")):
+        rows = pa.table({key: list(range(len(words))), "prompt": list(words)})
+        if ending == "jsonl":
+            write(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows.to_pylist()))
+        elif ending == "csv":
+            lines = [f"{row[key]},{row['prompt']}\n" for row in rows.to_pylist()]
+            write(f"{name}.csv", f"{key},prompt\n" + "".join(lines))
+        else:
+            pq.write_table(rows, f"{name}.parquet")
+    held_out = PromptSource(source=f"held.{ending}")
+    found = split([f"a.{ending}", f"b.{ending}"], held_out, iterations=2)
     assert all_texts(found) == list("abcdefgh")
     ids = [row["prompt_id"] for part in [*found.iterations, found.held_out] for row in part.to_pylist()]
     assert len(set(ids)) == 8

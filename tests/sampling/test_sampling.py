@@ -256,11 +256,22 @@ def test_a_flat_distribution_has_a_nucleus_beyond_the_first_candidates():
     assert sorted(set(chosen.tolist())) == list(range(500))  # of tied tokens, only as many as are needed
 
 
-def test_ties_at_the_edge_keep_as_many_tokens_as_are_needed():
-    logits = torch.tensor([[2.0, 0.0, 1.0, 1.0, 1.0, 0.0]])
-    assert warped(logits, TransformersSampling(top_k=2))[0].nonzero().flatten().tolist() == [0, 2]
-    # the probabilities are 0.41, 0.06, and three times 0.15: two of the three are needed for 0.7
-    assert warped(logits, TransformersSampling(top_p=0.7))[0].nonzero().flatten().tolist() == [0, 2, 3]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("logits", "settings", "kept"),
+    [
+        ([2.0, 0.0, 1.0, 1.0, 1.0, 0.0], {"top_k": 2}, [0, 2]),
+        # the probabilities are 0.41, 0.06, and three times 0.15: two of the three are needed for 0.7
+        ([2.0, 0.0, 1.0, 1.0, 1.0, 0.0], {"top_p": 0.7}, [0, 2, 3]),
+        ([1.0, 1.0, 1.0, 1.0], {"top_k": 3}, [0, 1, 2]),
+        ([1.0, 1.0, 1.0, 1.0], {"top_p": 0.4}, [0, 1]),
+        ([0.0, 3.0, 3.0, 0.0], {"top_k": 1}, [1]),
+        ([2.0, 0.0, 1.0, 1.0, 1.0, 0.0], {"top_k": 3, "top_p": 0.7}, [0, 2]),
+    ],
+)
+def test_ties_at_the_edge_keep_as_many_tokens_as_are_needed(logits, settings, kept, dtype):
+    found = warped(torch.tensor([logits], dtype=dtype), TransformersSampling(**settings))
+    assert found[0].nonzero().flatten().tolist() == kept
 
 
 # stop strings
