@@ -18,9 +18,10 @@ def make(folder, kind):
         "max_position_embeddings": 512,
     }
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    if kind == "qwen3_5":
+    if kind.startswith("qwen3_5"):
         linear = {f"linear_{name}": size for name, size in LINEAR_ATTENTION.items()}
         text |= {"layer_types": ["linear_attention", "full_attention"], **linear}
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
         vision = {
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -28,8 +29,19 @@ def make(folder, kind):
             "num_heads": 2,
             "out_hidden_size": 32,
         }
-        config = transformers.Qwen3_5Config(text_config=text, vision_config=vision)
-        model = transformers.Qwen3_5ForConditionalGeneration(config)
+        if kind == "qwen3_5_moe":
+            text |= {**experts, "shared_expert_intermediate_size": 16}
+            config = transformers.Qwen3_5MoeConfig(text_config=text, vision_config=vision)
+            model = transformers.Qwen3_5MoeForConditionalGeneration(config)
+        else:
+            config = transformers.Qwen3_5Config(text_config=text, vision_config=vision)
+            model = transformers.Qwen3_5ForConditionalGeneration(config)
+    elif kind == "llama4":
+        text |= {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 64}
+        widths = ("vision_output_dim", "projector_input_dim", "projector_output_dim")
+        vision |= {"image_size": 28, "patch_size": 14, "intermediate_size": 128, **dict.fromkeys(widths, 32)}
+        config = transformers.Llama4Config(text_config=text, vision_config=vision)
+        model = transformers.Llama4ForConditionalGeneration(config)
     else:
         vision |= {"image_size": 28, "patch_size": 14}
         config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)

@@ -70,14 +70,22 @@ def test_parameters_are_counted_from_the_headers():
     assert policy.count_parameters(POLICY) == AutoModelForCausalLM.from_pretrained(POLICY).num_parameters()
 
 
-def test_weights_that_the_language_model_does_not_contain_are_named(tmp_path, caplog):
-    folder = multimodal_models.make(tmp_path / "base", "qwen3_5")
+@pytest.mark.parametrize(
+    ("kind", "beside_text"),
+    [
+        ("qwen3_5", ["model.visual"]),
+        ("qwen3_5_moe", ["model.visual"]),
+        ("llama4", ["multi_modal_projector", "vision_model"]),
+    ],
+)
+def test_weights_that_the_language_model_does_not_contain_are_named(tmp_path, kind, beside_text, caplog):
+    folder = multimodal_models.make(tmp_path / "base", kind)
     model = policy.load(folder, dtype="float32", device="cpu")
     (message,) = [record.getMessage() for record in caplog.records if record.name == "sppo.policy.load"]
     names = set(load_file(folder / "model.safetensors"))
-    visual = {name for name in names if name.startswith("model.visual.")}
-    assert f"without {len(visual)} of the {len(names)} weights" in message
-    assert message.endswith(": model.visual")
+    beside = {name for name in names if name.startswith(tuple(beside_text))}
+    assert f"without {len(beside)} of the {len(names)} weights" in message
+    assert all(part in message.rpartition(": ")[2] for part in beside_text)
     assert "vision_config" not in model.config.to_dict()
 
 
