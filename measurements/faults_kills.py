@@ -171,8 +171,11 @@ class Killer:
             if errors > KILLS_OF_A_RUN:
                 return "FAILED: it does not end", killed, outcome
         differing = differences(self.wanted, self._snapshot(run))
-        left = [str(path) for path in self._where(run).rglob(".*") if path.name.endswith(".tmp")]
-        left += [str(path) for name in (".training", ".policy") for path in self._where(run).rglob(name)]
+        left = [  # files: in storage on a disk, empty folders stay
+            str(path)
+            for path in self._where(run).rglob("*")
+            if path.is_file() and (path.suffix == ".tmp" or {".training", ".policy"} & {*path.parts})
+        ]
         if differing or left:
             return f"FAILED: differs {', '.join([*differing, *left])}", killed, outcome
         return "identical bytes", killed, outcome
