@@ -8,6 +8,7 @@ once: TRL gets three pairs that cover five responses.
 
     OMP_NUM_THREADS=2 python measurements/training.py                        # the 58M model, on a CPU
     OMP_NUM_THREADS=2 python measurements/training.py --model tiny           # smoke
+    OMP_NUM_THREADS=1 python measurements/training.py --model smollm2 --rows precision --cpu-time   # bfloat16 beside float32
     python measurements/training.py --model mistral-7b --device cuda --prompts 64 --repeats 3 --rows 2 memory \
         --optimizer rmsprop --liger --trl-batches 1 2 4                    # one GPU of 140 GB, with liger-kernel
 """
@@ -15,6 +16,7 @@ once: TRL gets three pairs that cover five responses.
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import math
 import os
@@ -55,6 +57,15 @@ MODELS = {
         "num_hidden_layers": 8,
         "num_attention_heads": 8,
         "vocab_size": 32_000,
+    },
+    "smollm2": {  # the shape of SmolLM2-135M-Instruct
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
     },
     "mistral-7b": {
         "hidden_size": 4096,
@@ -113,8 +124,8 @@ class Ours:
 
     name = "sppo"
 
-    def __init__(self, args, rows, folder):
-        self.args, self.model = args, make_model(args)
+    def __init__(self, args, rows, folder, mixed_precision="no"):
+        self.args, self.model, self.mixed_precision = args, make_model(args), mixed_precision
         self.trees = [Tree(prompt, responses) for prompt, responses in rows]
         self.found = measure_capabilities(self.model)
         opponent = log_probs(self.model, self.trees, pack_tokens=args.pack_tokens, capabilities=self.found)
@@ -143,13 +154,17 @@ class Ours:
             batches=batches,
             algorithm=SPPO(eta=args.eta, reduction="sum"),
             pack_tokens=args.pack_tokens,
-            mixed_precision="no",
+            mixed_precision=mixed_precision,
         )
         self.batches = [{"step": batches[0]}]
 
     def reference(self):
         values = log_probs(
-            self.model.eval(), self.trees, pack_tokens=self.args.pack_tokens, capabilities=self.found
+            self.model.eval(),
+            self.trees,
+            pack_tokens=self.args.pack_tokens,
+            capabilities=self.found,
+            mixed_precision=self.mixed_precision,
         )
         return [value for of_prompt in values for value in of_prompt]
 
@@ -324,6 +339,39 @@ def resident(name):
     return int(line.split()[1]) * 1024
 
 
+def precision_row(args, folder):
+    """Our step and reference pass in bfloat16 beside float32, and how far their log-probabilities are apart."""
+    rows = draw(args, 4)
+    tokens = sum(sum(map(len, of_prompt)) for _, of_prompt in rows)
+    both = {name: Ours(args, rows, folder / name, name) for name in ("no", "bf16")}
+    apart = [
+        abs(one - other) / len(response)
+        for one, other, response in zip(
+            *(contender.reference() for contender in both.values()),
+            [response for _, of_prompt in rows for response in of_prompt],
+            strict=True,
+        )
+    ]
+    print(
+        f"log pi(y|x) per token, bfloat16 - float32: mean {np.mean(apart):.1e}, worst {max(apart):.1e} nats"
+    )
+    found = {"apart_mean": float(np.mean(apart)), "apart_worst": max(apart)}
+    work = {"step": step, "reference": Ours.reference}
+    times = {(name, what): [] for name in both for what in work}
+    for contender in both.values():
+        step(contender)
+    for _ in range(args.repeats):
+        for (name, contender), (what, do) in itertools.product(both.items(), work.items()):
+            times[name, what].append(seconds(lambda do=do, contender=contender: do(contender), args))
+    for what in work:
+        slow, fast = (statistics.median(times[name, what]) for name in both)
+        print(
+            f"K=4 {what}: {tokens / slow:.0f} and {tokens / fast:.0f} response tokens/s: {slow / fast:.2f}x"
+        )
+        found[what] = slow / fast
+    return found
+
+
 def memory_row(args):
     found = {}
     for name in ("sppo", "TRL"):
@@ -344,7 +392,9 @@ def main():
     parser.add_argument("--model", choices=MODELS, default="58m")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--attention", default=None, help="transformers' attn_implementation, of both")
-    parser.add_argument("--rows", nargs="+", default=["2", "5", "memory"], choices=["2", "5", "memory"])
+    parser.add_argument(
+        "--rows", nargs="+", default=["2", "5", "memory"], choices=["2", "5", "memory", "precision"]
+    )
     parser.add_argument("--prompts", type=int, default=8, help="of a step")
     parser.add_argument("--prompt-tokens", type=float, default=180)
     parser.add_argument("--response-tokens", type=float, default=300)
@@ -371,7 +421,12 @@ def main():
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for row in args.rows:
-            found[row] = memory_row(args) if row == "memory" else time_row(args, int(row), Path(folder) / row)
+            if row == "memory":
+                found[row] = memory_row(args)
+            elif row == "precision":
+                found[row] = precision_row(args, Path(folder) / row)
+            else:
+                found[row] = time_row(args, int(row), Path(folder) / row)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1))
 

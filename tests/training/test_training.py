@@ -226,6 +226,16 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(job):
     assert_same_weights(one, two, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(("native", "as_if"), [(True, "bf16"), (False, "no")])
+def test_the_precision_auto_is_that_of_the_processor(job, monkeypatch, native, as_if):
+    monkeypatch.setattr("sppo.training.multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    chosen, named = job("auto", epochs=1, mixed_precision="auto"), job(as_if, epochs=1, mixed_precision=as_if)
+    for one in (chosen, named):
+        train(one)
+    assert_same_weights(chosen, named, rtol=0, atol=0)
+
+
 def test_the_policy_is_an_ordinary_folder_with_its_tokenizer(job):
     from transformers import AutoTokenizer
 

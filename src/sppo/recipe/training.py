@@ -55,8 +55,9 @@ class Training(Section):
     """Largest norm of the gradient, beyond which it is clipped; 0 never clips."""
     pack_tokens: int = Field(16384, ge=1)
     """Tokens computed side by side; changes results by rounding only."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """With bf16, matrix products are computed in bfloat16 and weights stay in policy.dtype."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "no"
+    """With bf16, matrix products are computed in bfloat16 and weights stay in policy.dtype; auto is bf16 where the processor or the
+    GPU multiplies it natively."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     save_dtype: Literal["float32", "bfloat16"] | None = None

@@ -148,10 +148,12 @@ class Models:
         return as_lm_eval_model(policies.load(policy, **self._loading), self.chat.tokenizer)
 
     def _load_scorer(self, policy: Path) -> Scorer:
+        from sppo.training import mixed_precision
         from sppo.training.log_probs import Tree, log_probs, measure_capabilities
 
         training = self.recipe.training
         model = policies.load(policy, **self._loading)
+        precision = mixed_precision(training)
         capabilities = measure_capabilities(model)  # measured once, not for every shard
 
         def score(
@@ -165,7 +167,7 @@ class Models:
                 model,
                 trees,
                 pack_tokens=training.pack_tokens,
-                mixed_precision=training.mixed_precision,
+                mixed_precision=precision,
                 capabilities=capabilities,
             )
 

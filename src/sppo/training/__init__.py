@@ -5,15 +5,27 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sppo import recipe
 from sppo.policy import adapter as adapters
 from sppo.progress import Advance, unseen
+from sppo.rundir.environment import multiplies_bfloat16
 from sppo.training.schedule import Steps, plan
 
 CHECKPOINTS_KEPT = 2
 """How many checkpoints are kept while a training runs: the newest, and one more in case the newest is damaged."""
+
+
+def mixed_precision(settings: recipe.Training) -> Literal["no", "bf16"]:
+    """The recipe's `mixed_precision` on this machine, where `auto` is bf16 if bfloat16 is multiplied natively."""
+    if settings.mixed_precision != "auto":
+        return settings.mixed_precision
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    is_native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else multiplies_bfloat16()
+    return "bf16" if is_native else "no"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The training itself, run in the only process or as `python -m sppo.training.worker JOB` in each of several."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from sppo.policy.saving import save_model
 from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.progress import Advance, unseen
 from sppo.rundir.records import append_line
-from sppo.training import TrainingJob, lora, loss_text, optimizer, sharding
+from sppo.training import TrainingJob, lora, loss_text, mixed_precision, optimizer, sharding
 from sppo.training.checkpoints import Checkpoints
 from sppo.training.examples import StepBatches, check, read
 from sppo.training.interruption import Interruption
@@ -34,7 +35,8 @@ from sppo.training.unused_weights import freeze_beside_text
 def run(job: TrainingJob, interruption: Interruption, on_step: Advance = unseen) -> None:
     """Train pi_{t+1} and save it to the job's output folder."""
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    settings = job.settings
+    settings = job.settings.model_copy(update={"mixed_precision": mixed_precision(job.settings)})
+    job = dataclasses.replace(job, settings=settings)
     sharded = settings.sharding if processes > 1 else None
     table = read([Path(shard) for shard in job.shards])
     check(
