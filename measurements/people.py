@@ -1,6 +1,6 @@
 """Oracles that are trained on people's votes, on prompts that they have not seen, beside length alone and GPT-4.
 
-    python measurements/people.py [--data ../shared/data] [--output evaluations/people] [--only ORACLE ...]
+    python measurements/people.py [--data ../shared/data] [--output evaluations/people] [--only ORACLE ...] [--untrained]
 
 People's votes are those of MT-Bench (first turns), PandaLM and llmfao. Their prompts are divided into three parts; for each
 part `sppo train-oracle` trains a PairRM on the other two, so that each vote is predicted by a network that has not seen its
@@ -322,9 +322,13 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", choices=list(ORACLES), help="train this oracle only; may be repeated"
     )
+    parser.add_argument(
+        "--untrained", action="store_true", help="train nothing; print the other rows of the table"
+    )
     given = parser.parse_args()
     pairs = [*mt_bench(given.data), *pandalm(given.data), *llmfao(given.data)]
-    predictions = {name: by_pairrm(name, pairs, given.data, given.output) for name in given.only or ORACLES}
+    wanted = [] if given.untrained else given.only or ORACLES
+    predictions = {name: by_pairrm(name, pairs, given.data, given.output) for name in wanted}
     longer = [(1 + np.sign(len(pair.a) - len(pair.b))) / 2 for pair in pairs]
     show(pairs, predictions | {"length only": by_length(pairs), "the longer response": longer})
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 SEED = 0
 ITEMS = {"winogrande": 200, "mmlu": 100, "truthfulqa": 50, "hellaswag": 50, "arc": 30, "gsm8k": 12}
 """The items of each task of the Open LLM Leaderboard."""
-IFEVAL, ALPACA_EVAL, MT_BENCH = 180, 24, 16
+IFEVAL, ALPACA_EVAL, MT_BENCH = 180, 8, 16
 """The prompts of IFEval, the instructions of AlpacaEval and the questions of MT-Bench (two of each category)."""
 
 
