@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sppo import selfplay
+from sppo.benchmarks.head_to_head.score import across
 from sppo.compare.game import held_out_responses, oracle_of
 from sppo.game.certificate import LowerBound, best_of, lower_bound
 from sppo.game.preference_games import Array
@@ -23,6 +24,8 @@ from sppo.training.examples import TrainingError
 FOLDER, FILE = "certificate", "certificate.json"
 Target = Literal["last", "averaged"]
 _AT_ONCE = 16
+_OPPONENTS = 8
+"""About how many of the opponent's recorded responses to a held-out prompt take part."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def certify(run: Path, effort: Effort, terminal: Terminal) -> list[Certificate]:
     for target, numbers in targets.items():
         opponent = _opponent(reader, home, target, numbers, effort, terminal)
         trained, diverged = _train(reader, home, target, opponent, effort, terminal)
-        names, rates = _measured(run, numbers, trained, target)
+        names, rates = _measured(run, numbers, trained, target, terminal)
         bound = lower_bound(rates, confidence=recipe.evaluation.confidence, seed=recipe.seed)
         found.append(Certificate(target, names, bound, diverged))
     write_json(run / FILE, {of.target: of.record() for of in found})
@@ -190,7 +193,7 @@ def _train(
 
 
 def _measured(
-    run: Path, numbers: Sequence[int], trained: Mapping[str, Path], target: Target
+    run: Path, numbers: Sequence[int], trained: Mapping[str, Path], target: Target, terminal: Terminal
 ) -> tuple[list[str], Array]:
     """The names of all responses to a policy, and their win rates against it on each held-out prompt.
 
@@ -209,24 +212,30 @@ def _measured(
         raise RunError(
             f"{run}: {counted_text(len(shared), 'held-out prompt')}; a certificate needs at least 4"
         )
-    compare = oracle_of(run).compare
+    oracle = oracle_of(run)
     names: list[str] = []
     columns: list[Array] = []
-    against = [[text for of in opponents for text in of[prompt][1]] for prompt in shared]
+    # an even number of each policy's, so that both halves of `best_of` hold the same mixture
+    recorded = min(len(of[prompt][1]) for of in opponents for prompt in shared)
+    each = min(recorded, max(2, _OPPONENTS // len(opponents)))
+    each -= each % 2 if each > 1 else 0
+    against = [[text for of in opponents for text in of[prompt][1][:each]] for prompt in shared]
     m = min(map(len, against))
-    for name, responses, may_choose in sides:
-        texts = [responses[prompt][1] for prompt in shared]
-        n = min(map(len, texts))
-        pairs = []
-        for start in range(0, len(shared), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            together = [[*a[:n], *b[:m]] for a, b in zip(texts[part], against[part], strict=True)]
-            prompts = [responses[prompt][0] for prompt in shared[part]]
-            pairs.append(compare(prompts, together)[:, :n, n:])
-        matrix = np.concatenate(pairs)
-        names.append(name)
-        columns.append(matrix.mean((1, 2)))
-        if may_choose and n > 1 and m > 1:
-            names.append(f"{name}, best of {n}")
-            columns.append(best_of(matrix))
+    with terminal.bar(f"{target} policy: comparisons", len(sides) * len(shared), "prompts") as advance:
+        for name, responses, may_choose in sides:
+            texts = [responses[prompt][1] for prompt in shared]
+            n = min(map(len, texts))
+            pairs = []
+            for start in range(0, len(shared), _AT_ONCE):
+                part = slice(start, start + _AT_ONCE)
+                together = [[*a[:n], *b[:m]] for a, b in zip(texts[part], against[part], strict=True)]
+                prompts = [responses[prompt][0] for prompt in shared[part]]
+                pairs.append(oracle.compare_pairs(prompts, together, across(len(prompts), n, m))[:, :n, n:])
+                advance(len(prompts))
+            matrix = np.concatenate(pairs)
+            names.append(name)
+            columns.append(matrix.mean((1, 2)))
+            if may_choose and n > 1 and each > 1:
+                names.append(f"{name}, best of {n}")
+                columns.append(best_of(matrix))
     return names, np.stack(columns, axis=1)
