@@ -114,10 +114,8 @@ def pandalm(data: Path) -> Iterator[Voted]:
     for row in json.loads((folder / "testset-v1.json").read_text()):
         prompt = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
         votes = tuple(choice.get(str(row[f"annotator{number}"]), "tie") for number in (1, 2, 3))
-        responses = [
-            str(row[name]) for name in ("response1", "response2")
-        ]  # some are the words True and False
-        yield Voted("PandaLM", prompt, *responses, votes, choice.get(judged[row["idx"]], "tie"))
+        first, second = (str(row[name]) for name in ("response1", "response2"))  # some are True and False
+        yield Voted("PandaLM", prompt, first, second, votes, choice.get(judged[row["idx"]], "tie"))
 
 
 def llmfao(data: Path) -> Iterator[Voted]:
