@@ -162,6 +162,7 @@ def _write_stage(home, name, folder, rows, schema, more):
     described = {"name": "part-00000.parquet", "bytes": 1, "sha256": "0" * 64}
     record = {
         "stage": name,
+        "iteration": int(home.name.removeprefix("iter-")),
         "fingerprint": f"{abs(hash((str(home), name))):064x}"[:64],
         "shards": [described],
         **more,
