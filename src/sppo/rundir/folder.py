@@ -408,7 +408,7 @@ def publish_folder(temporary: Path, final: Path) -> None:
 
 def _load_stage_record(path: Path) -> dict[str, Any] | None:
     record = load_record(path)
-    if record is not None and "stage" in record:
+    if record is not None and "stage" in record and path.parent.name.startswith("iter-"):
         place = ("evaluate" if path.stem == "evaluation" else path.stem, path.parent.name)
         if place != (record["stage"], f"iter-{record.get('iteration')}"):
             raise DamagedRecord(f"{path} holds the record of another stage or of another iteration")
