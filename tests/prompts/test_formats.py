@@ -285,15 +285,18 @@ def test_files_that_count_from_0_each_keep_all_their_prompts(split, key, ending)
         split(write("twice.jsonl", '{"id": 0, "prompt": "a"}\n{"id": 0, "prompt": "b"}\n"c"\n'))
 
 
-def test_a_data_set_with_several_configurations(split, tmp_path, monkeypatch):
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "json"])
+def test_a_data_set_with_several_configurations(split, tmp_path, monkeypatch, suffix):
     import datasets
 
     datasets.disable_progress_bars()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "data").mkdir()
     for name in ("easy", "hard"):
-        write(f"data/{name}.jsonl", "".join(json.dumps({"prompt": f"{name} {n}"}) + "\n" for n in range(3)))
-    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("easy", "hard"))
+        rows = datasets.Dataset.from_dict({"prompt": [f"{name} {n}" for n in range(3)]})
+        save = {"csv": rows.to_csv, "parquet": rows.to_parquet}.get(suffix, rows.to_json)
+        save(f"data/{name}.{suffix}")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.{suffix}\n" for name in ("easy", "hard"))
     write("data/README.md", f"---\nconfigs:\n{configs}---\n")
     assert all_texts(split(PromptSource(source="data", config="hard"))) == ["hard 0", "hard 1", "hard 2"]
     with pytest.raises(PromptError, match=r"(?s)'easy', 'hard'.*; set `config` to the configuration to read"):

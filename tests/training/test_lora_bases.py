@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 from training_jobs import TREES
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BitsAndBytesConfig
 
 from sppo import recipe
 from sppo.policy import load as policies
@@ -52,10 +52,22 @@ def test_quantised_weights_are_not_trained_without_an_adapter(tmp_path, method):
         policies.load(folder, dtype="float32", device="cpu", quantization="nf4")
 
 
-def test_gradients_on_a_quantised_folder_are_those_on_the_values_of_its_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("family", "quant_type", "double"),
+    [("llama-3", "nf4", True), ("llama-3", "nf4", False), ("qwen2", "fp4", False), ("gemma-2", "fp4", True)],
+)
+def test_gradients_on_a_quantised_folder_are_those_on_the_values_of_its_weights(
+    tmp_path, family, quant_type, double
+):
     pytest.importorskip("bitsandbytes")
-    plain = tiny_models.make("llama-3", tmp_path / "plain")
-    policies.load(plain, dtype="float32", device="cpu", quantization="nf4").save_pretrained(tmp_path / "base")
+    plain = tiny_models.make(family, tmp_path / "plain")
+    rounding = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double
+    )
+    quantised = AutoModelForCausalLM.from_pretrained(
+        plain, quantization_config=rounding, dtype=torch.float32, device_map="cpu"
+    )
+    quantised.save_pretrained(tmp_path / "base")
     assert policies.quantization_method(tmp_path / "base") == "bitsandbytes"
     gradients = []
     for dequantised in (False, True):
