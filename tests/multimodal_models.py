@@ -42,6 +42,17 @@ def make(folder, kind):
         vision |= {"image_size": 28, "patch_size": 14, "intermediate_size": 128, **dict.fromkeys(widths, 32)}
         config = transformers.Llama4Config(text_config=text, vision_config=vision)
         model = transformers.Llama4ForConditionalGeneration(config)
+    elif kind == "got_ocr2":
+        vision = {"hidden_size": 32, "mlp_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision |= {"image_size": 28, "patch_size": 14, "output_channels": 16}
+        config = transformers.GotOcr2Config(text_config=text, vision_config=vision)
+        model = transformers.GotOcr2ForConditionalGeneration(config)
+    elif kind == "gemma4":
+        text |= {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 400, "global_head_dim": 8}
+        text |= {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"]}
+        vision |= {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 14}
+        config = transformers.Gemma4Config(text_config=text, vision_config=vision, audio_config=None)
+        model = transformers.Gemma4ForConditionalGeneration(config)
     else:
         vision |= {"image_size": 28, "patch_size": 14}
         config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)

@@ -97,8 +97,9 @@ def test_nothing_is_named_where_all_weights_are_part_of_the_model(tmp_path, fami
     assert not [record for record in caplog.records if record.name == "sppo.policy.load"]
 
 
-def test_weights_that_text_never_reaches_are_frozen(tmp_path):
-    model = policy.load(multimodal_models.make(tmp_path / "base", "gemma3"), dtype="float32", device="cpu")
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4", "got_ocr2"])
+def test_weights_that_text_never_reaches_are_frozen(tmp_path, kind):
+    model = policy.load(multimodal_models.make(tmp_path / "base", kind), dtype="float32", device="cpu")
     freeze_beside_text(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen and all("vision" in name or "multi_modal" in name for name in frozen)
