@@ -182,7 +182,7 @@ def test_recorded_verdicts_count_before_texts(tmp_path):
     path = tmp_path / "j.jsonl"
     games = [{"score": None, "judgment": "[[A>B]] [[B>A]]"}, {"judgment": "so: [[A>>B]]"}]
     path.write_text(json.dumps({"question_id": "x", "model": "m", "judge": "j", "games": games}))
-    assert files.read_judgments(path).verdicts == {"x": [None, "A>>B"]}
+    assert [part.verdicts for part in files.read_judgments(path)] == [{"x": [None, "A>>B"]}]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def test_arena_hard_of_two_models(capsys, data, model, score, low, high):
 
 def test_arena_hards_interval_over_questions_is_the_wider_one(data):
     path = data("arena_hard") / "model_judgment" / "gpt-4-1106-preview" / "gpt-4-0613.jsonl"
-    scored = arena_hard_score(list(read_judgments(path).verdicts.values()), rounds=2000)
+    (judgments,) = read_judgments(path)
+    scored = arena_hard_score(list(judgments.verdicts.values()), rounds=2000)
     ratio = (scored.question_high - scored.question_low) / (scored.high - scored.low)
     assert 1.45 < ratio < 1.75
     # the standard error of a ratio of sums over questions, by the delta method, is 2.025

@@ -50,11 +50,13 @@ class ModelResponses:
         model: the model's name.
         turns: one text for each turn, by question id.
         tokens: the number of tokens by question id, where the file counts them.
+        metadata: what else the file counts in a response, by question id.
     """
 
     model: str
     turns: Mapping[Id, tuple[str, ...]]
     tokens: Mapping[Id, int]
+    metadata: Mapping[Id, Mapping[str, Any]]
 
     def to(self, questions: Sequence[Question]) -> list[tuple[str, ...]]:
         """The responses to exactly these questions, in their order.
@@ -108,6 +110,7 @@ def read_responses(path: Path, name: str | None = None) -> ModelResponses:
     """
     turns: dict[Id, tuple[str, ...]] = {}
     tokens: dict[Id, int] = {}
+    metadata: dict[Id, Mapping[str, Any]] = {}
     models: dict[str, None] = {}
     for number, row, identity in _by_question(path):
         written = _written_turns(row, path, number)
@@ -116,8 +119,10 @@ def read_responses(path: Path, name: str | None = None) -> ModelResponses:
         whole = row.get("conv_metadata") or row.get("metadata")
         if counts and all(isinstance(count, int) for count in counts):
             tokens[identity] = sum(counts)
-        elif isinstance(whole, dict) and isinstance(whole.get("token_len"), int):
-            tokens[identity] = whole["token_len"]
+        if isinstance(whole, dict):
+            metadata[identity] = whole
+            if isinstance(whole.get("token_len"), int):
+                tokens.setdefault(identity, whole["token_len"])
         models[str(row.get("model_id") or row.get("model") or path.stem)] = None
     if not turns:
         raise OutputsError(f"{path}: there are no responses in it")
@@ -125,7 +130,7 @@ def read_responses(path: Path, name: str | None = None) -> ModelResponses:
         raise OutputsError(
             f"{path}: responses of several models ({', '.join(models)}); give each its own file"
         )
-    return ModelResponses(name or next(iter(models)), turns, tokens)
+    return ModelResponses(name or next(iter(models)), turns, tokens, metadata)
 
 
 def write_responses(

@@ -10,6 +10,8 @@ from sppo.benchmarks.arena_hard.score import VERDICTS
 from sppo.benchmarks.outputs import OutputsError, read_rows
 from sppo.benchmarks.question_files import Id, Question, question_id, shared_value
 
+_ONLY_CATEGORY = "arena-hard-v0.1"
+
 
 def judgment_row(
     question: Question, model: str, judge: str, baseline: str, games: Sequence[tuple[str, str, str | None]]
@@ -42,21 +44,33 @@ def judgment_row(
 
 @dataclass(frozen=True)
 class Judgments:
-    """A file of judgments.
+    """The judgments of a file on the questions of one category.
 
     Attributes:
         model: the model that was judged.
         judge: the judge's name.
+        category: the category; empty where the file has none.
+        baseline: the model that it was compared with; empty where the file does not say it.
         verdicts: the verdicts of the two games of each question.
     """
 
     model: str
     judge: str
+    category: str
+    baseline: str
     verdicts: dict[Id, list[str | None]]
 
+    @property
+    def name(self) -> str:
+        """The model's name, with the category where it is not the only one of v0.1."""
+        return self.model if self.category in ("", _ONLY_CATEGORY) else f"{self.model} ({self.category})"
 
-def read_judgments(path: Path) -> Judgments:
+
+def read_judgments(path: Path) -> list[Judgments]:
     """Read a file of judgments; a recorded verdict counts, and where none is recorded that of the judgment's text.
+
+    Returns:
+        The judgments of each category and baseline, which have no common score; v0.1 has one category.
 
     Raises:
         OutputsError: a row has no id or not two games, a question is there twice, or judges or models are mixed.
@@ -64,7 +78,9 @@ def read_judgments(path: Path) -> Judgments:
     rows = list(read_rows(path))
     if not rows:
         raise OutputsError(f"{path}: there are no judgments in it")
-    verdicts: dict[Id, list[str | None]] = {}
+    model, judge = (str(shared_value(rows, key, path)) for key in ("model", "judge"))
+    seen: set[Id] = set()
+    parts: dict[tuple[str, str], Judgments] = {}
     for number, row in enumerate(rows):
         games = row.get("games")
         if (
@@ -74,10 +90,13 @@ def read_judgments(path: Path) -> Judgments:
         ):
             raise OutputsError(f"{path}, row {number}: not two games")
         identity = question_id(row, path, number)
-        if identity in verdicts:
+        if identity in seen:
             raise OutputsError(f"{path}, row {number}: question {identity} is there twice; keep one")
-        verdicts[identity] = [_verdict(game, last_counts="uid" in row) for game in games]
-    return Judgments(str(shared_value(rows, "model", path)), str(shared_value(rows, "judge", path)), verdicts)
+        seen.add(identity)
+        part = (str(row.get("category") or ""), str(row.get("baseline") or ""))
+        judgments = parts.setdefault(part, Judgments(model, judge, *part, {}))
+        judgments.verdicts[identity] = [_verdict(game, last_counts="uid" in row) for game in games]
+    return list(parts.values())
 
 
 def _verdict(game: Mapping[str, Any], *, last_counts: bool) -> str | None:

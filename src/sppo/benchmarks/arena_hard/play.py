@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sppo.benchmarks.arena_hard import files
+from sppo.benchmarks.arena_hard import files, style
 from sppo.benchmarks.arena_hard import judge as judging
 from sppo.benchmarks.arena_hard.score import score
 from sppo.benchmarks.evaluation import Evaluation
@@ -123,22 +123,40 @@ class ArenaHard:
         ]
 
 
-def score_file(path: Path, seed: int) -> dict[str, Any]:
-    """The row of a file of judgments that was made elsewhere.
+def score_files(
+    paths: Sequence[Path], seed: int, responses: Path | None = None, baseline: str = ""
+) -> list[dict[str, Any]]:
+    """The rows of files of judgments that were made elsewhere, one for each category if a file has several.
+
+    Args:
+        paths: the files.
+        seed: the random seed of the resampling.
+        responses: the folder of the files of responses, for style control; None: without it.
+        baseline: the baseline's name where a file does not say it.
 
     Raises:
-        OutputsError: the file cannot be used; the message names it.
+        OutputsError: a file cannot be used; the message names it.
     """
-    judgments = files.read_judgments(path)
-    try:
-        scored = score(list(judgments.verdicts.values()), seed=seed)
-    except OutputsError as error:
-        raise OutputsError(f"{path}: {error}") from error
-    judge = {"model": judgments.judge}
-    return {
-        "name": judgments.model,
-        **vars(scored),
-        "avg_tokens": None,
-        "judge": judge,
-        "judgments": str(path),
-    }
+    rows = []
+    games: dict[
+        str, list[tuple[dict[str, Any], style.Games]]
+    ] = {}  # by category, since each has its own baseline
+    for path in paths:
+        for judgments in files.read_judgments(path):
+            try:
+                scored = score(list(judgments.verdicts.values()), seed=seed)
+                row = {"name": judgments.name, **vars(scored), "avg_tokens": None, "judgments": str(path)}
+                row["judge"] = {"model": judgments.judge}
+                if responses is not None:
+                    names = (judgments.model, judgments.baseline or baseline)
+                    both = [read_responses(responses / f"{name}.jsonl") for name in names]
+                    played = style.games(judgments.verdicts, *both)
+                    games.setdefault(judgments.category, []).append((row, played))
+            except OutputsError as error:
+                raise OutputsError(f"{path}: {error}") from error
+            rows.append(row)
+    for of_category in games.values():
+        controlled = style.style_scores([played for _, played in of_category], seed=seed)
+        for (row, _), found in zip(of_category, controlled, strict=True):
+            row.update(vars(found))
+    return rows
