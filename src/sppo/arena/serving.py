@@ -75,9 +75,8 @@ def serve(
             referee.start()
         settings = uvicorn.Config(arena.app(), log_level="warning", access_log=False, server_header=False)
         try:
-            uvicorn.Server(settings).run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn raises it again once it has ended
-            pass
+            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has ended
+                uvicorn.Server(settings).run(sockets=[listening])
         finally:
             if referee is not None:
                 referee.finish()

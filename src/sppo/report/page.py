@@ -144,8 +144,7 @@ def _article(prefix: str, path: Path, evaluations: Sequence[Path], all_pairs: bo
         return {n: sample for n, sample in samples.items() if sample is not None}
 
     def shown(parts: dict[str, Callable[[], Section | None]]) -> list[Section]:
-        made_parts = [made(name, make) for name, make in parts.items()]
-        return [section for section in made_parts if section is not None]
+        return [part for name, make in parts.items() if (part := made(name, make)) is not None]
 
     compared = sampled("responses of iteration", samples.compared, 1)
     held_out = sampled("held-out responses of iteration", samples.held_out, 0)
