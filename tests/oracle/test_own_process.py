@@ -1,6 +1,7 @@
 """Functions that would end, stop or break the process that runs them: the run goes on and says what happened."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -85,6 +86,21 @@ def test_one_process_answers_all_questions_as_the_function_would_here(module):
         np.testing.assert_array_equal(here.compare(["\ud800 \0"], [["a", "b\u2028"]])[0, 0, 1], expected)
     identities = [FunctionOracle(function=name, own_process=own).identity() for own in (True, False)]
     assert identities[0] == identities[1] and "own_process" not in identities[0]
+
+
+def test_only_the_processes_of_the_functions_asked_last_are_kept(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_process, "_MOST", 2)
+    module(f"return {TIES}")
+    for number in range(4):
+        shutil.copy(tmp_path / "own.py", tmp_path / f"own{number}.py")
+    processes = []
+    for number in (0, 1, 0, 2):  # the first is asked again before the third
+        ask(f"own{number}:prefer")
+        processes.append(own_process.of(f"own{number}:prefer"))
+    assert processes[0] is processes[2]
+    assert [process.is_alive() for process in processes] == [True, False, True, True]
+    ask("own1:prefer")  # one that has been ended is started again
+    assert not processes[0].is_alive()
 
 
 def test_a_run_whose_oracle_exits_ends_with_an_error(module, tmp_path):

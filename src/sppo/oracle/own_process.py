@@ -24,7 +24,10 @@ from sppo.oracle import OracleError, Preferences, Prompts, Responses, as_numbers
 _SECONDS_TO_START, _SECONDS_TO_END = 600, 1
 _LONGEST_WAIT = 10**6
 """Seconds; the operating system does not wait longer at a time."""
+_MOST = 4
+"""How many processes are kept: those of the functions that were asked last."""
 _processes: dict[tuple[str, ...], "OwnProcess"] = {}
+_changing = threading.Lock()
 
 
 class NoAnswer(Exception):
@@ -32,11 +35,19 @@ class NoAnswer(Exception):
 
 
 def of(name: str) -> "OwnProcess":
-    """The running process of a function, which stays for all of its questions; started if there is none."""
+    """The running process of a function, which stays for all of its questions; started if there is none.
+
+    A program that asks many functions, such as a notebook, does not gather a process for each of them.
+    """
     key = (name, os.getcwd(), *sys.path)
-    if key not in _processes or not _processes[key].is_alive():
-        _processes[key] = OwnProcess(name)
-    return _processes[key]
+    with _changing:
+        process = _processes.pop(key, None)
+        if process is None or not process.is_alive():
+            process = OwnProcess(name)
+        _processes[key] = process  # behind the others: the first is the one that was asked longest ago
+        while len(_processes) > _MOST:
+            _processes.pop(next(iter(_processes))).retire()
+    return process
 
 
 class OwnProcess:
@@ -68,8 +79,14 @@ class OwnProcess:
         """Whether the process can be asked."""
         return self._process.poll() is None
 
+    def retire(self) -> None:
+        """End the process once it has answered."""
+        with self._lock:
+            self.close()
+
     def close(self) -> None:
         """End the process."""
+        atexit.unregister(self.close)
         self._connection.close()
         try:
             self._process.wait(_SECONDS_TO_END)
