@@ -71,6 +71,7 @@ COMMANDS = {
     "game converge": "game.csv --iterations 10",
     "game strategies": "game.csv",
     "game policies": "runs/tiny",
+    "game certify": "runs/tiny --seeds 1 --rates 1 --iterations 1 --prompts 4 --responses 1",
 }
 ELSEWHERE = {
     "arena": "below, because it serves until it is killed",

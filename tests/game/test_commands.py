@@ -103,7 +103,7 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch: pytest.MonkeyPatch) -
     Path("docs/figures").mkdir(parents=True)
     (policies,) = re.findall(r"^```\n(base,1,2,3\n.*?)^```", text, flags=re.M | re.S)
     Path("policies.csv").write_text(policies)
-    commands = re.findall(r"^sppo game (.*)$", text, flags=re.M)
+    commands = re.findall(r"^sppo game (?!certify)(.*)$", text, flags=re.M)  # certify takes a run
     assert len(commands) == 6
     said = "".join(run(*shlex.split(command)) for command in commands)
     for block in re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S):
@@ -115,4 +115,6 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch: pytest.MonkeyPatch) -
         exec(compile(code, str(PAGE), "exec"), {})
     for figure in re.findall(r"\((figures/\S+\.svg)\)", text):
         assert (PAGE.parent / figure).stat().st_size < 200_000
-        assert Path("docs", figure).is_file()
+        assert (
+            Path("docs", figure).is_file() or figure == "figures/votes-cycles.svg"
+        )  # of measurements/votes.py

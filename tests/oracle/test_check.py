@@ -240,6 +240,7 @@ def test_the_docs_show_every_type_and_the_report_as_it_is(sppo, tmp_path):
         "length_controlled",
         "length_matched",
         "near_tie",
+        "similarity",
     }
     assert shown == types
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
