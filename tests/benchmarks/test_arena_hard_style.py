@@ -127,15 +127,12 @@ def test_the_files_of_the_later_version_are_scored_by_category(capsys, tmp_path)
         assert ended.value.code == code, shown.err
         return json.loads(shown.out) if code == 0 else shown.err
 
-    plain = rows()
-    results = plain["results"] if isinstance(plain, dict) else plain
-    assert [(row["name"], row["win_rate"]) for row in results] == [
+    assert [(row["name"], row["win_rate"]) for row in rows()] == [
         ("m (hard_prompt)", 75.0),
         ("m (creative_writing)", 0.0),
     ]
     controlled = rows("--data", tmp_path, "--style-control")
-    results = controlled["results"] if isinstance(controlled, dict) else controlled
-    assert results[0]["style_weights"]["length"] > 1
-    assert results[1]["style_win_rate"] < 1
+    assert controlled[0]["style_weights"]["length"] > 1
+    assert controlled[1]["style_win_rate"] < 1
     (tmp_path / "model_answer/o3.jsonl").unlink()
     assert "o3.jsonl" in rows("--data", tmp_path, "--style-control", code=1)

@@ -359,16 +359,21 @@ def test_two_processes_follow_one(job):
     assert sum(seen) == two.steps.kept
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
-def test_two_processes_train_the_language_model_of_a_multimodal_base(tmp_path, kind):
-    folder = multimodal_models.make(tmp_path / "base", kind)
+def weights_before_and_after(folder, tmp_path):
+    """The weights of a policy before and after a training, which two processes do as one does."""
     make_job = jobs_on(folder, tmp_path)
     one, two = make_job("one", count=4), make_job("two", count=4, devices=2)
     train(one)
     train(two)
     assert_same_weights(one, two, atol=5e-5, rtol=1e-3)
-    before, after = (load_file(Path(path) / "model.safetensors") for path in (folder, one.output))
+    return [load_file(Path(path) / "model.safetensors") for path in (folder, one.output)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
+def test_two_processes_train_the_language_model_of_a_multimodal_base(tmp_path, kind):
+    folder = multimodal_models.make(tmp_path / "base", kind)
+    before, after = weights_before_and_after(folder, tmp_path)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     seen = {name for name in after if "vision" in name or "multi_modal" in name}
     assert changed and not changed & seen and bool(seen) == (kind == "gemma3")
@@ -379,12 +384,7 @@ def test_two_processes_train_the_language_model_of_a_multimodal_base(tmp_path, k
 def test_two_processes_train_a_model_with_weights_that_get_no_gradient(tmp_path):
     folder = tmp_path / "base"
     model_families.make("deepseek_v32").save_pretrained(folder)
-    make_job = jobs_on(folder, tmp_path)
-    one, two = make_job("one", count=4), make_job("two", count=4, devices=2)
-    train(one)
-    train(two)
-    assert_same_weights(one, two, atol=5e-5, rtol=1e-3)
-    before, after = (load_file(Path(path) / "model.safetensors") for path in (folder, one.output))
+    before, after = weights_before_and_after(folder, tmp_path)
     unchanged = {name for name in after if torch.equal(after[name], before[name])}
     assert {name for name in after if "indexer" in name} <= unchanged < set(after)
 

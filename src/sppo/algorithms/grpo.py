@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from sppo.algorithms.rspo import importance_weight
 from sppo.recipe.algorithm import Algorithm
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from sppo.objectives import Responses
 
-_LARGEST_LOG_RATIO = 5.0
 _LEAST_DEVIATION = 1e-4
 
 
@@ -55,9 +55,9 @@ class GRPO(Algorithm):
         size = responses.by_prompt(torch.ones_like(ratio), mean=False)
         variance = responses.by_prompt(centred**2, mean=False) / (size - 1).clamp(min=1)
         advantage = centred / (variance.sqrt()[responses.prompt] + _LEAST_DEVIATION)
-        probability = ratio.clamp(max=_LARGEST_LOG_RATIO).exp()
+        probability = importance_weight(ratio)
         gain = torch.minimum(
             probability * advantage, probability.clamp(1 - self.clip, 1 + self.clip) * advantage
         )
-        divergence = to_base.clamp(max=_LARGEST_LOG_RATIO).exp() - to_base - 1
+        divergence = importance_weight(to_base) - to_base - 1
         return responses.by_prompt(self.beta * divergence - gain, mean=True)

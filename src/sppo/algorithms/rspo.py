@@ -35,6 +35,11 @@ LARGEST_LOG_RATIO = 5.0
 """The log-ratio in nats beyond which an importance weight stops growing."""
 
 
+def importance_weight(log_ratio: Float[Tensor, " responses"]) -> Float[Tensor, " responses"]:
+    """The exponential of a log-ratio in nats, which stops growing at :data:`LARGEST_LOG_RATIO`."""
+    return log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
+
+
 def forward_kl(
     ratio: Float[Tensor, " responses"], base: Float[Tensor, " responses"]
 ) -> Float[Tensor, " responses"]:
@@ -45,7 +50,7 @@ def forward_kl(
         base: log pi_1 - log pi_t, nats.
     """
     near = ratio.clamp(max=LARGEST_LOG_RATIO)
-    policy_weight, base_weight = near.exp(), base.clamp(max=LARGEST_LOG_RATIO).exp()
+    policy_weight, base_weight = importance_weight(ratio), importance_weight(base)
     return base_weight * (base - ratio) - base_weight + policy_weight * (1 + ratio - near)
 
 
@@ -59,7 +64,7 @@ def reverse_kl(
         base: log pi_1 - log pi_t, nats.
     """
     near = ratio.clamp(max=LARGEST_LOG_RATIO)
-    policy_weight, base_weight = near.exp(), base.clamp(max=LARGEST_LOG_RATIO).exp()
+    policy_weight, base_weight = importance_weight(ratio), importance_weight(base)
     beyond = ((ratio - base) ** 2 - (near - base) ** 2) / 2  # 0 within 5 nats
     return policy_weight * (near - base) - policy_weight + base_weight + policy_weight.detach() * beyond
 

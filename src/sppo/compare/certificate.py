@@ -30,7 +30,7 @@ _OPPONENTS = 8
 
 @dataclass(frozen=True)
 class Effort:
-    """What is spent on best responses.
+    """The effort that is spent on best responses.
 
     Attributes:
         seeds: the number of seeds.

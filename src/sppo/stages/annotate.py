@@ -176,9 +176,8 @@ class Annotate(ShardedStage):
             settings["opponents"] = [chosen.opponents, recipe.seed]
         elif chosen is not None and chosen.type != "all":
             settings |= {"comparisons": chosen.model_dump(), "seed": recipe.seed}
-        if (
-            recipe.comparisons.in_rounds
-        ):  # the best and the worst are sought among those that can be trained on
+        if recipe.comparisons.in_rounds:
+            # the best and the worst are sought among those that can be trained on
             settings |= {
                 "truncated_responses": recipe.training.truncated_responses,
                 "limits": self.run.length_limits,

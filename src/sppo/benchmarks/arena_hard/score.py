@@ -71,17 +71,7 @@ def score(
     Raises:
         OutputsError: there is no verdict at all, or an unknown one.
     """
-    counts = np.zeros((len(verdicts), 3))  # wins, ties and losses of each question
-    unparsed = 0
-    for question, games in enumerate(verdicts):
-        for position, verdict in enumerate(games):
-            if verdict is None:
-                unparsed += 1
-                continue
-            if verdict not in VERDICTS:
-                raise OutputsError(f"the verdict {verdict!r} is none of {', '.join(VERDICTS)}")
-            won = -VERDICTS[verdict] if position == 0 else VERDICTS[verdict]
-            counts[question] += (max(won, 0), won == 0, max(-won, 0))
+    counts = count_games(verdicts)
     totals = counts.sum(axis=0)
     total = totals.sum()
     if total == 0:
@@ -106,8 +96,29 @@ def score(
         int(totals[0]),
         int(totals[1]),
         int(totals[2]),
-        unparsed,
+        sum(verdict is None for games in verdicts for verdict in games),
     )
+
+
+def count_games(verdicts: Sequence[Sequence[str | None]]) -> Float[Array, "questions 3"]:
+    """The wins, ties and losses of the model on each question, strong verdicts counted three times.
+
+    Args:
+        verdicts: as for :func:`score`.
+
+    Raises:
+        OutputsError: a verdict is unknown.
+    """
+    counts = np.zeros((len(verdicts), 3))
+    for question, games in enumerate(verdicts):
+        for position, verdict in enumerate(games):
+            if verdict is None:
+                continue
+            if verdict not in VERDICTS:
+                raise OutputsError(f"the verdict {verdict!r} is none of {', '.join(VERDICTS)}")
+            won = -VERDICTS[verdict] if position == 0 else VERDICTS[verdict]
+            counts[question] += (max(won, 0), won == 0, max(-won, 0))
+    return counts
 
 
 def _win_rate(counts: Float[Array, "*rounds 3"]) -> Float[Array, "*rounds"]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from sppo.benchmarks.arena_hard.score import VERDICTS
+from sppo.benchmarks.arena_hard.score import count_games
 from sppo.benchmarks.outputs import OutputsError
 from sppo.benchmarks.question_files import Id, ModelResponses
 from sppo.winrates import Array
@@ -105,21 +105,16 @@ def games(
     Raises:
         OutputsError: as for :func:`style`.
     """
-    wins, losses, styles = [], [], []
-    for question, of_question in verdicts.items():
-        won = [
-            -VERDICTS[verdict] if place == 0 else VERDICTS[verdict]
-            for place, verdict in enumerate(of_question)
-            if verdict is not None
-        ]
-        if not won:
-            continue
-        ties = sum(number == 0 for number in won) / 2
-        wins.append(sum(max(number, 0) for number in won) + ties)
-        losses.append(sum(max(-number, 0) for number in won) + ties)
-        styles.append([style(responses, question) for responses in (model, baseline)])
+    counts = count_games(list(verdicts.values()))
+    judged = np.asarray(counts.any(axis=1))
+    styles = [
+        [style(responses, question) for responses in (model, baseline)]
+        for question, has_verdict in zip(verdicts, judged, strict=True)
+        if has_verdict
+    ]
     ours, theirs = np.moveaxis(np.array(styles, dtype=float).reshape(-1, 2, len(FEATURES)), 1, 0)
-    return Games(np.array(wins), np.array(losses), differences(ours, theirs))
+    won, tied, lost = counts[judged].T
+    return Games(won + tied / 2, lost + tied / 2, differences(ours, theirs))
 
 
 def differences(

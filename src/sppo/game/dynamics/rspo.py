@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,13 +48,8 @@ def update(
         reverse_kl: lambda_r, the weight of KL(pi || pi_ref), nats squared per nat.
 
     Raises:
-        ValueError: a response has no probability, so the loss does not determine its log-ratio.
+        GameError: a response has no probability, so the loss does not determine its log-ratio.
     """
-    if np.isneginf(policy.log).any() or np.isneginf(reference.log).any():
-        raise GameError(
-            "the policy or its reference gives a response the probability 0, so RSPO's loss does not determine its "
-            "log-ratio. Start from policies that play every response."
-        )
 
     def penalty(log_policy: Array, anchor: Array, _: Array) -> tuple[float, Array]:
         own, base, gap = np.exp(log_policy), np.exp(anchor), log_policy - anchor
@@ -68,7 +64,16 @@ Penalty = Callable[[Array, Array, Array], tuple[float, Array]]
 
 
 def minimiser(policy: Policy, reference: Policy, target: Array, penalty: Penalty) -> Policy:
-    """The policy that minimises SPPO's loss with a penalty, found numerically game by game."""
+    """The policy that minimises SPPO's loss with a penalty, found numerically game by game.
+
+    Raises:
+        GameError: a response has no probability, so the loss does not determine its log-ratio.
+    """
+    if np.isneginf(policy.log).any() or np.isneginf(reference.log).any():
+        raise GameError(
+            "the policy or its reference gives a response the probability 0, so RSPO's loss does not determine its "
+            "log-ratio. Start from policies that play every response."
+        )
     shape = np.broadcast_shapes(policy.log.shape, reference.log.shape, target.shape)
     rows = (
         np.broadcast_to(part, shape).reshape(-1, shape[-1]) for part in (policy.log, reference.log, target)
@@ -91,6 +96,7 @@ class RSPO:
     forward_kl: float = 0.0
     reverse_kl: float = 0.0
     name: str = "RSPO"
+    _update: ClassVar[Callable[..., Policy]] = staticmethod(update)
 
     def __post_init__(self) -> None:
         require_positive(eta=self.eta)
@@ -102,7 +108,7 @@ class RSPO:
     def step(self, iterate: Iterate, payoff: Array) -> Iterate:
         """Return the next iterate; the reference stays the same."""
         weights = {"forward_kl": self.forward_kl, "reverse_kl": self.reverse_kl}
-        return iterate.then(update(iterate.policy, payoff, iterate.reference, eta=self.eta, **weights))
+        return iterate.then(self._update(iterate.policy, payoff, iterate.reference, eta=self.eta, **weights))
 
 
 def _minimiser(policy: Array, reference: Array, target: Array, penalty: Penalty) -> Array:

@@ -16,14 +16,15 @@ The loss with this minimiser
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from sppo.game.dynamics.dynamic import Iterate
-from sppo.game.dynamics.policies import Parameter, Policy, require_positive, sppo_targets
-from sppo.game.dynamics.rspo import minimiser
-from sppo.game.preference_games import Array, GameError
+from sppo.game.dynamics.policies import Parameter, Policy, sppo_targets
+from sppo.game.dynamics.rspo import RSPO, minimiser
+from sppo.game.preference_games import Array
 
 
 def update(
@@ -52,13 +53,8 @@ def update(
         entropy: c_h.
 
     Raises:
-        ValueError: a response has no probability, so the loss does not determine its log-ratio.
+        GameError: a response has no probability, so the loss does not determine its log-ratio.
     """
-    if np.isneginf(policy.log).any() or np.isneginf(reference.log).any():
-        raise GameError(
-            "the policy or its reference gives a response the probability 0, so RSPO's loss does not determine its "
-            "log-ratio. Start from policies that play every response."
-        )
 
     def penalty(log_policy: Array, anchor: Array, opponent: Array) -> tuple[float, Array]:
         gap = log_policy - anchor
@@ -84,28 +80,14 @@ def update(
 
 
 @dataclass(frozen=True)
-class RSPOReleased:
+class RSPOReleased(RSPO):
     """Self-play by the released loss, minimised to the end in every step.
 
     Attributes:
         eta: step size.
-        reverse_kl: c_r, the coefficient of the squared log-ratio to the reference.
-        forward_kl: c_f, the coefficient of its inverse exponential.
+        forward_kl: c_f, the coefficient of the inverse exponential of the log-ratio to the reference.
+        reverse_kl: c_r, the coefficient of its square.
     """
 
-    eta: Parameter
-    reverse_kl: float = 0.0
-    forward_kl: float = 0.0
     name: str = "RSPO, as released"
-
-    def __post_init__(self) -> None:
-        require_positive(eta=self.eta)
-        if min(self.forward_kl, self.reverse_kl) < 0:
-            raise GameError(
-                f"forward_kl = {self.forward_kl}, reverse_kl = {self.reverse_kl}: neither may be negative."
-            )
-
-    def step(self, iterate: Iterate, payoff: Array) -> Iterate:
-        """Return the next iterate; the reference stays the same."""
-        weights = {"forward_kl": self.forward_kl, "reverse_kl": self.reverse_kl}
-        return iterate.then(update(iterate.policy, payoff, iterate.reference, eta=self.eta, **weights))
+    _update: ClassVar[Callable[..., Policy]] = staticmethod(update)
