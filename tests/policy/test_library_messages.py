@@ -26,7 +26,12 @@ def said():
             if not record.name.startswith("sppo"):
                 records.append(f"{record.name}: {record.getMessage()}")
 
-    handler, loggers = Kept(logging.INFO), [logging.getLogger(), logging.getLogger("transformers")]
+    handler = Kept(logging.INFO)
+    loggers = [logging.getLogger()]
+    if not logging.getLogger(
+        "transformers"
+    ).propagate:  # where the variable CI is set, it hands its records on
+        loggers.append(logging.getLogger("transformers"))
     for logger in loggers:
         logger.addHandler(handler)
     yield records
