@@ -11,10 +11,15 @@ from rich.console import Console
 from small_runs import rows
 
 from sppo import selfplay
+from sppo.game.dynamics import blackwell
+from sppo.game.dynamics.policies import as_policy, normalised
 from sppo.progress import Terminal
 from sppo.recipe import parse
 from sppo.rundir.folder import RunError, RunFolder, StaleRun
+from sppo.rundir.shards import write_shard
+from sppo.rundir.tables import PreferencesRow, ResponseRecord, ResponsesRow, to_table
 from sppo.stages.models import Models
+from sppo.stages.select import selections
 from sppo.stages.single import run_stage
 from sppo.training import examples
 
@@ -183,3 +188,51 @@ def test_rlhf_keeps_a_reward_for_every_response(tmp_path):
             model.mean(1), matrices[row["prompt_id"]].clip(1e-3, 1 - 1e-3).mean(1), atol=1e-8
         )
     assert summary["iterations"][0]["win_rate_vs_base"]["mean"] > 0
+
+
+def test_blackwell_keeps_the_win_rates_against_the_worst_mixture_of_the_panels_members(tmp_path):
+    changes = {
+        "algorithm": {"type": "blackwell", "eta": 10.0},
+        "selection": "all",
+        "oracle": {"type": "panel", "weights": [1, 0, 2]},
+    }
+    with open(os.devnull, "w") as nowhere:
+        for stage in ("sample", "annotate", "select"):
+            terminal = Terminal(Console(file=nowhere))
+            run_stage(parse(SMALL, changes), RunFolder(tmp_path / "run"), terminal, stage, 1)
+    home = tmp_path / "run" / "iter-1"
+    compared = {row["prompt_id"]: row for row in rows(home / "preferences")}
+    for row in rows(home / "training"):
+        parts = {
+            part["oracle"]: np.array(part["matrix"]) for part in compared[row["prompt_id"]]["components"]
+        }
+        voiced = np.stack([parts["scholar"], parts["host"]])  # the editor has no weight and no say
+        uniform = as_policy(np.full(3, 1 / 3))
+        step = blackwell.update(uniform, voiced, eta=10.0)
+        rewards = np.array([response["reward"] for response in row["responses"]])
+        np.testing.assert_allclose(normalised(10 * rewards).probability, step.probability, atol=1e-8)
+
+
+def test_an_algorithm_that_needs_all_pairs_leaves_out_responses_with_a_gap(tmp_path):
+    recipe = parse(SMALL, {"algorithm": {"type": "nash_md"}, "selection": "all", "iterations": 1})
+    prompts = [
+        ResponsesRow(
+            "x",
+            [],
+            [1],
+            None,
+            [ResponseRecord([5 + k, 2], str(k), "stop", -1.0, [-0.5] * 2) for k in range(4)],
+        )
+    ]
+    matrix = np.full((4, 4), 0.5)
+    matrix[0, 3] = matrix[3, 0] = np.nan
+    for name, table in (
+        ("responses", to_table(prompts, ResponsesRow)),
+        ("preferences", to_table([PreferencesRow("x", matrix, {})], PreferencesRow)),
+    ):
+        write_shard(tmp_path / name, table, {})
+    models = Models(recipe)
+    sources = [tmp_path / "responses", tmp_path / "preferences"]
+    (selected,) = selections(models, recipe.algorithm, *sources)
+    assert [candidate.k for candidate in selected.candidates] == [1, 2]
+    assert np.isfinite(selected.matrix).all()

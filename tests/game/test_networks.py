@@ -14,6 +14,7 @@ from sppo.algorithms.rlhf import RLHF
 from sppo.game import rock_paper_scissors
 from sppo.game.dynamics import (
     INPO,
+    blackwell,
     dpo,
     egpo,
     inpo,
@@ -289,20 +290,21 @@ def least(algorithm, past=(), policy=POLICY, payoff=CYCLIC):
         algorithm: as in a recipe.
         past: the policies that its section asks for.
         policy: pi_t, which the win rates are against.
-        payoff: the game.
+        payoff: the game; those of the annotators, for an algorithm of several.
     """
     of = recipe.parse_algorithm(algorithm)
     n = len(policy.log)
     opponent = torch.from_numpy(policy.log)
     ratios = np.array([one.log for one in past]).reshape(len(past), n) - policy.log
     rewards = of.rewards(payoff, ratios)
+    win_rates = payoff @ policy.probability
 
     def loss(log_policy):
         return of.loss(
             objectives.Responses(
                 log_ratio=log_policy - opponent,
                 opponent=opponent,
-                win_rate=torch.from_numpy(payoff @ policy.probability),
+                win_rate=torch.from_numpy(win_rates.mean(0) if win_rates.ndim > 1 else win_rates),
                 demonstration=torch.zeros(n, dtype=torch.bool),
                 references=torch.from_numpy(ratios),
                 reward=torch.from_numpy(np.full(n, np.nan) if rewards is None else rewards),
@@ -420,10 +422,30 @@ def test_dno_is_multiplicative_weights_by_another_loss():
     np.testing.assert_allclose(found, multiplicative_weights.update(POLICY, CYCLIC, eta=ETA).log, atol=1e-6)
 
 
+ANNOTATORS = np.stack([CYCLIC, CYCLIC.T, CYCLIC[np.ix_([3, 1, 0, 2], [3, 1, 0, 2])]])
+"""Three annotators of the same four responses; the first two contradict each other in everything."""
+
+
+@pytest.mark.parametrize("eta", [ETA, 1e3])
+def test_blackwell_is_the_proximal_step_against_the_worst_mixture(eta):
+    uniform = as_policy(np.full(4, 0.25))
+    found = least({"type": "blackwell", "eta": eta}, policy=uniform, payoff=ANNOTATORS)
+    expected = blackwell.update(uniform, ANNOTATORS, eta=eta)
+    np.testing.assert_allclose(np.exp(found), expected.probability, atol=1e-6)
+    assert (
+        np.abs(
+            expected.probability
+            - multiplicative_weights.update(uniform, ANNOTATORS.mean(0), eta=eta).probability
+        ).max()
+        > 0.01
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
     [
+        {"type": "blackwell", "eta": ETA},
         {"type": "rspo_released", "eta": ETA, "reverse_kl": 0.2, "forward_kl": 0.05},
         {"type": "rebel", "eta": 0.8},
         {"type": "dno", "eta": ETA},
@@ -432,12 +454,13 @@ def test_dno_is_multiplicative_weights_by_another_loss():
 )
 def test_the_trainer_makes_the_update_of(tmp_path, algorithm):
     past = [BASE] if algorithm["type"] == "rspo_released" else []
-    rewards = recipe.parse_algorithm(algorithm).rewards(CYCLIC, np.zeros((0, 4)))
+    payoff = ANNOTATORS if algorithm["type"] == "blackwell" else CYCLIC
+    rewards = recipe.parse_algorithm(algorithm).rewards(payoff, np.zeros((0, 4)))
     rates = own_win_rates(CYCLIC, np.zeros(4))
     found, before = trained_log_ratio(
         tmp_path, np.zeros(4), [(range(4), rates)], algorithm, past=[one.log for one in past], rewards=rewards
     )
-    expected = least(algorithm, past, policy=as_policy(np.exp(before)))
+    expected = least(algorithm, past, policy=as_policy(np.exp(before)), payoff=payoff)
     np.testing.assert_allclose(found, expected - before, atol=2e-3)
 
 

@@ -98,6 +98,16 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
             "oracle.comparisons.type: random, but algorithm.type: nash_md needs the comparisons of all pairs; set it to all",
         ),
         (
+            SMALLEST + "selection: all\nalgorithm: {type: blackwell}\n",
+            "oracle.type: function, but algorithm.type: blackwell chooses between several annotators; name them in oracle:"
+            " {type: panel, members: [...]}",
+        ),
+        (
+            SMALLEST.replace("{type: function, function: mine:f}", "{type: panel, weights: [0, 1, 0]}")
+            + "selection: all\nalgorithm: {type: blackwell}\n",
+            "oracle: 1 member of the panel has a weight, but algorithm.type: blackwell chooses between several annotators",
+        ),
+        (
             SMALLEST + "algorithm: {type: inpo, eta: 30, tau: 0.1}\n",
             "algorithm.tau: 0.1, but eta tau = 3 is the reference policy's share of pi_{t+1}, which is at most 1;"
             " lower tau to 0.0333333 or less",

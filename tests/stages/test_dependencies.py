@@ -45,9 +45,11 @@ ALGORITHMS = [
     "rlhf",
     "rspo_released",
     "rebel",
+    "blackwell",
 ]
 WITHOUT_SAMPLES, WITHOUT_PREFERENCES = {"sft"}, {"sft", "spin"}
-NEED_ALL = {"nash_md", "rlhf", "rebel"}
+NEED_ALL = {"nash_md", "rlhf", "rebel", "blackwell"}
+FUNCTION = {"type": "function", "function": "dependency_oracle:prefer"}
 SAMPLED = ["sample", "annotate", "select", "train", "respond", "evaluate"]
 LEARNT = ["select", "train", "respond", "evaluate"]
 
@@ -80,7 +82,9 @@ def recipe_of(folder, algorithm, **changes):
         },
         "sampling": {"k": 3, "max_new_tokens": 16},
         "algorithm": {"type": algorithm},
-        "oracle": {"type": "function", "function": "dependency_oracle:prefer"},
+        "oracle": {"type": "panel", "members": [FUNCTION, FUNCTION]}
+        if algorithm == "blackwell"
+        else FUNCTION,
         "evaluation": {"oracle": {"type": "function", "function": "dependency_held_out:prefer"}},
     }
     return parse(mapping, changes)

@@ -1,5 +1,6 @@
 """The two-player game that SPPO plays, as tables: exact solutions, measures and learning dynamics."""
 
+from sppo.game.blackwell import BlackwellWinner, blackwell_winner, worst_win_rate
 from sppo.game.bradley_terry import bradley_terry, bradley_terry_divergence, nearest_bradley_terry
 from sppo.game.empirical_game import EmpiricalGame, empirical_game
 from sppo.game.exploitability import (
@@ -33,6 +34,7 @@ from sppo.game.social_choice import (
 from sppo.game.tables import Table, read_table, write_table
 
 __all__ = [
+    "BlackwellWinner",
     "EmpiricalGame",
     "GameError",
     "Hodge",
@@ -40,6 +42,7 @@ __all__ = [
     "Solution",
     "Table",
     "best_responses",
+    "blackwell_winner",
     "borda_scores",
     "borda_winners",
     "bradley_terry",
@@ -68,5 +71,6 @@ __all__ = [
     "smith_set",
     "solve",
     "win_rates_against",
+    "worst_win_rate",
     "write_table",
 ]

@@ -59,12 +59,25 @@ class PanelOracle(PairsOracleSection):
 
     def load(self) -> "Panel":
         """The panel with its members loaded."""
-        if self.members is None:
-            named: dict[str, Oracle] = {name: Function(f"{_ANNOTATORS}:{name}") for name in ANNOTATORS}
-        else:
-            names = distinct([member.label for member in self.members])
-            named = {name: member.load() for name, member in zip(names, self.members, strict=True)}
-        return Panel([CheckedOracle(member) for member in named.values()], self.weights, list(named))
+        loaded: list[Oracle] = (
+            [Function(f"{_ANNOTATORS}:{name}") for name in ANNOTATORS]
+            if self.members is None
+            else [member.load() for member in self.members]
+        )
+        return Panel([CheckedOracle(member) for member in loaded], self.weights, self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """The members' names, all different."""
+        return (
+            list(ANNOTATORS) if self.members is None else distinct([member.label for member in self.members])
+        )
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """The members that have a weight."""
+        weights = self.weights or [1.0] * len(self.names)
+        return tuple(name for name, weight in zip(self.names, weights, strict=True) if weight > 0)
 
     def identity(self) -> dict[str, Any]:
         """The settings, with each member's identity."""

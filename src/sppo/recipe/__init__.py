@@ -136,6 +136,12 @@ class Recipe(Section):
             )
         if algorithm.all_responses and self.selection != "all":
             raise ValueError(f"selection: {self.selection}, but {name} needs all K responses; set it to all")
+        if algorithm.annotators and self.oracle is not None and len(self.oracle.annotators) < 2:
+            one = "oracle: 1 member of the panel has a weight" if self.oracle.annotators else None
+            raise ValueError(
+                f"{one or f'oracle.type: {self.oracle.type}'}, but {name} chooses between several annotators; name them in"
+                " oracle: {type: panel, members: [...]}, with wrappers inside its members, or choose another algorithm"
+            )
         for number, source in enumerate(self.prompts.train_sources):
             if algorithm.demonstrations and source.demonstration is None:
                 place = f"prompts.train.{number}" if isinstance(self.prompts.train, list) else "prompts.train"

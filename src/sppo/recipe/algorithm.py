@@ -26,12 +26,14 @@ class Algorithm(Section):
         preferences: whether it learns from the oracle's preferences between those responses.
         demonstrations: whether it learns from responses that the data set holds beside its prompts.
         all_responses: whether it needs all K responses and the comparisons of all their pairs.
+        annotators: whether it needs the preferences of several annotators, the members of a panel.
     """
 
     samples: ClassVar[bool] = True
     preferences: ClassVar[bool] = True
     demonstrations: ClassVar[bool] = False
     all_responses: ClassVar[bool] = False
+    annotators: ClassVar[bool] = False
 
     type: str
 
@@ -64,7 +66,8 @@ class Algorithm(Section):
         """Compute the number that the loss uses for each response instead of P^; None if it uses P^ itself.
 
         Args:
-            matrix: [m, m] P(y_i > y_j | x) between the responses that are trained on.
+            matrix: [m, m] P(y_i > y_j | x) between the responses that are trained on; [annotators, m, m] that of each
+                annotator, for an algorithm that needs several.
             references: [policies, m] log pi_s(y|x) - log pi_t(y|x), nats.
         """
         return None

@@ -77,6 +77,11 @@ class OracleSection(Section):
         return True
 
     @property
+    def annotators(self) -> tuple[str, ...]:
+        """The names of the components that are annotators of their own, between whom an algorithm may choose."""
+        return ()
+
+    @property
     def is_transitive(self) -> bool:
         """Whether its preferences come from one score per response, so that no cycle is possible."""
         return False

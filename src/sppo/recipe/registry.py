@@ -30,6 +30,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "onpo": "sppo.algorithms.onpo:ONPO",
         "egpo": "sppo.algorithms.egpo:EGPO",
         "mnpo": "sppo.algorithms.mnpo:MNPO",
+        "blackwell": "sppo.algorithms.blackwell:Blackwell",
         "nash_md": "sppo.algorithms.nash_md:NashMD",
         "rlhf": "sppo.algorithms.rlhf:RLHF",
         "rebel": "sppo.algorithms.rebel:REBEL",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool
 
 from sppo import randomness
 from sppo.progress import Advance
@@ -61,7 +62,8 @@ class Selection:
     Attributes:
         prompt: the prompt.
         candidates: the responses in the order of their numbers, followed by the demonstration.
-        matrix: P(y_i > y_j | x) between the selected ones of the K responses; None if the oracle was not asked.
+        matrix: P(y_i > y_j | x) between the selected ones of the K responses, [m, m], or [annotators, m, m] if the algorithm
+            needs several annotators; None if the oracle was not asked.
         log_partition: log Z in nats.
     """
 
@@ -203,7 +205,11 @@ def _cause(models: Models, row: PromptRow, preferences: PreferencesRow | None) -
     """Why a prompt is not trained on, as :func:`sppo.rundir.guard.why_untrained` takes it."""
     responses = row.responses if isinstance(row, ResponsesRow) else []
     usable = usable_responses(models, row) if isinstance(row, ResponsesRow) else {}
-    compared = usable if preferences is None else set(np.flatnonzero(~np.isnan(preferences.win_rates)))
+    compared = (
+        usable
+        if preferences is None
+        else set(np.flatnonzero(_are_compared(models.recipe.algorithm, preferences)))
+    )
     if usable and not compared:
         return "left_out"
     if responses and not usable:
@@ -211,6 +217,13 @@ def _cause(models: Models, row: PromptRow, preferences: PreferencesRow | None) -
         was_asked = preferences is not None and preferences.settled is None
         return "truncated_or_left_out" if was_asked and not compared else "truncated"
     return "demonstration" if set(usable) & set(compared) or not responses else "truncated_or_left_out"
+
+
+def _are_compared(algorithm: Algorithm, preferences: PreferencesRow) -> Bool[np.ndarray[Any, Any], " K"]:
+    """Which responses have the comparisons that an algorithm needs: some of them, or all. Pairs may be left out."""
+    if algorithm.all_responses:
+        return np.asarray(~np.isnan(preferences.matrix).any(axis=-1))
+    return np.asarray(~np.isnan(preferences.win_rates))
 
 
 def _selection(
@@ -223,7 +236,7 @@ def _selection(
     log_partition, matrix = 0.0, None
     if compared is not None:
         win_rates = compared.win_rates
-        is_compared = ~np.isnan(win_rates)  # pairs may be left out
+        is_compared = _are_compared(algorithm, compared)
         usable = {k: token_ids for k, token_ids in usable.items() if is_compared[k]}
         rates = win_rates.tolist()
         if is_compared.any():
@@ -231,7 +244,11 @@ def _selection(
         generator = randomness.generator("select", recipe.seed, row.prompt_id)
         chosen = select(recipe.selection, [float(win_rates[k]) for k in usable], generator)
         usable = {k: usable[k] for k in sorted(list(usable)[index] for index in chosen)}
-        matrix = compared.matrix[np.ix_(list(usable), list(usable))]
+        matrix = _between(
+            compared,
+            list(usable),
+            recipe.needed_oracle("selecting").annotators if algorithm.annotators else None,
+        )
     candidates = [
         Candidate(k, token_ids, rates[k], _sampler_log_prob(responses[k], token_ids))
         for k, token_ids in usable.items()
@@ -241,6 +258,13 @@ def _selection(
         is_complete = demonstrations and (candidates or not recipe.algorithm.samples)
         candidates = [*candidates, *demonstrations] if is_complete else []
     return Selection(row, candidates, matrix, log_partition)
+
+
+def _between(preferences: PreferencesRow, numbers: Sequence[int], annotators: Sequence[str] | None) -> Array:
+    """The preferences between some of the responses, [m, m], or those of each annotator, [annotators, m, m]."""
+    parts = None if annotators is None else [preferences.components[name] for name in annotators]
+    matrix: Array = preferences.matrix if parts is None else np.stack(parts)
+    return matrix[..., numbers, :][..., numbers]
 
 
 def _demonstrations(models: Models, row: PromptRow) -> list[Candidate]:

@@ -4,6 +4,7 @@ Every file has a pure function `update(policy, payoff, ...)` and its dynamic as 
 over a finite set of responses whose exact minimiser the update is.
 """
 
+from sppo.game.dynamics.blackwell import Blackwell
 from sppo.game.dynamics.comal import COMAL
 from sppo.game.dynamics.dpo import DPOSelfPlay
 from sppo.game.dynamics.dynamic import Dynamic, Iterate
@@ -30,6 +31,7 @@ __all__ = [
     "REBEL",
     "RSPO",
     "SPPO",
+    "Blackwell",
     "DPOSelfPlay",
     "Dynamic",
     "Extragradient",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sppo.game.blackwell import annotators_game
 from sppo.game.dynamics.dynamic import Dynamic, Iterate
 from sppo.game.dynamics.policies import Policy, as_policy
 from sppo.game.preference_games import Array, GameError, preference_game
@@ -51,7 +52,7 @@ def play(
 
     Args:
         dynamic: a dynamic of sppo.game.dynamics; a parameter that is an array has one value per game, [...].
-        payoff: [..., n, n] preference matrices.
+        payoff: [..., n, n] preference matrices; [..., annotators, n, n] for a dynamic of several annotators.
         iterations: number of steps, at least 1.
         initial: [..., n] the first policy; uniform if not given.
         reference: [..., n] the policy that regularised methods are pulled to; the first policy if not given.
@@ -61,14 +62,16 @@ def play(
         ValueError: the payoff is not a preference game, a policy is not one, or a record lies outside of
             1..iterations.
     """
-    game = preference_game(payoff)
-    batch, n = game.shape[:-2], game.shape[-1]
+    several = getattr(dynamic, "several_annotators", False)
+    game = annotators_game(payoff) if several else preference_game(payoff)
+    axes = 3 if several else 2
+    batch, n = game.shape[:-axes], game.shape[-1]
     times = np.unique(np.asarray([iterations] if record is None else record, dtype=np.int_))
     if iterations < 1 or not times.size or times[0] < 1 or times[-1] > iterations:
         raise GameError(
             f"record = {times.tolist()} must be steps from 1 to iterations = {iterations}, and iterations at least 1."
         )
-    matrices = game.reshape(-1, n, n)
+    matrices = game.reshape(-1, *game.shape[-axes:])
     start = np.full(n, 1 / n) if initial is None else initial
     first = _per_game(as_policy(start, n, name="initial"), batch)
     anchor = first if reference is None else _per_game(as_policy(reference, n, name="reference"), batch)
