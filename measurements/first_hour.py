@@ -3,13 +3,13 @@
     python measurements/first_hour.py FOLDER --model SMOLLM2
 
 FOLDER must not exist. The wheel is built from this checkout and installed into an environment of its own, to which this
-environment's packages are added by a .pth file, so that nothing is downloaded; the checkout itself is not seen. The command of the
-README and the program of docs/python.md, as a notebook, run word by word. The figures stand in docs/experiments.md.
+environment's packages are added by a .pth file, so that nothing is downloaded; the checkout itself is not seen. What `sppo init`
+writes, for the embedded world and for SmolLM2-135M-Instruct, and the program of docs/python.md, as a notebook, run word by
+word. The figures stand in docs/experiments.md.
 """
 
 import argparse
 import io
-import json
 import os
 import re
 import resource
@@ -73,35 +73,14 @@ def main() -> None:
     (built,) = home.glob("*.whl")
     bin_ = home / "venv/bin"
     timed("pip install (dependencies are there)", bin_ / "pip", "install", "-q", "--no-deps", built, cwd=home)
-    timed("sppo init mine", bin_ / "sppo", "init", "mine", cwd=home)
+    timed("sppo init first", bin_ / "sppo", "init", "first", cwd=home)
+    timed("sppo run own.yaml, as init wrote it", bin_ / "sppo", "run", "own.yaml", cwd=home / "first")
     mine = home / "mine"
-    (mine / HUB).parent.mkdir()
+    (mine / HUB).parent.mkdir(parents=True)
     (mine / HUB).symlink_to(options.model.resolve())  # a folder comes before a name on the hub
-    timed("sppo run own.yaml, as init wrote it", bin_ / "sppo", "run", "own.yaml", cwd=mine)
-    topics = (
-        "bread",
-        "chess",
-        "rain",
-        "a violin",
-        "a bridge",
-        "honey",
-        "the moon",
-        "a river",
-        "coffee",
-        "a dog",
-    )
-    asks = (
-        "Explain {} in one sentence.",
-        "Why do people like {}?",
-        "Give two facts about {}.",
-        "Describe {}.",
-    )
-    lines = [json.dumps({"prompt": ask.format(topic)}) for topic in topics for ask in asks]
-    (mine / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^sppo run own\.yaml --run-dir(?:.*\\\n)*.*$", readme, flags=re.M)
-    words = command.replace("\\\n", " ").split()[1:]
-    timed("own prompts and a real model by the README's command", bin_ / "sppo", *words, cwd=mine)
+    init = ["init", "mine", "--model", f"mine/{HUB}"]
+    timed(f"sppo init mine --model {HUB}", bin_ / "sppo", *init, cwd=home)
+    timed("sppo run own.yaml, on that model", bin_ / "sppo", "run", "own.yaml", cwd=mine)
     write_notebook(mine / "real.ipynb")
     timed("the same in a notebook (docs/python.md)", bin_ / "python", "-c", NOTEBOOK, cwd=mine)
 

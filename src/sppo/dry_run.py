@@ -69,7 +69,7 @@ def estimate(recipe: Recipe) -> Estimate:
     training = checkpoints = saved = tables = None
     if parameters is not None:
         adapter = _adapter(recipe)
-        training = _training_bytes(recipe, parameters, adapter)
+        training = training_bytes(recipe, parameters, adapter)
         if settings.sharding is not None and isinstance(settings.devices, int):
             training /= settings.devices
         checkpoints = _checkpoint_bytes(recipe, parameters, adapter)
@@ -223,10 +223,10 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     for line in tasks:
         terminal.show(line)
     terminal.show(
-        f"memory      {_size(estimated.training_bytes)} for weights, gradients and optimiser state"
+        f"memory      {size_text(estimated.training_bytes)} for weights, gradients and optimiser state"
         f" {_where(recipe.training)}; activations{_on_top(recipe)} come on top\n"
-        f"disk        {_size(estimated.policy_bytes)} of policies and at most {_size(estimated.table_bytes)} of tables;"
-        f" up to {_size(estimated.checkpoint_bytes)} of checkpoints while training"
+        f"disk        {size_text(estimated.policy_bytes)} of policies and at most {size_text(estimated.table_bytes)} of tables;"
+        f" up to {size_text(estimated.checkpoint_bytes)} of checkpoints while training"
     )
     if rates is not None:
         _show_seconds(recipe, estimated, rates, terminal)
@@ -277,6 +277,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         ValueError: the message names the key and the way out.
     """
+    policies.check_place(recipe.policy.model)
     context, limit = _context(recipe), recipe.sampling.max_new_tokens
     if context is not None and limit >= context:
         raise RecipeError(
@@ -306,7 +307,7 @@ def _show_settings(recipe: Recipe, estimated: Estimate, terminal: Terminal) -> N
         sampling, policy.dtype, estimated.parameters or 0, policy.quantization is not None
     )
     terminal.show(
-        f"policy      {policy.model}, {_count(estimated.parameters)} parameters, {policy.dtype}\n"
+        f"policy      {policy.model}, {parameters_text(estimated.parameters)}, {policy.dtype}\n"
         f"oracle      {oracle}{only}\n"
         f"algorithm   {settings_text(recipe.algorithm)}; {_learnt_from(recipe)}; seed {recipe.seed}\n"
         f"sampling    {sampling.engine}: temperature {sampling.temperature:g}, top-p {sampling.top_p:g},"
@@ -416,7 +417,7 @@ def _source_count(source: PromptSource, notes: list[str], invalid: str) -> int |
     return counts.read - counts.skipped.total()
 
 
-def _training_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float:
+def training_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float:
     """The bytes of weights, gradients and optimiser state, on all devices together.
 
     With LoRA, the frozen base weights need no gradients and no optimiser state.
@@ -473,16 +474,18 @@ def _oracle_parameters(oracle: OracleSection | None) -> float:
     return 0.0 if oracle is None else oracle.parameters()
 
 
-def _count(value: float | None) -> str:
+def parameters_text(value: float | None) -> str:
+    """A number of parameters in words, such as 135M parameters."""
     if value is None:
-        return "an unknown number of (set policy.parameters)"
+        return "parameters unknown before the download (or set policy.parameters)"
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:g}"
+            return f"{value / size:.3g}{unit} parameters"
+    return f"{value:g} parameters"
 
 
-def _size(value: float | None) -> str:
+def size_text(value: float | None) -> str:
+    """A number of bytes in words, such as 2.15 GB."""
     if value is None:
         return "an unknown size"
     for unit, size in (("GB", 1e9), ("MB", 1e6)):

@@ -1,5 +1,6 @@
 """The help pages: whole summaries under headings, and examples that can be typed as they stand."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -45,3 +46,9 @@ def test_help_loads_nothing_but_the_command_line():
 def test_every_option_and_argument_is_described(names):
     for parameter in LEAVES[names].params:
         assert (parameter.help or "").endswith((".", "]")), parameter.name
+
+
+@pytest.mark.parametrize("names", LEAVES, ids=" ".join)
+def test_the_first_line_of_a_help_page_has_each_mark_once(names):
+    line = CliRunner().invoke(app, [*names, "--help"]).output.splitlines()[0]
+    assert not re.search(r"\[\[|\]\]|\.{4}|\.{3}[\]}]|[a-z]}", line), line

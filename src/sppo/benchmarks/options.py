@@ -46,7 +46,7 @@ class PolicyOptions(OutputOptions):
     policies: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[POLICY...]",
+            metavar="POLICY",
             help="Policy folders, run folders, hub names or files of outputs; NAME=PATH gives one a name of its own.",
         ),
     ] = None

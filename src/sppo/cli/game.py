@@ -62,7 +62,7 @@ Weights = Annotated[
 @app.command(epilog="Example: sppo game generate rock-paper-scissors --bias 0.9,0.7,0.6 -o rps.csv")
 @options.described_by_docstring
 def generate(
-    kind: Annotated[Kind, typer.Argument()],
+    kind: Annotated[Kind, typer.Argument(metavar="KIND")],
     output: Annotated[Path, typer.Option("-o", "--output")],
     common: options.OutputOptions,
     n: Annotated[int, typer.Option("-n")] = 5,
@@ -180,7 +180,7 @@ def inspect(
 @options.described_by_docstring
 def converge(
     common: options.OutputOptions,
-    matrix: Annotated[Path | None, typer.Argument(metavar="[MATRIX]")] = None,
+    matrix: Annotated[Path | None, typer.Argument(metavar="MATRIX")] = None,
     iterations: Annotated[int, typer.Option(min=10)] = 10_000,
     initial: Weights = None,
     figure: Path | None = None,

@@ -57,9 +57,7 @@ RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run fo
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or the recipe of a run.", callback=local)
 ]
-Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.", callback=local)
-]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="One or more run folders.", callback=local)]
 PolicyArgument = Annotated[
     Path,
     typer.Argument(

@@ -71,7 +71,7 @@ def convert_oracle(
 def inspect_oracle(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SOURCE...", help="A run folder, or files of votes.", callback=options.local),
+        typer.Argument(metavar="SOURCE", help="A run folder, or files of votes.", callback=options.local),
     ],
     common: options.OutputOptions,
     iteration: Annotated[int | None, typer.Option("--iteration", "-t", min=1)] = None,

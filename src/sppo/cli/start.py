@@ -1,8 +1,8 @@
 """Commands to start with: `init` and `inputs` write what a run needs, `recipe` shows what can stand in a recipe."""
 
 import json
+import shlex
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,41 +11,43 @@ import typer
 from sppo.cli import options
 
 app = typer.Typer()
-OWN_FILES = ("own.yaml", "my_oracle.py")
 REAL_INPUTS = Path("runs/real-inputs")
 
 
-@app.command(rich_help_panel=options.RUN, epilog="Example: sppo init mine")
+@app.command(
+    rich_help_panel=options.RUN,
+    epilog="Example: sppo init mine --model HuggingFaceTB/SmolLM2-135M-Instruct",
+)
 @options.described_by_docstring
 def init(
     common: options.OutputOptions,
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)] = Path(),
+    model: Annotated[str, typer.Option(metavar="MODEL")] = "tinyworld",
+    prompts: Annotated[str | None, typer.Option(metavar="FILE")] = None,
 ) -> None:
-    """Write a commented recipe and an oracle of your own, which run at once on the embedded world.
+    """Write a commented recipe and an oracle of your own, which run at once on the embedded world or your model.
 
     Args:
-        folder: The folder to write own.yaml and my_oracle.py to. [default: this one]
+        folder: The folder to write own.yaml, my_oracle.py and, for a model without prompts, prompts.jsonl to. [default: this one]
+        model: The policy to begin with: a folder, or a name on the hub.
+        prompts: Your prompts: a file such as prompts.jsonl, a folder, or a data set on the hub. [default: some to begin with]
     """
-    from sppo.rundir.folder import RunError
+    from sppo.cli.own import files
 
-    for name in OWN_FILES:
-        if (folder / name).exists():
-            raise RunError(f"{folder / name} exists already; name another folder, or move the file away")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in OWN_FILES:
-        (folder / name).write_text(
-            (files("sppo.cli.own") / name).read_text(encoding="utf-8"), encoding="utf-8"
-        )
-    enter = "" if folder == Path() else f"cd {folder}, then "
-    common.terminal.show(f"wrote {' and '.join(OWN_FILES)}; to run them: {enter}sppo run own.yaml")
-    common.terminal.show_json({"files": [str(folder / name) for name in OWN_FILES]})
+    written, said, warnings = files.write(folder, model, prompts)
+    enter = "" if folder == Path() else f"cd {shlex.quote(str(folder))}, then "
+    names = ", ".join(path.name for path in written)
+    common.terminal.show("\n".join([f"wrote {names}; to run them: {enter}sppo run {files.RECIPE}", *said]))
+    for warning in warnings:
+        common.terminal.warn(f"WARNING: {warning}")
+    common.terminal.show_json({"files": list(map(str, written)), "warnings": warnings})
 
 
 @app.command(rich_help_panel=options.RUN, epilog="Example: sppo inputs")
 @options.described_by_docstring
 def inputs(
     common: options.OutputOptions,
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = REAL_INPUTS,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER")] = REAL_INPUTS,
     train: Annotated[int, typer.Option(min=1)] = 800,
     held_out: Annotated[int, typer.Option(min=1)] = 80,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -72,7 +74,7 @@ def inputs(
 @options.described_by_docstring
 def recipe(
     common: options.OutputOptions,
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]")] = None,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE")] = None,
     set_: options.Overrides = None,
     defaults: Annotated[bool, typer.Option("--defaults")] = False,
     schema: Annotated[bool, typer.Option("--schema")] = False,

@@ -1,11 +1,38 @@
-"""Upload an exported policy to the Hugging Face hub, into a repository that the user owns."""
+"""What is asked of the Hugging Face hub beside downloads: the size of a model, and the upload of an exported policy."""
 
 import re
 from pathlib import Path
 
+from sppo.policy.load import PolicyError, check_place
 from sppo.rundir.folder import RunError
 
 WRITERS = ("admin", "write", "contributor")
+
+
+def parameters(model: str, *, endpoint: str | None = None) -> float | None:
+    """The number of parameters of a model by its page on the hub; None if the hub does not answer, or does not say.
+
+    Args:
+        model: its name on the hub.
+        endpoint: the address of a hub; None: that of huggingface_hub.
+
+    Raises:
+        PolicyError: the text cannot be the name of a model, or the hub has none of that name.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    check_place(model)
+    try:
+        stored = HfApi(endpoint=endpoint).model_info(model, timeout=10).safetensors
+    except RepositoryNotFoundError as error:
+        raise PolicyError(
+            f"policy.model: {model!r} is neither a folder here nor a model on the hub that you may see; for a private one, run"
+            " `hf auth login`"
+        ) from error
+    except Exception:  # its own, its HTTP library's and the system's, of no common class
+        return None
+    return None if stored is None else float(stored.total)
 
 
 def check_owner(repository: str) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,18 @@ _log = logging.getLogger(__name__)
 
 class PolicyError(ValueError):
     """A policy that cannot be loaded; the message says what to change."""
+
+
+def check_place(model: str) -> None:
+    """Refuse what is neither a folder here nor can be the name of a model on the hub.
+
+    Raises:
+        PolicyError: it is neither.
+    """
+    if not Path(model_path(model)).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model, re.ASCII):
+        raise PolicyError(
+            f"policy.model: there is no folder {model!r} here, and no model on the hub can have that name"
+        )
 
 
 def folder(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
