@@ -1,21 +1,13 @@
 """The README and the how-tos do what they say."""
 
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import generated_docs
 import pytest
 import yaml
-
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+from docs_commands import PAGES, ROOT, blocks
 
 
 @pytest.mark.parametrize(
@@ -73,42 +65,6 @@ def test_the_recipe_of_an_adapter_runs(tmp_path):
         assert found.returncode == 0, found.stderr
     assert (tmp_path / "runs" / "lora" / "iter-2" / "policy" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def commands():
-    for page in PAGES:
-        for line in page.read_text(encoding="utf-8").replace("\\\n", "").splitlines():
-            line = line.split("  #")[0].strip()
-            if re.match(r"^(\.venv/bin/)?sppo [a-z]", line):
-                yield page.name, line.removeprefix(".venv/bin/")
-
-
-@pytest.mark.parametrize(("page", "line"), list(commands()))
-def test_every_command_in_the_docs_exists_with_its_options(page, line):
-    """By `--help` of the command: that each option of the line is among its own."""
-    words = shlex.split(line)[1:]
-    names = []
-    for word in words:
-        if not re.fullmatch(r"[a-z-]+", word) or len(names) == 2:
-            break
-        names.append(word)
-    # the second word is a subcommand only where there are some
-    found = help_of(names)
-    if found is None:
-        found = help_of(names[:1])
-    assert found is not None, line
-    for option in (word.split("=")[0] for word in words if word.startswith("--")):
-        assert option in found, f"{page}: {line}: there is no {option}"
-
-
-def help_of(names):
-    done = subprocess.run(
-        [sys.executable, "-m", "sppo.cli.main", *names, "--help"],
-        capture_output=True,
-        text=True,
-        env={"COLUMNS": "200", "PATH": "", "TERM": "dumb"},
-    )
-    return done.stdout if done.returncode == 0 else None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,6 +1,7 @@
 """What every command prints: results on the standard output, as text or as JSON, and progress on the standard error."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,17 +10,19 @@ import sys
 import pytest
 import yaml
 from commands import LEAVES
+from docs_commands import commands
 from small_runs import SMALL
-from test_docs import commands
 from typer.testing import CliRunner
 
 from sppo.cli.main import app
 from sppo.cli.start import REAL_INPUTS
+from sppo.policy.chat_format import model_path
 from sppo.recipe import PACKAGED
 
 TINY = {
     **SMALL,
     "iterations": 3,
+    "policy": {"model": "models/own"},
     "prompts": {"train": {"source": "tinyworld/train", "limit": 10}, "held_out": 4},
     "evaluation": {"responses": 1, "resamples": 100},
 }
@@ -42,6 +45,8 @@ FILES = {
         "kwargs": [{}],
     },
     "mine.jsonl": {"prompt": "No commas.", "response": "none"},
+    "outputs.json": [{"instruction": "Describe a fox.", "output": "It is red.", "generator": "other"}],
+    "judge.yaml": {"oracle": {"type": "panel"}},
 }
 COMMANDS = {
     "init": "mine",
@@ -92,12 +97,18 @@ def place(tmp_path_factory):
         for n in range(24)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "input_data.jsonl").write_text((folder / "ifeval.jsonl").read_text())
+    policy = shutil.copytree(model_path("tinyworld"), folder / "models/own")
+    config = json.loads((policy / "config.json").read_text())
+    # the pages allow longer responses than tinyworld does
+    (policy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    shutil.copy(policy / "chat_template.jinja", folder / "template.jinja")
     (folder / REAL_INPUTS / "policy").mkdir(parents=True)
     (folder / "recipes").symlink_to(PACKAGED)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert CliRunner().invoke(app, ["run", "tiny.yaml", "--no-report"]).exit_code == 0
-    for name in ("own", "quickstart", "a", "small"):
+    for name in ("own", "quickstart", "a", "small", "real"):
         (folder / "runs" / name).symlink_to("tiny")
     shutil.copytree(folder / "runs" / "tiny", folder / "runs" / "b")
     return folder
@@ -151,22 +162,42 @@ def test_head_to_head_samples_as_the_run_and_long_work_shows_progress(place, mon
     )
 
 
-PAGES = ("data.md", "oracles.md", "recipes.md", "report.md", "sampling.md", "scaling.md")
-"""Pages whose commands need nothing but a finished run; tests of their own follow game, lora, trl, python and extending."""
-LONG = (
-    "sppo run quickstart",
-    "sppo run quickstart --iterations 4",
-    "sppo oracle check judge.yaml --run runs/own --json",
-)
-"""The first is `make quickstart`, test_cli plays the second on a smaller run, and the third needs a server."""
+ELSEWHERE_BY_PAGE = {
+    "README.md": "tests/test_docs.py and tests/cli/test_start.py",
+    "arena.md": "tests/arena",
+    "cluster.md": "tests/executors and tests/rundir/test_storage.py",
+    "experiments.md": "measurements, which take minutes or hours",
+    "extending.md": "tests/test_extending.py",
+    "game.md": "tests/game/test_commands.py",
+    "lora.md": "tests/test_docs.py",
+    "python.md": "tests/test_api.py",
+}
+NOT_RUN = {
+    r"sppo compare|oracles/tinyworld\.yaml": "minutes: tests/compare and tests/oracle/test_training.py play smaller ones",
+    r"--judge |DATA|open-llm|\.\./shared": "a judge, or foreign data: tests/benchmarks",
+    "--watch": "it has no end: tests/report",
+    "oracle convert": "tests/oracle/test_pairrm_checkpoint.py, which has the weights for it",
+}
+"""Commands that are not run here, with the reason, and where what they do is run; tests/test_docs_commands.py parses them."""
+
+
+OF_PAGES = [
+    pytest.param(line, id=f"{page}: {line}")
+    for page, line, is_whole in dict.fromkeys(commands())
+    if is_whole and line.startswith("sppo ") and page not in ELSEWHERE_BY_PAGE
+    if not re.search("|".join(NOT_RUN), line)
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for page, line in commands() if page in PAGES and line not in LONG])
+@pytest.mark.parametrize("line", OF_PAGES)
 def test_the_commands_of_the_pages_run(place, monkeypatch, line):
+    """Word by word, but for runs that take minutes: of those, the dry run."""
     monkeypatch.chdir(place)
     words = shlex.split(line)[1:]
     if words[0] == "init":
         words[1] = "from-the-page"
+    if words[0] == "run" and "--dry-run" not in words:
+        words.append("--dry-run")
     done = CliRunner().invoke(app, words, input="Describe a fox.\n", catch_exceptions=False)
     assert done.exit_code == 0, done.output
