@@ -36,7 +36,7 @@ LAYERS = {
         "benchmarks.open_llm.score",
     },
     4: {"stages", "executors", "selfplay", "cost", "dry_run"},
-    5: {"report", "compare", "arena", "benchmarks"},
+    5: {"report", "compare", "arena", "serving", "oracle_server", "benchmarks"},
     6: {"cli", "api", "memory_inputs", "__main__"},
 }
 ARITHMETIC = {"numpy", "scipy", "torch", "jaxtyping"}

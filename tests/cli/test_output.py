@@ -80,6 +80,7 @@ COMMANDS = {
 }
 ELSEWHERE = {
     "arena": "below, because it serves until it is killed",
+    "oracle serve": "below, because it serves until it is killed",
     "evaluate open-llm": "tests/benchmarks/test_open_llm.py, because lm-eval takes long",
     "oracle convert": "tests/oracle/test_pairrm_checkpoint.py, which has the weights for it",
 }
@@ -129,8 +130,9 @@ def test_every_command_prints_its_results_as_json(place, monkeypatch, names):
     assert all(line.startswith("WARNING: ") for line in done.stderr.splitlines()), done.stderr
 
 
-def test_the_arena_says_its_address_at_once(place):
-    command = [sys.executable, "-m", "sppo", "arena", "runs/tiny", "--port", "0", "--json", "--no-oracle"]
+@pytest.mark.parametrize("words", ["arena runs/tiny --no-oracle", "oracle serve panel"])
+def test_a_server_says_its_address_at_once(place, words):
+    command = [sys.executable, "-m", "sppo", *words.split(), "--port", "0", "--json"]
     with subprocess.Popen(
         command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:

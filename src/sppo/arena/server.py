@@ -19,8 +19,8 @@ from sppo.arena.ballot import Ballot
 from sppo.arena.matches import Matches, RefusedVote, Shown
 from sppo.arena.votes import agreement, win_rates
 from sppo.progress import printable
-from sppo.reading import parse
 from sppo.rundir.guard import standing
+from sppo.serving.bodies import RefusedRequest, json_object, problem
 
 LABELS = {"left": "a", "right": "b", "tie": "tie", "both_bad": "tie", "skip": "skip"}
 """The label in the file of votes for each choice on the page."""
@@ -102,7 +102,10 @@ class Arena:
     ) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
             refusal = self._refusal(request)
-            response = await answer(request) if refusal is None else _problem(403, refusal)
+            try:
+                response = await answer(request) if refusal is None else problem(403, refusal)
+            except RefusedRequest as error:
+                response = problem(error.status, str(error), error.headers)
             response.headers.update(_HEADERS)
             return response
 
@@ -142,9 +145,9 @@ class Arena:
         return FileResponse(Path(__file__).with_name(request.url.path[1:]))
 
     async def _pair(self, request: Request) -> Response:
-        voter = _name((await _body(request)).get("voter"))
+        voter = _name((await json_object(request, LARGEST_BODY)).get("voter"))
         if voter is None:
-            return _problem(400, f"voter: a name must have 1 to {LONGEST_NAME} characters")
+            return problem(400, f"voter: a name must have 1 to {LONGEST_NAME} characters")
         seen = self.ballot.seen()
         shown = await run_in_threadpool(self.matches.choose, voter, seen)
         progress = {
@@ -161,23 +164,23 @@ class Arena:
         return JSONResponse({**progress, **pair, **plain, "html": html})
 
     async def _vote(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await json_object(request, LARGEST_BODY)
         choice = body.get("choice")
         if not isinstance(choice, str) or choice not in LABELS:
-            return _problem(400, f"choice: it must be one of {', '.join(LABELS)}")
+            return problem(400, f"choice: it must be one of {', '.join(LABELS)}")
         return await self._sealed(body, lambda shown: self._record(shown, choice))
 
     async def _undo(self, request: Request) -> Response:
-        return await self._sealed(await _body(request), self._withdraw)
+        return await self._sealed(await json_object(request, LARGEST_BODY), self._withdraw)
 
     async def _sealed(self, body: dict[str, Any], answer: Callable[[Shown], Response]) -> Response:
         """The answer to a request about what was shown under the seal that the request brings."""
         try:
             return await run_in_threadpool(answer, self.matches.opened(body.get("seal")))
         except RefusedVote as error:
-            return _problem(409, str(error))
+            return problem(409, str(error))
         except OSError as error:
-            return _problem(503, f"the vote could not be written: {error.strerror}")
+            return problem(503, f"the vote could not be written: {error.strerror}")
 
     def _record(self, shown: Shown, choice: str) -> Response:
         vote = {
@@ -193,7 +196,7 @@ class Arena:
             "oracle": None,
         }
         if not self.ballot.record(vote):
-            return _problem(409, "another choice was already counted for this pair")
+            return problem(409, "another choice was already counted for this pair")
         if choice != "skip":
             self.voted(vote)
         return JSONResponse({"counted": True})
@@ -231,25 +234,7 @@ def in_words(first: str, second: str, rate: dict[str, float]) -> str:
     return f"By these votes, {first} is {standing(rate)} {second}."
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request; empty where the body is no object, or too large."""
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > LARGEST_BODY:
-            return {}
-    try:
-        body = parse(content)
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
 def _name(value: Any) -> str | None:
     if not isinstance(value, str) or not 0 < len(value.strip()) <= LONGEST_NAME:
         return None
     return printable(value.strip())
-
-
-def _problem(status: int, text: str) -> Response:
-    return JSONResponse({"problem": text}, status_code=status)

@@ -1,10 +1,7 @@
 """`sppo arena RUN`: serves the page on which people vote about the policies of a run."""
 
-import contextlib
-import ipaddress
 import os
 import secrets
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +14,6 @@ from sppo.rundir.folder import RunError, RunFolder
 from sppo.rundir.reader import RunReader, label
 
 FOLDER = "arena"
-ANY = ("0.0.0.0", "::")
-"""The addresses that stand for all addresses of a machine."""
 
 
 def serve(
@@ -38,9 +33,8 @@ def serve(
         RunError: there is nothing to compare, another arena serves this run, or the extra is not installed.
     """
     try:
-        import uvicorn
-
         from sppo.arena.server import Arena, access_key
+        from sppo.serving import listening
     except ImportError as error:
         raise RunError(f"the arena needs {error.name}; pip install 'sppo[arena]'") from error
     names, responses = run_games.held_out_responses([run])
@@ -56,27 +50,24 @@ def serve(
             raise RunError(f"{run}: {' and '.join(chosen)} give the same responses to every held-out prompt")
         ballot = Ballot(home)
         referee = Referee(lambda: run_games.oracle_of(run), ballot, terminal.say) if ask_oracle else None
-        listening = _listen(host, port)
-        bound = listening.getsockname()[1]
+        socket = listening.listen(host, port)
+        bound = socket.getsockname()[1]
         voted = (lambda vote: None) if referee is None else referee.ask
-        arena = Arena(run.resolve().name, matches, ballot, key, _hosts(host, bound), voted)
-        shown = _in_url(socket.gethostname() if host in ANY else host)
+        arena = Arena(run.resolve().name, matches, ballot, key, listening.hosts(host, bound), voted)
         votes = len(ballot.votes())
         terminal.say(
             f"{' against '.join(chosen)}: {counted_text(len(matches), 'pair')}, {counted_text(votes, 'vote')} so far. Open this address:"
         )
-        address = f"http://{shown}:{bound}/?key={access_key(key)}"
+        address = f"{listening.address(host, bound)}/?key={access_key(key)}"
         terminal.show(address, "bold")
         terminal.show_json({"address": address, "votes": str(home)})
         terminal.say(f"Votes are kept in {home}; Ctrl-C ends.")
-        if not _is_loopback(host):
+        if not listening.is_loopback(host):
             terminal.note("whoever has this address can vote, from other machines too")
         if referee is not None:
             referee.start()
-        settings = uvicorn.Config(arena.app(), log_level="warning", access_log=False, server_header=False)
         try:
-            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has ended
-                uvicorn.Server(settings).run(sockets=[listening])
+            listening.run(arena.app(), socket)
         finally:
             if referee is not None:
                 referee.finish()
@@ -95,37 +86,3 @@ def _key(path: Path) -> bytes:
         temporary.write_text(secrets.token_hex(_KEY_LENGTH // 2))
         temporary.replace(path)
     return path.read_bytes()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"--host {host} --port {port}: {reason}; choose another port or address") from error
-
-
-def _hosts(host: str, port: int) -> set[str]:
-    """The names of the host that browsers may send; for port 80 they leave the port out."""
-    names = {_in_url(name).lower() for name in _own_names(host)}
-    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
-
-
-def _own_names(host: str) -> set[str]:
-    names = {host} | ({"localhost"} if _is_loopback(host) else set())
-    if host in ANY:
-        names |= {"localhost", "127.0.0.1", "::1", socket.gethostname(), socket.getfqdn()}
-        with contextlib.suppress(OSError):  # the machine may not know its own name
-            names |= {str(address[4][0]) for address in socket.getaddrinfo(socket.gethostname(), None)}
-    return names
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -1,12 +1,15 @@
-"""Commands about preference oracles: `train-oracle`, and `oracle check`, `inspect` and `convert`."""
+"""Commands about preference oracles: `train-oracle`, and `oracle check`, `inspect`, `convert` and `serve`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sppo.cli import options
 from sppo.cli.tables import show_intransitivity, show_votes
+
+if TYPE_CHECKING:
+    from sppo.recipe import OracleConfig
 
 app = typer.Typer()
 oracle_app = typer.Typer(
@@ -192,20 +195,79 @@ def check_oracle(
         limit: The largest number of prompts to check.
         tie: Count a comparison as a near tie if |P - 1/2| is below this.
     """
-    from sppo.benchmarks.options import read_oracle
     from sppo.oracle import check as oracle_check
     from sppo.recipe.oracle import oracle_name
-    from sppo.rundir.folder import RunError
 
-    of_run = (Path(oracle) / "recipe.yaml").is_file()
-    if held_out and not of_run:
-        raise RunError(f"--held-out: {oracle} is no run, so it has no held-out oracle; leave --held-out out")
-    config = oracle_check.oracle_of_run(Path(oracle), held_out=held_out) if of_run else read_oracle(oracle)
-    source = run or (Path(oracle) if of_run else None)
+    config, own_run = _chosen(oracle, held_out)
+    source = run or own_run
     material = oracle_check.responses_for(source, responses, iteration, limit, config.prompt_form())
     terminal = common.terminal
-    if of_run:
+    if own_run is not None:
         role = "held-out oracle" if held_out else "oracle that the run learns from"
         terminal.say(f"checking {oracle_name(config)}, the {role}")
     findings = oracle_check.check_oracle(config, material, terminal, run=source, tie=tie)
     oracle_check.show(findings, terminal)
+
+
+def _chosen(oracle: str, held_out: bool) -> "tuple[OracleConfig, Path | None]":
+    """The oracle that an argument names, and its run if it is a run's."""
+    from sppo.benchmarks.options import read_oracle
+    from sppo.oracle import check as oracle_check
+    from sppo.rundir.folder import RunError
+
+    run = Path(oracle)
+    if (run / "recipe.yaml").is_file():
+        return oracle_check.oracle_of_run(run, held_out=held_out), run
+    if held_out:
+        raise RunError(f"--held-out: {oracle} is no run, so it has no held-out oracle; leave --held-out out")
+    return read_oracle(oracle), None
+
+
+@oracle_app.command(
+    "serve",
+    epilog="Example: sppo oracle serve runs/quickstart --port 8766",
+)
+@options.described_by_docstring
+def serve_oracle(
+    oracle: Annotated[str, typer.Argument(metavar="ORACLE")],
+    common: options.OutputOptions,
+    held_out: Annotated[bool, typer.Option("--held-out")] = False,
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8766,
+    cohort: Annotated[int | None, typer.Option(min=2)] = None,
+    cohort_seconds: Annotated[float, typer.Option(min=0.1)] = 600,
+    api_key_env: Annotated[str | None, typer.Option(metavar="VARIABLE")] = None,
+    max_responses: Annotated[int, typer.Option(min=2)] = 64,
+    max_characters: Annotated[int, typer.Option(min=1)] = 100_000,
+    max_waiting: Annotated[int, typer.Option(min=1)] = 1024,
+) -> None:
+    """Serve an oracle to other trainers and programs over HTTP: K x K preferences, win rates, rewards of cohorts.
+
+    Args:
+        oracle: A run, a recipe, an oracle's type, or a mapping (or a file with one) as under a recipe's `oracle:`.
+        held_out: Serve the held-out oracle (`evaluation.oracle`) of a run instead of the one that it learns from.
+        host: The address to listen on; the default can be reached from this machine only.
+        port: The port to listen on; 0 takes any free port.
+        cohort: The number of responses to a prompt that /verify waits for and compares with each other.
+        cohort_seconds: How long a response waits until its cohort is complete.
+        api_key_env: The environment variable that holds the key that requests must bring. [default: none is needed]
+        max_responses: The most responses to a prompt.
+        max_characters: The most characters of a prompt or a response.
+        max_waiting: The most prompts that wait for the oracle, and the most responses that wait for their cohorts.
+    """
+    from sppo.oracle_server.serving import serve
+
+    config, run = _chosen(oracle, held_out)
+    serve(
+        config,
+        common.terminal,
+        run=run,
+        host=host,
+        port=port,
+        cohort=cohort,
+        cohort_seconds=cohort_seconds,
+        api_key_env=api_key_env,
+        responses=max_responses,
+        characters=max_characters,
+        waiting=max_waiting,
+    )

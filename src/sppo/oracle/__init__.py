@@ -6,7 +6,7 @@ the cycles that self-play exists for. Each oracle stands in a file of its own, w
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from sppo.progress import shortened
 from sppo.recipe import parse_oracle
 from sppo.recipe.oracle import Oracle, OracleSection, Pairs, Preferences, Prompts, Responses
 from sppo.winrates import Array
+
+if TYPE_CHECKING:
+    from sppo.oracle.rewards import RewardFunction
 
 TOLERANCE = 1e-4
 """How far P_ij + P_ji may be from 1, and the diagonal from 1/2, before an answer is refused."""
@@ -109,6 +112,8 @@ __all__ = [
     "identity",
     "load",
     "parts_of",
+    "reward_function",
+    "rubric",
 ]
 
 
@@ -307,6 +312,49 @@ def load(config: Mapping[str, Any], *, allow_gaps: bool = False) -> CheckedOracl
         OracleError: the oracle cannot be loaded.
     """
     return CheckedOracle(parse_oracle(config).load(), allow_gaps=allow_gaps)
+
+
+def reward_function(oracle: Mapping[str, Any] | Oracle, *, group_size: int | None = None) -> "RewardFunction":
+    r"""An oracle as a reward function: ``GRPOTrainer(reward_funcs=sppo.oracle.reward_function({...}), ...)``.
+
+    A reward is the response's win rate over the group that it was drawn with, :math:`\frac1K \sum_j P(y_i \succ y_j | x)`,
+    the response itself counted as 1/2; a group's mean reward is 1/2. A judge's answers are kept as anywhere else, in its
+    `endpoint.cache` or else the user's file, and are not paid for twice, whether a run, a server or a training asked.
+
+    Args:
+        oracle: the same mapping as under a recipe's `oracle:`, or an oracle. Prompts are shown to it as the trainer has
+            them; those of several messages as plain text with roles.
+        group_size: TRL's `num_generations`. If it is given, a prompt that occurs several times in a batch makes as
+            many groups, and a group that is not whole is an error. None: all responses to a prompt are one group.
+
+    Raises:
+        sppo.recipe.RecipeError: the mapping is wrong.
+        OracleError: the oracle cannot be loaded, or `group_size` is below 2.
+    """
+    from sppo.oracle.rewards import RewardFunction
+
+    return RewardFunction(
+        load(oracle, allow_gaps=True) if isinstance(oracle, Mapping) else oracle, group_size
+    )
+
+
+def rubric(oracle: Mapping[str, Any] | Oracle, *, weight: float = 1.0) -> Any:
+    """An oracle as a `verifiers.Rubric`, whose reward is the win rate over the rollouts of an example.
+
+    verifiers turns an exception in a reward function into a reward of 0, with a line in its log. An oracle that fails stops
+    the scoring of this rubric instead.
+
+    Args:
+        oracle: as for :func:`reward_function`.
+        weight: the weight of the win rate beside the rewards of other rubrics.
+
+    Raises:
+        sppo.recipe.RecipeError: the mapping is wrong.
+        OracleError: the oracle cannot be loaded, or verifiers is not installed or has no rubrics, as since its version 0.4.
+    """
+    from sppo.oracle.rewards import rubric_of
+
+    return rubric_of(reward_function(oracle), weight)
 
 
 def identity(config: OracleSection) -> dict[str, Any]:

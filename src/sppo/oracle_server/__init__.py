@@ -1,0 +1,1 @@
+"""`sppo oracle serve`: an oracle behind HTTP, for trainers and programs elsewhere."""
