@@ -314,3 +314,26 @@ def test_the_notebook_runs_and_ends_with_the_report_inside_it(tmp_path):
     shown = "".join([*bars, *(output.text for output in lines), outputs[-4][-1]["data"]["text/plain"]])
     assert "iteration 2: train" in shown and "vs base" in shown and "2 of 2 iterations finished" in shown
     assert not any(output.output_type == "error" for of_cell in outputs for output in of_cell)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            {"oracle": "pairrm"},
+            "oracle: 'pairrm' is neither a function nor a mapping; hand over .*'type': 'pairrm'",
+        ),
+        ({"oracle": sppo.oracle.load({"type": "panel"})}, "oracle: an object of .* is neither a function"),
+        ({"prompts": 3}, "prompts: 3 is neither a source nor a list of prompts"),
+        ({"held_out": 0.2}, r"held_out: must be a whole number .*len\(prompts\) // 5"),
+        ({"held_out": True}, r"held_out: must be a whole number of prompts, or prompts \(got True\)"),
+        ({"callbacks": print}, r"callbacks: must be a list of functions .*callbacks=\[print\]"),
+        ({"callbacks": [3]}, r"callbacks: must be a list of functions \(got \[3\]\)"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_an_argument_of_the_wrong_kind_is_named_before_anything_is_computed(tmp_path, argument, message):
+    given = {"oracle": {"type": "panel"}, "prompts": ["a", "b", "c"], "held_out": 1} | argument
+    with pytest.raises(RecipeError, match=message):
+        sppo.run(RECIPE, run_dir=tmp_path / "run", **given)
+    assert not list(tmp_path.glob("run/iter-*"))

@@ -8,13 +8,15 @@ import generated_docs
 import pytest
 import yaml
 from docs_commands import PAGES, ROOT, blocks
+from typer.testing import CliRunner
+
+import sppo
+from sppo.cli.main import app
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", ROOT / "docs" / "recipes.md"], ids=lambda page: page.name
-)
-def test_the_example_of_ones_own_model_prompts_and_oracle_runs(page, tmp_path):
+def test_the_example_of_ones_own_model_prompts_and_oracle_runs(tmp_path, monkeypatch):
     """Word by word, but for the model's name (there is no hub here) and the size."""
+    page = ROOT / "README.md"
     (recipe,) = (text for text in blocks(page, "yaml") if "my_oracle:prefer" in text)
     (oracle,) = (text for text in blocks(page, "python") if "def prefer" in text)
     (tmp_path / "my_oracle.py").write_text(oracle)
@@ -30,12 +32,24 @@ def test_the_example_of_ones_own_model_prompts_and_oracle_runs(page, tmp_path):
             for what in ("a fox", "a drum", "rain", "soup", "a tram", "a hat", "snow")
         )
     )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for arguments in (["run", "--dry-run", "own.yaml"], ["run", "own.yaml"]):
-        found = subprocess.run(
-            [sys.executable, "-m", "sppo.cli.main", *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert found.returncode == 0, found.stderr
+        found = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert found.exit_code == 0, found.output
     assert (tmp_path / "runs" / "own" / "iter-1" / "policy" / "model.safetensors").is_file()
+
+
+def test_the_oracle_function_of_the_recipes_page_answers_with_probabilities(tmp_path, monkeypatch):
+    (oracle,) = (text for text in blocks(ROOT / "docs" / "recipes.md", "python") if "def prefer" in text)
+    (tmp_path / "oracle_of_the_page.py").write_text(oracle)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded = sppo.oracle.load(
+        {"type": "function", "function": "oracle_of_the_page:prefer", "own_process": False}
+    )
+    (matrix,) = loaded.compare(["Speak."], [["word " * 50, "word " * 40, "word " * 70]])
+    assert matrix[0, 1] > 0.5 and matrix[1, 2] > 0.5
 
 
 @pytest.mark.slow

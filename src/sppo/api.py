@@ -70,6 +70,10 @@ def run(
         if not isinstance(recipe, str | os.PathLike):
             raise RecipeError("run_dir: missing; name the folder of the run, e.g. run_dir='runs/mine'")
         run_dir = run_folder(Path(recipe))
+    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
+        raise RecipeError(
+            f"callbacks: must be a list of functions (got {callbacks!r}), e.g. callbacks=[print]"
+        )
     folder = storage.located(Path(run_dir).expanduser())
     replaced: dict[str, Any] = dict(overrides or {})
     if oracle is not None:
@@ -77,9 +81,7 @@ def run(
     if prompts is not None:
         replaced["prompts.train"] = source(prompts, folder / "inputs", "prompts")
     if held_out is not None:
-        replaced["prompts.held_out"] = (
-            held_out if isinstance(held_out, int) else source(held_out, folder / "inputs", "held-out")
-        )
+        replaced["prompts.held_out"] = _held_out(held_out, folder / "inputs")
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
@@ -89,6 +91,15 @@ def run(
     terminal = Terminal(None if progress else Console(quiet=True))
     play(values, folder, terminal, on=on, redo_stale=redo_stale, report=report, callbacks=callbacks)
     return Run(folder)
+
+
+def _held_out(held_out: Prompts | int, folder: Path) -> Any:
+    if isinstance(held_out, bool | float):
+        raise RecipeError(
+            f"held_out: must be a whole number of prompts, or prompts (got {held_out!r}); for a share of the prompts, compute"
+            " it: held_out=len(prompts) // 5"
+        )
+    return held_out if isinstance(held_out, int) else source(held_out, folder, "held-out")
 
 
 def play(

@@ -21,12 +21,19 @@ def oracle_values(oracle: Oracle) -> Any:
     """The `oracle:` section of a recipe for a function, a section, or a mapping.
 
     Raises:
+        RecipeError: it is none of these.
         sppo.oracle.OracleError: a function does not stand at the top level of its module.
     """
     if isinstance(oracle, OracleSection):
         return oracle.model_dump(mode="json")
-    if not callable(oracle):
+    if isinstance(oracle, Mapping):
         return oracle
+    if not callable(oracle):
+        found = repr(oracle) if isinstance(oracle, str) else f"an object of {type(oracle).__name__}"
+        raise RecipeError(
+            f"oracle: {found} is neither a function nor a mapping; hand over `def prefer(prompts, responses)`, or what a recipe"
+            " has there, such as {'type': 'pairrm', 'model': 'llm-blender/PairRM'}"
+        )
     from sppo.oracle.function import named
 
     return {"type": "function", "function": named(oracle), "own_process": False}
@@ -54,6 +61,11 @@ def source(rows: Rows, folder: Path, name: str) -> Any:
                 f" data[{next(iter(rows))!r}]"
             )
         return rows
+    if not isinstance(rows, Iterable):
+        raise RecipeError(
+            f"{name}: {rows!r} is neither a source nor a list of prompts; hand over a file, a list of texts or conversations, or"
+            " a `datasets.Dataset`"
+        )
     lines = [_row(number, row, name) for number, row in enumerate(rows)]
     if not lines:
         raise RecipeError(f"{name}: there are no rows in it")

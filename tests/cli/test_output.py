@@ -49,7 +49,7 @@ FILES = {
     "judge.yaml": {"oracle": {"type": "panel"}},
 }
 COMMANDS = {
-    "init": "mine",
+    "init": "from-here",
     "inputs": "--train 4 --held-out 2",
     "recipe": "tiny.yaml",
     "run": "runs/tiny",
@@ -197,8 +197,6 @@ def test_the_commands_of_the_pages_run(place, monkeypatch, line):
     """Word by word, but for runs that take minutes: of those, the dry run."""
     monkeypatch.chdir(place)
     words = shlex.split(line)[1:]
-    if words[0] == "init":
-        words[1] = "from-the-page"
     if words[0] == "run" and "--dry-run" not in words:
         words.append("--dry-run")
     done = CliRunner().invoke(app, words, input="Describe a fox.\n", catch_exceptions=False)
