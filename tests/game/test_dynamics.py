@@ -28,6 +28,7 @@ from sppo.game.dynamics import (
     MagneticMirrorDescent,
     MultiplicativeWeights,
     NashMD,
+    NashProx,
     OptimisticMultiplicativeWeights,
     Policy,
     SampledMultiplicativeWeights,
@@ -256,6 +257,7 @@ ALL: list[Dynamic] = [
     SampledMultiplicativeWeights(0.3),
     OptimisticMultiplicativeWeights(0.3),
     NashMD(0.3, 0.1),
+    NashProx(0.3, 0.1, 0.5, inner=3),
     MagneticMirrorDescent(0.3, 0.1, magnet_rate=0.1),
     INPO(0.3, 0.1),
     COMAL(0.3, 0.1, inner=3),
@@ -357,7 +359,12 @@ def test_methods_without_a_fixed_reference_find_the_winner_itself(dynamic: Dynam
 
 @pytest.mark.parametrize(
     "dynamic",
-    [INPO(0.2, 0.1), MagneticMirrorDescent(0.2, 0.1), Extragradient(0.5, 0.1)],
+    [
+        INPO(0.2, 0.1),
+        MagneticMirrorDescent(0.2, 0.1),
+        Extragradient(0.5, 0.1),
+        NashProx(0.5, 0.1, 1.0, inner=5),
+    ],
     ids=lambda dynamic: dynamic.name,
 )
 def test_methods_with_a_fixed_reference_find_the_regularised_equilibrium(dynamic: Dynamic) -> None:
@@ -407,6 +414,8 @@ def test_dpo_has_no_minimiser_where_some_win_everything() -> None:
         (lambda: NashMD(2.0, 1.0), "eta \\* tau = 2 must be at most 1"),
         (lambda: INPO(1.0, 0.0), "tau = 0.0"),
         (lambda: Extragradient(1.0, -1.0), "tau"),
+        (lambda: NashProx(1.0, 0.4, 0.7), "eta \\* tau = 1.1 must be at most 1"),
+        (lambda: NashProx(1.0, 0.1, 0.1, inner=0), "inner = 0 must be at least 1"),
         (lambda: COMAL(0.1, 0.1, inner=0), "inner = 0"),
         (lambda: MNPO(0.1, 0.1, opponents=0), "opponents = 0"),
         (lambda: RSPO(0.1, reverse_kl=-1.0), "reverse_kl = -1.0"),

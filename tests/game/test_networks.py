@@ -22,6 +22,7 @@ from sppo.game.dynamics import (
     mnpo,
     multiplicative_weights,
     nash_md,
+    nash_prox,
     onpo,
     play,
     rebel,
@@ -77,11 +78,17 @@ def log_policy(folder):
         )
 
 
-def trained_log_ratio(tmp_path, log_weights, examples, algorithm, log_partition=0.0, past=(), rewards=None):
+TO_THE_END = {"learning_rate": 3e-2, "epochs": 500, "warmup_ratio": 0.05, "logging_steps": 500}
+
+
+def trained_log_ratio(
+    tmp_path, log_weights, examples, algorithm, log_partition=0.0, past=(), rewards=None, training=TO_THE_END
+):
     """log pi_{t+1} - log pi_t after training to the end on examples of (responses, win rates).
 
     A win rate of None stands for a response that the oracle was not asked about, "given" for a demonstration.
     `past`: log-probabilities of reference policies, as the loss takes them. `rewards`: the algorithm's own, of each response.
+    `training`: settings of the training, which otherwise goes on to the end.
     """
     base = make_policy(tmp_path / "base", log_weights)
     before = log_policy(base).numpy()
@@ -123,9 +130,7 @@ def trained_log_ratio(tmp_path, log_weights, examples, algorithm, log_partition=
         trust_remote_code=False,
         chat_template=None,
         algorithm=recipe.parse_algorithm(algorithm),
-        settings=recipe.Training(
-            learning_rate=3e-2, batch_prompts=len(rows), epochs=500, warmup_ratio=0.05, logging_steps=500
-        ),
+        settings=recipe.Training(batch_prompts=len(rows), **training),
     )
     train(job)
     return log_policy(tmp_path / "next").numpy() - before, before
@@ -292,30 +297,31 @@ def least(algorithm, past=(), policy=POLICY, payoff=CYCLIC):
         policy: pi_t, which the win rates are against.
         payoff: the game; those of the annotators, for an algorithm of several.
     """
-    of = recipe.parse_algorithm(algorithm)
+    section = recipe.parse_algorithm(algorithm)
+    return minimiser(lambda log: loss_of(section, log, past, policy, payoff=payoff), len(policy.log)).numpy()
+
+
+def loss_of(section, log_policy, past, policy, *, payoff=CYCLIC, rates=None):
+    """An algorithm's loss on one prompt that has each response once; `rates`: other win rates than those against `policy`."""
     n = len(policy.log)
     opponent = torch.from_numpy(policy.log)
     ratios = np.array([one.log for one in past]).reshape(len(past), n) - policy.log
-    rewards = of.rewards(payoff, ratios)
-    win_rates = payoff @ policy.probability
-
-    def loss(log_policy):
-        return of.loss(
-            objectives.Responses(
-                log_ratio=log_policy - opponent,
-                opponent=opponent,
-                win_rate=torch.from_numpy(win_rates.mean(0) if win_rates.ndim > 1 else win_rates),
-                demonstration=torch.zeros(n, dtype=torch.bool),
-                references=torch.from_numpy(ratios),
-                reward=torch.from_numpy(np.full(n, np.nan) if rewards is None else rewards),
-                prompt=torch.zeros(n, dtype=torch.int64),
-                log_partition=torch.zeros(1, dtype=torch.float64),
-                winner=torch.tensor([0]),
-                loser=torch.tensor([1]),
-            )
-        ).sum()
-
-    return minimiser(loss, n).numpy()
+    rewards = section.rewards(payoff, ratios)
+    win_rates = payoff @ policy.probability if rates is None else rates
+    return section.loss(
+        objectives.Responses(
+            log_ratio=log_policy - opponent,
+            opponent=opponent,
+            win_rate=torch.from_numpy(win_rates.mean(0) if win_rates.ndim > 1 else win_rates),
+            demonstration=torch.zeros(n, dtype=torch.bool),
+            references=torch.from_numpy(ratios),
+            reward=torch.from_numpy(np.full(n, np.nan) if rewards is None else rewards),
+            prompt=torch.zeros(n, dtype=torch.int64),
+            log_partition=torch.zeros(1, dtype=torch.float64),
+            winner=torch.tensor([0]),
+            loser=torch.tensor([1]),
+        )
+    ).sum()
 
 
 def test_inpo_is_mirror_descent_on_the_regularised_game():
@@ -336,6 +342,62 @@ def test_two_iterations_of_egpo_are_one_step_of_the_extragradient():
     halfway = least(section.model_dump(), [POLICY, BASE])
     found = least(section.model_dump(), [POLICY, BASE], policy=normalised(halfway))
     expected = egpo.update(POLICY, CYCLIC, BASE, eta=ETA, tau=TAU)
+    np.testing.assert_allclose(found, expected.log, atol=1e-6)
+
+
+def test_a_gradient_step_of_egpo_as_released_is_one_of_the_extragradient():
+    section = recipe.parse_algorithm({"type": "egpo_released", "tau": TAU})
+    assert [section.initial_policy(t) for t in range(1, 5)] == [1, 1, 3, 3]
+    assert [section.reference_policies(t) for t in (1, 2)] == [(1,), (1,)]
+    learning_rate = 0.02
+    eta = 4 * learning_rate / 3 / TAU
+    halfway = policy = POLICY
+    for _ in range(
+        2
+    ):  # both steps are taken from POLICY, by the win rates against it and then against the halfway policy
+        logits = torch.from_numpy(policy.log.copy()).requires_grad_()
+        loss = loss_of(section, logits.log_softmax(0), [BASE], halfway)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        halfway = normalised((logits - learning_rate * gradient).detach().numpy())
+    expected = egpo.update(POLICY, CYCLIC, BASE, eta=eta, tau=TAU)
+    np.testing.assert_allclose(halfway.log, expected.log, atol=1e-6)
+
+
+def test_the_trainer_takes_the_step_of_egpo_as_released(tmp_path):
+    """One step of plain gradient descent, of all the network's weights, by the win rates against another policy."""
+    algorithm, log_weights = {"type": "egpo_released", "tau": 0.5}, [0.7, -0.3, 0.1, -0.6]
+    training = {
+        "optimizer": "sgd",
+        "learning_rate": 0.02,
+        "schedule": "constant",
+        "warmup_ratio": 0.0,
+        "epochs": 1,
+    }
+    found, before = trained_log_ratio(
+        tmp_path,
+        log_weights,
+        [(range(4), CYCLIC @ EARLIER.probability)],
+        algorithm,
+        past=[BASE.log],
+        training={**training, "max_grad_norm": 0.0},
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    log_policy = model(torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
+    section = recipe.parse_algorithm(algorithm)
+    opponent = as_policy(np.exp(before))
+    loss_of(section, log_policy, [BASE], opponent, rates=CYCLIC @ EARLIER.probability).backward()
+    torch.optim.SGD(model.parameters(), 0.02).step()
+    with torch.no_grad():
+        after = model(torch.tensor([PROMPT])).logits[0, -1].double().log_softmax(-1)
+    assert np.abs(found).max() > 0.05
+    np.testing.assert_allclose(found, after.numpy() - before, atol=1e-5)
+
+
+def test_nash_prox_pulls_to_the_base_and_to_the_centre():
+    section = recipe.parse_algorithm({"type": "nash_prox", "inner": 2})
+    assert [section.reference_policies(t) for t in range(1, 6)] == [(1, 1), (1, 1), (1, 3), (1, 3), (1, 5)]
+    found = least({"type": "nash_prox", "eta": ETA, "tau": TAU, "proximal": 0.2}, [BASE, EARLIER])
+    expected = nash_prox.update(POLICY, CYCLIC, BASE, EARLIER, eta=ETA, tau=TAU, proximal=0.2)
     np.testing.assert_allclose(found, expected.log, atol=1e-6)
 
 

@@ -46,6 +46,8 @@ ALGORITHMS = [
     "rspo_released",
     "rebel",
     "blackwell",
+    "egpo_released",
+    "nash_prox",
 ]
 WITHOUT_SAMPLES, WITHOUT_PREFERENCES = {"sft"}, {"sft", "spin"}
 NEED_ALL = {"nash_md", "rlhf", "rebel", "blackwell"}
@@ -229,6 +231,23 @@ def test_every_policy_in_the_loss_is_in_the_fingerprint(inputs, algorithm):
         replaced = list(select.reference_policies)
         replaced[number] = other
         assert fingerprint(select.policy, replaced) != as_planned
+
+
+def test_egpo_as_released_trains_every_second_policy_from_where_the_look_ahead_began(inputs):
+    def plan(**changes):
+        recipe = recipe_of(inputs, "egpo_released", **changes)
+        with open(os.devnull, "w") as nowhere:
+            return list(
+                iterations(
+                    Run(recipe, RunFolder(inputs / "run"), Terminal(Console(file=nowhere)), Local(recipe))
+                )
+            )
+
+    first, second, third, fourth = plan(iterations=4)
+    begins = [first.policy, first.policy, third.policy, third.policy]
+    assert [iteration.train.initial for iteration in (first, second, third, fourth)] == begins
+    assert second.policy != first.policy
+    assert second.train.reads() == (second.select.fingerprint, first.policy.fingerprint)
 
 
 def test_identities_are_computed_once(inputs, monkeypatch):

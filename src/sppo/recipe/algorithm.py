@@ -45,6 +45,14 @@ class Algorithm(Section):
         """
         return ()
 
+    def initial_policy(self, t: int) -> int:
+        """The policy among pi_1 to pi_t from whose weights the training of iteration t starts; mostly pi_t.
+
+        Args:
+            t: as for `reference_policies`.
+        """
+        return t
+
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """Compute one loss per prompt, not reduced over prompts."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")

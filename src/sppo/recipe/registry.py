@@ -29,6 +29,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "comal": "sppo.algorithms.comal:COMAL",
         "onpo": "sppo.algorithms.onpo:ONPO",
         "egpo": "sppo.algorithms.egpo:EGPO",
+        "egpo_released": "sppo.algorithms.egpo_released:EGPOReleased",
+        "nash_prox": "sppo.algorithms.nash_prox:NashProx",
         "mnpo": "sppo.algorithms.mnpo:MNPO",
         "blackwell": "sppo.algorithms.blackwell:Blackwell",
         "nash_md": "sppo.algorithms.nash_md:NashMD",

@@ -87,7 +87,7 @@ def iterations(run: Run) -> Iterator[Iteration]:
         asks = sample is not None and recipe.algorithm.preferences
         annotate = Annotate(run, number, sample) if asks and sample is not None else None
         select = Select(run, number, prompts, policy, sample, annotate, references)
-        train = Train(run, number, select)
+        train = Train(run, number, select, accepted[recipe.algorithm.initial_policy(len(accepted)) - 1])
         evaluate = Evaluate(run, number, held_out, train.policy, base, previous)
         iteration = Iteration(number, policy, sample, annotate, select, train, evaluate)
         yield iteration

@@ -24,14 +24,16 @@ class Train(Stage):
         run: the run.
         iteration: t.
         select: the stage that selects what is trained on, and that names pi_t and the reference policies.
+        initial: the policy from whose weights the training starts.
     """
 
     name = "train"
     folder_name = "policy"
 
-    def __init__(self, run: Run, iteration: int, select: Select) -> None:
+    def __init__(self, run: Run, iteration: int, select: Select, initial: PolicyState) -> None:
         super().__init__(run, iteration)
         self.select = select
+        self.initial = initial
 
     @property
     def policy(self) -> PolicyState:
@@ -49,8 +51,9 @@ class Train(Stage):
         }
 
     def reads(self) -> Sequence[str]:
-        """The selection, which depends on pi_t and on every policy in the loss."""
-        return (self.select.fingerprint,)
+        """The selection, which depends on pi_t and on every policy in the loss, and the policy that training starts from."""
+        further = () if self.initial == self.select.policy else (self.initial.fingerprint,)
+        return (self.select.fingerprint, *further)
 
     def make(self) -> StageFolder:
         """Train, from the latest checkpoint if there is one, and publish the policy's folder."""
@@ -69,6 +72,10 @@ class Train(Stage):
         job = self._job(str(work), str(output))
         self._check_learning_rates(job)
         storage.fetch(work)
+        if self.initial.folder != run.base.folder:
+            storage.fetch(
+                self.initial.folder
+            )  # an earlier policy than pi_t may not have been read on this machine
         job = resumed(job, run.terminal.say)
         run.folder.forget_metrics(self.iteration, self.name, after=job.begun)
         run.models.limit_threads()
@@ -84,7 +91,7 @@ class Train(Stage):
     def _job(self, work: str, output: str) -> TrainingJob:
         run, recipe, select = self.run, self.run.recipe, self.select
         return TrainingJob(
-            policy=str(select.policy.folder),
+            policy=str(self.initial.folder),
             opponent=select.policy.fingerprint,
             reference_policies=[policy.fingerprint for policy in select.reference_policies],
             model=recipe.policy.model,

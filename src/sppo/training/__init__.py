@@ -33,7 +33,7 @@ class TrainingJob:
     """The inputs of one iteration's training, as plain values that can be sent to other processes.
 
     Attributes:
-        policy: the folder of pi_t.
+        policy: the folder of the policy from whose weights training starts, which is mostly pi_t.
         opponent: the fingerprint of pi_t, for which the opponent's log-probabilities in the shards must have been computed.
         reference_policies: the fingerprints of the further policies whose log-probabilities the shards must hold.
         shards: the paths of the training shards.

@@ -15,6 +15,7 @@ from sppo.game.dynamics.magnetic_mirror_descent import MagneticMirrorDescent
 from sppo.game.dynamics.mnpo import MNPO
 from sppo.game.dynamics.multiplicative_weights import MultiplicativeWeights
 from sppo.game.dynamics.nash_md import NashMD
+from sppo.game.dynamics.nash_prox import NashProx
 from sppo.game.dynamics.onpo import OptimisticMultiplicativeWeights
 from sppo.game.dynamics.policies import Policy, as_policy, normalised
 from sppo.game.dynamics.rebel import REBEL
@@ -40,6 +41,7 @@ __all__ = [
     "MagneticMirrorDescent",
     "MultiplicativeWeights",
     "NashMD",
+    "NashProx",
     "OptimisticMultiplicativeWeights",
     "Policy",
     "RSPOReleased",
