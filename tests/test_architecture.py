@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 LAYERS = {
-    1: {"objectives", "winrates", "comparisons", "selection", "randomness", "game", "reading"},
+    1: {"objectives", "winrates", "comparisons", "selection", "randomness", "game", "reading", "traits"},
     2: {
         "recipe",
         "prompts",

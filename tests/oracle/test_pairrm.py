@@ -213,7 +213,8 @@ def test_some_pairs_are_answered_as_among_all(small):
     np.testing.assert_allclose(found[wanted], whole[wanted], atol=1e-6)
     assert oracle.truncation.responses == 2 * asked  # each text is read once, however often it is compared
     counts = load({"type": "pairrm", "model": str(small)}).counts
-    assert counts == dict.fromkeys(("prompts", "prompts_truncated", "responses", "responses_truncated"), 0)
+    texts = ("prompts", "prompts_truncated", "responses", "responses_truncated")
+    assert counts == dict.fromkeys((*texts, "pairs_in_both_orders", "order_flips"), 0)
     with pytest.raises(OracleError, match="averaged needs all pairs"):
         PairRM.from_pretrained(small, probability="averaged", device="cpu").compare_pairs(
             PROMPTS, RESPONSES, wanted

@@ -1,4 +1,4 @@
-"""The figures that are read from a run folder, and the trends over several iterations."""
+"""The figures that are read from a run folder."""
 
 import json
 import shutil
@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from sppo.cli.main import app
 from sppo.report import page, run_figures
-from sppo.rundir import guard
 from sppo.rundir.folder import write_json
 
 
@@ -43,18 +42,6 @@ def test_a_predecessor_is_not_guessed_over_a_gap(tmp_path):
     assert found.previous == {}
     page.write([run], tmp_path / "report.html")
     assert "0.700<small>0.680 to 0.720</small>" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_over_optimisation_is_seen_beyond_the_intervals_only():
-    def measured(trained, held_out):
-        return {"by_oracle": {"win_rate_vs_base": interval(trained)}, "win_rate_vs_base": interval(held_out)}
-
-    assert not guard.trends([measured(0.6, 0.6), measured(0.7, 0.65)], {})
-    assert not guard.trends([measured(0.6, 0.6), measured(0.7, 0.59)], {})
-    (found,) = guard.trends([measured(0.6, 0.6), measured(0.7, 0.55)], {})
-    assert "over-optimisation" in found and "0.600 to 0.550" in found
-    (found,) = guard.trends([{"response_tokens": 31.0}], {"response_tokens": 20.0})
-    assert "length growth" in found and "1.55 times" in found
 
 
 def test_an_unfinished_run_says_how_far_it_is(tmp_path):

@@ -35,6 +35,7 @@ from sppo.oracle import (
     excerpt,
 )
 from sppo.oracle.judge_template import Template, source, verdict_probabilities, written_verdict
+from sppo.oracle.orders import OrderFlips
 from sppo.recipe import EndpointConfig
 from sppo.recipe.comparisons import PairsOracleSection
 from sppo.recipe.oracle import Text
@@ -138,12 +139,13 @@ class Judge(BothOrders):
         self._counts = dict.fromkeys(
             ("verdicts", "unreadable_verdicts", "one_order_pairs", "pairs_left_out"), 0
         )
+        self._orders = OrderFlips()
         self._pairs = 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """Verdicts read, unreadable and refused, pairs with one order or left out, and what the endpoint was asked."""
-        return self._counts | vars(self.endpoint.usage)
+        """Verdicts read and unreadable, pairs with one order or left out, the order's effect, and what the endpoint was asked."""
+        return self._counts | self._orders.counts | vars(self.endpoint.usage)
 
     @property
     def leaves_gaps(self) -> bool:
@@ -180,7 +182,9 @@ class Judge(BothOrders):
             self._leave_out(first, questions, unread)
         else:
             self._take_other_order(first, unread)
-        return np.asarray(logit(first))
+        logits = np.asarray(logit(first))
+        self._orders.note(responses, logits)
+        return logits
 
     def probabilities(self, logits: Preferences) -> Preferences:
         """P from both orders; see the module."""

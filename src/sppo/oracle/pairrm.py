@@ -35,6 +35,7 @@ from scipy.special import expit
 
 from sppo.oracle import OracleError
 from sppo.oracle.model_folder import ModelOracle
+from sppo.oracle.orders import OrderFlips
 from sppo.policy import load as policies
 from sppo.recipe.comparisons import PairsOracleSection
 from sppo.recipe.oracle import Text
@@ -124,6 +125,7 @@ class PairRM:
         probability: how P is made from M.
         batch_pairs: at most so many ordered pairs in one forward pass; None: :data:`GPU_BATCH_PAIRS`, and on a
             CPU as many as :data:`CPU_BATCH_VALUES` allow. No answer depends on it, but for rounding.
+        orders: how often the order of two responses decided between them.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class PairRM:
         self.inputs = inputs
         self.probability = probability
         self.batch_pairs = batch_pairs
+        self.orders = OrderFlips()
         self._hidden: int = model.config.hidden_size
         self._encoder = row_encoder(model)
         self._head = head
@@ -213,8 +216,8 @@ class PairRM:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The truncation by name: `prompts`, `prompts_truncated`, `responses`, `responses_truncated`."""
-        return dict(vars(self.truncation))
+        """The truncation by name: `prompts`, `prompts_truncated`, `responses`, `responses_truncated`; and the order's effect."""
+        return vars(self.truncation) | self.orders.counts
 
     def compare(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
@@ -288,6 +291,7 @@ class PairRM:
             for pair, answer in zip(batch, answers, strict=True):
                 for i, j in pair.entries:
                     matrix[pair.n, i, j] = answer
+        self.orders.note(responses, matrix)
         return matrix
 
     def _side_by_side(self, longest: _Pair, parts: Sequence[tuple[list[int], list[list[int]]]]) -> int:

@@ -18,6 +18,7 @@ from sppo.progress import counted_text, printable
 from sppo.recipe import Recipe, RecipeError
 from sppo.rundir import guard, summary
 from sppo.rundir.reader import BASE, STAGES, RunReader, Table, label
+from sppo.rundir.trends import Trend, trends
 
 TABLES: Mapping[str, Table] = {
     "sample": "responses",
@@ -161,7 +162,16 @@ class RunFigures:
         alarms = [
             f"Iteration {policy.number}: {alarm}" for policy in self.evaluated for alarm in policy.alarms
         ]
-        return alarms + guard.trends([iteration.measures for iteration in self.evaluated], self.base.measures)
+        return alarms + [f"Iteration {trend.iteration}: {trend.sentence}" for trend in self.trends]
+
+    @property
+    def trends(self) -> list[Trend]:
+        """What several iterations together show."""
+        measures = [_measured(iteration, iteration.measures) for iteration in self.evaluated]
+        # an older version recorded less than is looked at, and another one may have written otherwise
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            return trends(measures, self.base.measures)
+        return []
 
     @property
     def warnings(self) -> list[str]:
@@ -267,7 +277,7 @@ def _valid_measures(measures: Mapping[str, Any]) -> dict[str, Any]:
     def is_valid(name: str, value: Any) -> bool:
         if name in _GROUPS:
             return isinstance(value, Mapping)
-        if name.startswith("win_rate_") or name == "kl_interval":
+        if name.startswith("win_rate_") or name in ("kl_interval", "oracle_gap"):
             return is_interval(value)
         return name not in _NUMBERS or is_number(value)
 
@@ -293,8 +303,10 @@ def _with_alarms(iteration: Iteration, base: Mapping[str, Any], recipe: Recipe |
 
 
 def _measured(iteration: Iteration, measures: Mapping[str, Any]) -> dict[str, Any]:
-    selected, prompts = (iteration.records.get(stage, {}) for stage in ("select", "prompts"))
-    return guard.measured(measures, selected, prompts)
+    selected, prompts, annotated = (
+        iteration.records.get(stage, {}) for stage in ("select", "prompts", "annotate")
+    )
+    return guard.measured(measures, selected, prompts, annotated, iteration.oracle_counts)
 
 
 def _warnings(

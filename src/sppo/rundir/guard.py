@@ -6,7 +6,6 @@ could be trained on. Warnings, which stop no run, say that an iteration may have
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,20 @@ class GuardStop(RuntimeError):
 
 
 def measured(
-    evaluated: Mapping[str, Any], selected: Mapping[str, Any], prompts: Mapping[str, Any]
+    evaluated: Mapping[str, Any],
+    selected: Mapping[str, Any],
+    prompts: Mapping[str, Any],
+    annotated: Mapping[str, Any],
+    counted: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The measures that :func:`alarms` and :func:`warnings` look at, from the records of an iteration's stages.
+    """The measures that :func:`alarms`, :func:`warnings` and :func:`sppo.rundir.trends.trends` look at.
 
     Args:
         evaluated: the record of the evaluate stage.
         selected: the record of the select stage; empty, or without what an older version did not record.
         prompts: the record of the iteration's prompts.
+        annotated: the record of the annotate stage; empty if there is none.
+        counted: what the oracle counted while it annotated.
     """
     measures = dict(evaluated)
     if "trained_prompts" in selected and "prompts" in prompts:
@@ -37,6 +42,11 @@ def measured(
         measures["trained"] = {"prompts": prompts["prompts"], **trained, **causes}
     if "sampler_deviation" in selected:
         measures["sampler_deviation"] = selected["sampler_deviation"]
+    if "disagreement" in annotated:
+        measures["disagreement"] = annotated["disagreement"]
+    order = {name: counted[name] for name in ("pairs_in_both_orders", "order_flips") if name in counted}
+    if len(order) == 2:
+        measures["order"] = order
     return measures
 
 
@@ -262,39 +272,3 @@ def enforce(guard: Guard, alarms: Sequence[str], iteration: int, run: Path, term
         )
     kept = "it is kept" if guard.on_failure == "keep" else "the run falls back to the previous policy"
     terminal.warn(f"  guard.on_failure is {guard.on_failure}: {kept}\n", "red")
-
-
-GROWTH = 1.5
-"""Responses that are this many times as long as the base's deserve a look, long before the guard's limit."""
-
-
-def trends(measures: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> list[str]:
-    """Sentences about what several iterations show together; a trend stops no run.
-
-    Over-optimisation: the oracle that self-play learns from prefers a policy to the one before it, while the held-out
-    oracle, which self-play does not learn from, prefers the one before, each beyond the other's interval.
-
-    Args:
-        measures: of each iteration's policy, in order, as :func:`alarms` takes them; with `by_oracle` if there is a
-            held-out oracle.
-        base: of the base policy.
-    """
-    reasons = []
-    for pair in pairwise(measures):
-        trained: list[Any] = [policy.get("by_oracle", {}).get("win_rate_vs_base") for policy in pair]
-        held_out: list[Any] = [policy.get("win_rate_vs_base") for policy in pair]
-        if None in trained or None in held_out:
-            continue
-        if trained[1]["low"] > trained[0]["mean"] and held_out[1]["high"] < held_out[0]["mean"]:
-            reasons.append(
-                "over-optimisation: the oracle's win rate against the base rose from"
-                f" {trained[0]['mean']:.3f} to {trained[1]['mean']:.3f} while the held-out oracle's fell from"
-                f" {held_out[0]['mean']:.3f} to {held_out[1]['mean']:.3f}"
-            )
-    lengths = [policy["response_tokens"] for policy in (base, *measures) if "response_tokens" in policy]
-    if len(lengths) > 1 and lengths[-1] > GROWTH * lengths[0] > 0:
-        reasons.append(
-            f"length growth: responses have {lengths[-1]:.1f} tokens on average, {lengths[-1] / lengths[0]:.2f} times"
-            f" the base's {lengths[0]:.1f}; see whether they got better or only longer"
-        )
-    return reasons

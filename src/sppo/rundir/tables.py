@@ -41,7 +41,14 @@ _SELECTED = pa.struct(
         ("sampler_deviation", pa.float64()),
     ]
 )
-_WIN_RATE = pa.struct([("opponent", pa.string()), ("oracle", pa.string()), ("win_rate", pa.float64())])
+_WIN_RATE = pa.struct(
+    [
+        ("opponent", pa.string()),
+        ("oracle", pa.string()),
+        ("win_rate", pa.float64()),
+        ("by_response", pa.list_(pa.float64())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -278,11 +285,14 @@ class WinRate(Row):
         opponent: the policy that the responses are compared with, `base` or `previous`.
         oracle: the oracle that compares, `oracle` or `held_out` (`evaluation.oracle`).
         win_rate: the mean of P(y > y' | x) over the policy's responses y and the opponent's y'.
+        by_response: the mean over the opponent's responses alone, for each of the policy's; NaN where no pair was compared;
+            None if an earlier version wrote the row.
     """
 
     opponent: Literal["base", "previous"]
     oracle: Literal["oracle", "held_out"]
     win_rate: float
+    by_response: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -202,13 +202,38 @@ class Annotate(ShardedStage):
         return CompareResponses(self.run.folder.metrics(self.iteration).resolve())
 
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
-        """The share of triples of responses whose preferences form a cycle, and the mean number of pairs compared."""
+        """Cycles among the preferences, the mean number of pairs compared, and how far the oracle's components disagree."""
         from sppo.game import cyclic_triples
 
-        columns = [read_shard(path, columns=["matrix"]) for path in shards]
+        columns = [read_shard(path, columns=["matrix", "components"]) for path in shards]
         matrices = np.array([matrix for column in columns for matrix in column["matrix"].to_pylist()])
+        disagreement = firm_disagreement(
+            [of for column in columns for of in column["components"].to_pylist()]
+        )
         # A triple has three pairs: if some were not compared, the share of cycles is unknown.
         return {
             "cyclic_triples": None if np.isnan(matrices).any() else float(cyclic_triples(matrices).mean()),
             "pairs_per_prompt": float(np.triu(~np.isnan(matrices), 1).sum() / len(matrices)),
+            **({} if disagreement is None else {"disagreement": disagreement}),
         }
+
+
+FIRM = 0.25
+"""A component disagrees firmly with another if one prefers a response by more than this beyond 1/2, and the other its rival."""
+
+
+def firm_disagreement(components: Sequence[Sequence[Mapping[str, Any]]]) -> float | None:
+    """The share of pairs on which two components of the oracle firmly prefer different responses; None for fewer than two.
+
+    Args:
+        components: for each prompt the `oracle` and the `matrix` of each component. Components of components, whose name is
+            `member/component`, do not count.
+    """
+    shares = []
+    for of_prompt in components:
+        matrices = [np.array(item["matrix"]) - 0.5 for item in of_prompt if "/" not in item["oracle"]]
+        if len(matrices) < 2:
+            return None
+        margins = np.stack(matrices)[:, *np.triu_indices(len(matrices[0]), 1)]
+        shares.append(np.mean((margins.max(0) > FIRM) & (margins.min(0) < -FIRM)))
+    return float(np.mean(shares)) if shares else None

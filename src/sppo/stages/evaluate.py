@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from sppo import randomness
-from sppo.benchmarks.head_to_head.score import across, interval, win_rates_against
+from sppo import randomness, traits
+from sppo.benchmarks.head_to_head.score import across, interval, mean_of_compared, pairs_against
 from sppo.progress import Advance
 from sppo.recipe import Recipe
 from sppo.rundir.folder import StageFolder
@@ -99,7 +99,7 @@ class CompareWithOpponents(Work):
         rates: list[list[WinRate]] = [[] for _ in rows]
         for opponent, opponent_rows in zip(self.opponents, opponents_rows, strict=True):
             for oracle in self.oracles:
-                values = win_rates_against(
+                pairs = pairs_against(
                     lambda _, texts, held_out=oracle == "held_out": models.compare(  # type: ignore[misc]
                         rows, texts, wanted, held_out=held_out
                     ),
@@ -107,8 +107,9 @@ class CompareWithOpponents(Work):
                     [row.texts for row in rows],
                     [row.texts for row in opponent_rows],
                 )
-                for prompt_rates, value in zip(rates, values.tolist(), strict=True):
-                    prompt_rates.append(WinRate(opponent, oracle, value))
+                whole, each = (mean_of_compared(pairs, axes).tolist() for axes in ((1, 2), 2))
+                for prompt_rates, value, by_response in zip(rates, whole, each, strict=True):
+                    prompt_rates.append(WinRate(opponent, oracle, value, by_response))
         return rates
 
 
@@ -271,6 +272,9 @@ class Evaluate(ShardedStage):
             measures = dict(intervals[first])
             if others:
                 measures["by_oracle"] = intervals[others[0]]
+                held_out, trained = (np.array(_rates(rows, "base", oracle)) for oracle in (first, others[0]))
+                measures["oracle_gap"] = self._interval(trained - held_out)
+            measures["traits"] = self._traits(rows, sampled)
             rates = [None if np.isnan(rate) else rate for rate in _rates(rows, "base", first)]
             measures["win_rates_vs_base"] = rates
             if None in rates:
@@ -283,6 +287,22 @@ class Evaluate(ShardedStage):
             "held_out_prompts": len(rows),
             **measures,
         }
+
+    def _traits(self, rows: Sequence[EvaluationRow], sampled: Sequence[ResponsesRow]) -> list[dict[str, Any]]:
+        """The traits that the responses have taken on since the base, and the win rates of those that have them."""
+        shards = self.opponents["base"].responses.files.shards()
+        base = [row.texts for path in shards for row in read_rows(path, ResponsesRow)]
+        by_oracle: dict[str, Array | None] = {
+            oracle: _rates_by_response(rows, "base", oracle) for oracle in self.oracles
+        }
+        found = traits.risen(
+            [row.prompt_id for row in sampled],
+            [row.texts for row in sampled],
+            base,
+            by_oracle.get("oracle"),
+            by_oracle.get("held_out"),
+        )
+        return [trait.record() for trait in found]
 
     def _intervals(self, rows: Sequence[EvaluationRow], oracle: OracleName) -> dict[str, dict[str, float]]:
         by_opponent = {
@@ -305,6 +325,17 @@ def _rates(rows: Sequence[EvaluationRow], opponent: Opponent, oracle: OracleName
         for rate in row.win_rates
         if (rate.opponent, rate.oracle) == (opponent, oracle)
     ]
+
+
+def _rates_by_response(rows: Sequence[EvaluationRow], opponent: Opponent, oracle: OracleName) -> Array | None:
+    """[prompts, m] win rates of the single responses; None if an earlier version wrote a row, and did not keep them."""
+    rates = [
+        rate.by_response
+        for row in rows
+        for rate in row.win_rates
+        if (rate.opponent, rate.oracle) == (opponent, oracle)
+    ]
+    return None if any(of is None for of in rates) else np.array(rates, dtype=np.float64)
 
 
 def evaluate_base(run: Run) -> Evaluate:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from sppo.rundir import guard
+from sppo.rundir.summary import oracle_counts
 from sppo.stages.annotate import Annotate
 from sppo.stages.evaluate import Evaluate, evaluate_base
 from sppo.stages.prompts import Prompts
@@ -55,7 +56,10 @@ class Iteration:
     @cached_property
     def measures(self) -> dict[str, Any]:
         """The measures of pi_{t+1}, and the amount that it was trained on; known once it is evaluated."""
-        return guard.measured(self.evaluate.record(), self.select.record(), self.select.prompts.record())
+        annotated = {} if self.annotate is None else self.annotate.record()
+        counted = oracle_counts(self.evaluate.run.folder, self.number)
+        prompts = self.select.prompts.record()
+        return guard.measured(self.evaluate.record(), self.select.record(), prompts, annotated, counted)
 
     @cached_property
     def alarms(self) -> list[str]:

@@ -11,6 +11,7 @@ from sppo.rundir.reader import read_summary
 from sppo.rundir.records import digest_of_lines, read_record, write_record
 from sppo.rundir.summary import oracle_counts, remarks, seconds, settings_text
 from sppo.rundir.tables import ResponsesRow, read_rows
+from sppo.rundir.trends import Trend, trends
 from sppo.stages.evaluate import Evaluate, evaluate_base, evaluating_oracles
 from sppo.stages.iterations import Iteration
 from sppo.stages.iterations_table import IterationsTable
@@ -75,7 +76,7 @@ class Summary:
             self.run.terminal.say(self._row(iteration))
             for remark in remarks(self.row(iteration)):
                 self.run.terminal.note(remark)
-            for warning in iteration.warnings:
+            for warning in (*self.row(iteration)["trends"], *iteration.warnings):
                 self.run.terminal.warn(f"WARNING: iteration {iteration.number}: {warning}")
         if len(self.played) > len(self._known()):
             self.write()
@@ -161,6 +162,10 @@ class Summary:
             write_record(path, content)
         return content
 
+    def _trends(self) -> list[Trend]:
+        """What the iterations so far show together."""
+        return trends([iteration.measures for iteration in self.played], self.base.record())
+
     def row(self, iteration: Iteration) -> dict[str, Any]:
         """The entry of an iteration in summary.json."""
         record = iteration.measures
@@ -180,6 +185,7 @@ class Summary:
             "oracle": oracle_counts(self.run.folder, iteration.number),
             "trained": record["trained"],
             "alarms": iteration.alarms,
+            "trends": [trend.sentence for trend in self._trends() if trend.iteration == iteration.number],
             "warnings": iteration.warnings,
         }
 
@@ -195,7 +201,9 @@ class Summary:
         for remark in said_once((row["iteration"], remark) for row in rows for remark in remarks(row)):
             terminal.show(f"note: {remark}", "yellow")
         reasons = (
-            (row["iteration"], reason) for row in rows for reason in (*row["alarms"], *row["warnings"])
+            (row["iteration"], reason)
+            for row in rows
+            for reason in (*row["alarms"], *row["trends"], *row["warnings"])
         )
         for reason in said_once(reasons):
             terminal.show(f"WARNING: {reason}", "bold yellow")

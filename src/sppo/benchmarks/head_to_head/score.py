@@ -62,15 +62,26 @@ def win_rates_against(
         ours: m responses to each prompt.
         theirs: n responses to each prompt.
     """
+    return mean_of_compared(pairs_against(compare, prompts, ours, theirs), (1, 2))
+
+
+def pairs_against(
+    compare: Compare, prompts: Sequence[str], ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]
+) -> Float[Array, "prompts m n"]:
+    """P(y > y' | x) for each of our m responses y and their n responses y'; NaN where the oracle left a pair out."""
     both = [[*a, *b] for a, b in zip(ours, theirs, strict=True)]
     if not both:
-        return np.zeros(0)
+        return np.zeros((0, 0, 0))
     m = len(ours[0])
-    pairs = compare(prompts, both)[:, :m, m:]
+    return np.asarray(compare(prompts, both)[:, :m, m:], dtype=np.float64)
+
+
+def mean_of_compared(pairs: Float[Array, "prompts m n"], axes: int | tuple[int, ...]) -> Array:
+    """The mean over axes of the pairs that were compared; NaN where none was."""
     if not np.isnan(pairs).any():
-        return np.asarray(pairs.mean(axis=(1, 2)), dtype=np.float64)
+        return np.asarray(pairs.mean(axis=axes), dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.nansum(pairs, axis=(1, 2)) / (~np.isnan(pairs)).sum(axis=(1, 2)))
+        return np.asarray(np.nansum(pairs, axis=axes) / (~np.isnan(pairs)).sum(axis=axes))
 
 
 def across(prompts: int, m: int, n: int) -> Bool[np.ndarray[Any, Any], "prompts K K"]:
