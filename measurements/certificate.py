@@ -1,17 +1,18 @@
 """Do certificates cover what they claim, on games whose exploitability is known?
 
-    python measurements/certificate.py [--runs 200] [--run runs/quickstart]
+    python measurements/certificate.py [--runs 200] [--run runs/quickstart] [--figure docs/figures/certificates.svg]
 
 A game has a matrix for each prompt. The policies respond with single tokens and are networks that read the prompt's matrix, so
 that what they have learnt holds on prompts that they have not seen. Best responses are trained by SPPO's loss against the policy
 held fixed, with several seeds and step sizes, ten times over; each time prompts and responses are drawn anew for twenty
 certificates. The exact win rate of a response, and the exact exploitability of the policy, are means over 20,000 further
-prompts. `--run` adds the triples of that run's responses that go in a circle by the panel. The figures stand in
+prompts. `--run` adds the triples of that run's responses that go in a circle by the panel. `--figure` draws certificates of the
+last and the averaged policy of multiplicative weights along its way, and `--runs 0` does nothing else. The figures stand in
 docs/experiments.md under "Certificates on known games".
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from sppo import objectives
 from sppo.cli.tables import show_table
 from sppo.game import exploitability, rock_paper_scissors
 from sppo.game.certificate import Bound, enumerated, lower_bound
+from sppo.game.convergence import save
 from sppo.game.dynamics import MultiplicativeWeights, play
 from sppo.progress import Terminal
 
@@ -176,12 +178,12 @@ def covered(draw: Games, runs: int) -> list[float]:
     return [exact, float(np.mean(found)), *counts]
 
 
-def last_and_average(prompts: int = PROMPTS) -> None:
-    """Multiplicative weights on rock-paper-scissors, whose last policy circles while the average converges."""
+def certified(steps: int, prompts: int = PROMPTS) -> dict[str, tuple[float, Bound]]:
+    """Exploitability and certificate of multiplicative weights on rock-paper-scissors: the last policy circles."""
     generator = np.random.default_rng(7)
     game = rock_paper_scissors()
-    run = play(MultiplicativeWeights(0.05), game, 4000, initial=[0.8, 0.15, 0.05])
-    rows = []
+    run = play(MultiplicativeWeights(0.05), game, steps, initial=[0.8, 0.15, 0.05])
+    found = {}
     for name, weights in (("last", run.last[0]), ("averaged", run.average[0])):
         games = np.broadcast_to(game, (256, 3, 3))
         opponent = np.broadcast_to(weights, (256, 3))
@@ -190,17 +192,59 @@ def last_and_average(prompts: int = PROMPTS) -> None:
         rates = np.stack(
             [rates_of(fresh, policy_of(model, fresh), theirs, generator) for model in trained], 1
         )
-        of = lower_bound(rates).measured
-        rows.append([name, float(exploitability(game, weights)), of.mean, f"{of.low:.3f} to {of.high:.3f}"])
+        found[name] = float(exploitability(game, weights)), lower_bound(rates).measured
+    return found
+
+
+def last_and_average() -> None:
+    """Show the certificates after 4,000 steps."""
+    rows = [
+        [name, exact, of.mean, f"{of.low:.3f} to {of.high:.3f}"]
+        for name, (exact, of) in certified(4000).items()
+    ]
     show_table(Terminal(), "Last against averaged policy", ["policy", "exact", "lower bound", "95%"], rows)
+
+
+def draw(path: Path, steps: Sequence[int] = (1, 30, 60, 100, 200, 400, 1000)) -> None:
+    """Draw certificates with their intervals beside the exact exploitability."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    found = [certified(number) for number in steps]
+    for colour, name in (("C0", "last"), ("C1", "averaged")):
+        exact, bounds = zip(*(of[name] for of in found), strict=True)
+        ends = [[of.mean - of.low for of in bounds], [of.high - of.mean for of in bounds]]
+        axes.plot(steps, exact, color=colour, label=f"{name} policy, exactly")
+        axes.errorbar(
+            steps, [of.mean for of in bounds], ends, color=colour, fmt=".", capsize=3, label="its certificate"
+        )
+        print(
+            name,
+            *(
+                f"{n}: {e:.3f}, {of.mean:.3f} ({of.low:.3f} to {of.high:.3f});"
+                for n, e, of in zip(steps, exact, bounds, strict=True)
+            ),
+        )
+    axes.axhline(0, color="grey", linewidth=0.6)
+    axes.set(
+        xscale="log", xlabel="steps of multiplicative weights on rock-paper-scissors", ylabel="exploitability"
+    )
+    axes.legend(fontsize=7)
+    save(figure, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--run", type=Path, help="a run folder, whose responses the panel compares")
+    parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.figure is not None:
+        draw(given.figure)
+    if not given.runs:
+        return
     games: dict[str, Games] = {"biased rock-paper-scissors": biased, "soccer, five of ten agents": soccer()}
     if given.run is not None:
         games["circles of the panel"] = circles(given.run)

@@ -1,6 +1,7 @@
 """`sppo game certify`: best responses against a run's policies, trained by the loop itself."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from small_runs import play, small
@@ -74,8 +75,19 @@ def test_a_run_that_cannot_be_certified_says_why(tmp_path):
     with pytest.raises(RunError, match="finish an iteration first"):
         certificate.certify(tmp_path, EFFORT, Terminal(quiet=True))
     (tmp_path / "recipe.yaml").write_text(RECIPE + "training: {adapter: {type: lora}}\n")
-    with pytest.raises(RunError, match="trains adapters"):
-        certificate.certify(tmp_path, EFFORT, Terminal(quiet=True))
+    with pytest.raises(RunError, match="leave out --adapter-rank"):
+        certificate.certify(tmp_path, replace(EFFORT, adapter_rank=8), Terminal(quiet=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 2], ids=["the run's own adapter", "on whole weights"])
+def test_best_responses_are_adapters(tmp_path, rank):
+    own = {"training.adapter": {"type": "lora", "r": 4}} if rank is None else {}
+    play(small(iterations=1, **own), tmp_path / "run")
+    found = certificate.certify(tmp_path / "run", replace(EFFORT, adapter_rank=rank), Terminal(quiet=True))
+    assert [of.target for of in found] == ["last", "averaged"] and not found[0].diverged
+    trained = tmp_path / "run" / "certificate" / "last-seed-0-rate-1" / "iter-1" / "policy"
+    assert json.loads((trained / "adapter_config.json").read_text())["r"] == (rank or 4)
 
 
 def test_a_damaged_certificate_is_noted(tmp_path):

@@ -321,6 +321,7 @@ def certify(
     iterations: Annotated[int, typer.Option(min=1)] = 2,
     prompts: Annotated[int, typer.Option(min=1)] = 240,
     responses: Annotated[int, typer.Option(min=1)] = 4,
+    adapter_rank: Annotated[int | None, typer.Option(min=1)] = None,
 ) -> None:
     """Bound from below how exploitable a run's last and averaged policies are, by best responses trained against them.
 
@@ -332,13 +333,15 @@ def certify(
         iterations: Iterations of each training, all of them against the same opponent.
         prompts: The largest number of the run's training prompts to train on.
         responses: How many of the opponent's responses to each training prompt are drawn.
+        adapter_rank: Train LoRA adapters of this rank as best responses, which larger models need; a run of adapters goes on
+            with its own.
     """
     from sppo.compare import certificate
 
     multiples = parse_numbers(rates, "--rates")
     if not all(0 < rate < float("inf") for rate in multiples) or len(set(multiples)) < len(multiples):
         raise typer.BadParameter(f"--rates {rates!r}: expected different positive numbers, such as 1,2.")
-    effort = certificate.Effort(seeds, multiples, iterations, prompts, responses)
+    effort = certificate.Effort(seeds, multiples, iterations, prompts, responses, adapter_rank)
     terminal = common.terminal
     found = certificate.certify(run, effort, terminal)
     terminal.show_json({of.target: of.record() for of in found})

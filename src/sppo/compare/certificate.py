@@ -38,6 +38,8 @@ class Effort:
         iterations: iterations of each training.
         prompts: the largest number of training prompts.
         responses: the number of the opponent's responses to each training prompt.
+        adapter_rank: train an adapter of this rank as the best response to whole weights; None: train the weights. The best
+            response to an adapter is always that adapter, trained further.
     """
 
     seeds: int
@@ -45,6 +47,7 @@ class Effort:
     iterations: int
     prompts: int
     responses: int
+    adapter_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,17 @@ def certify(run: Path, effort: Effort, terminal: Terminal) -> list[Certificate]:
     Everything is kept in RUN/certificate, so that the same call continues where it was left.
 
     Raises:
-        RunError: the run has no trained policy, trains adapters, or has too few prompts.
+        RunError: the run has no trained policy or too few prompts, or an adapter's rank is given although the run trains
+            adapters.
     """
     reader = RunReader(run)
     recipe = reader.recipe
     recipe.needed_oracle("a certificate")
-    if recipe.training.adapter is not None:
-        raise RunError(f"{run}: this run trains adapters; certify a run of whole policies")
+    if recipe.training.adapter is not None and effort.adapter_rank is not None:
+        raise RunError(
+            f"{run}: this run trains adapters, and best responses go on from them with their own rank; leave out"
+            " --adapter-rank"
+        )
     evaluated = reader.evaluated
     if len(evaluated) < 2:
         raise RunError(f"{run}: no policy of this run has been evaluated; finish an iteration first")
@@ -181,6 +188,9 @@ def _train(
                 "seed": reader.recipe.seed + 1000 + seed,
                 "training.learning_rate": reader.recipe.training.learning_rate * rate,
             }
+            if effort.adapter_rank is not None:
+                scaled = {"r": effort.adapter_rank, "lora_alpha": 2 * effort.adapter_rank}
+                changes["training.adapter"] = {"type": "lora", **scaled}
             terminal.say(f"{target} policy: {name}", "bold")
             try:
                 recipe = _recipe(reader, home, reader.last_policy().folder, changes)
