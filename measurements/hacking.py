@@ -311,6 +311,20 @@ def draw(runs: Sequence[Played], path: Path) -> None:
     save(figure, path)
 
 
+def play_all(wanted: Sequence[Case], home: Path, ledger: Ledger) -> None:
+    """Play the runs that the ledger lacks, each in a fork."""
+    import_everything()
+    world.register(home / "plugin")
+    if not (home / "world" / "model.safetensors").is_file():
+        attempt(lambda: world.build(home / "world"), home, 600)
+    for case in wanted:
+        if case.name not in ledger.cases:
+            shutil.rmtree(home / case.name, ignore_errors=True)
+            outcome = attempt(lambda case=case: play(case, home), home, 60)  # type: ignore[misc]
+            failed = outcome.fault or (outcome.code and "error")
+            ledger.add(case.name, f"FAILED: {failed}" if failed else "played", outcome)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--folder", type=Path, required=True)
@@ -322,17 +336,11 @@ def main() -> None:
     )
     given = parser.parse_args()
     home = given.folder.resolve()
-    import_everything()
-    world.register(home / "plugin")
-    if not (home / "world" / "model.safetensors").is_file():
-        attempt(lambda: world.build(home / "world"), home, 600)
-    ledger = Ledger(home / "ledger.jsonl", again=True)
-    for case in cases(given.runs, given.first_seed):
-        if case.name not in ledger.cases and not given.only_read:
-            shutil.rmtree(home / case.name, ignore_errors=True)
-            outcome = attempt(lambda case=case: play(case, home), home, 60)  # type: ignore[misc]
-            failed = outcome.fault or (outcome.code and "error")
-            ledger.add(case.name, f"FAILED: {failed}" if failed else "played", outcome)
+    ledger = Ledger(home / "ledger.jsonl", again=not given.only_read)
+    if not given.only_read:
+        play_all(cases(given.runs, given.first_seed), home, ledger)
+    else:
+        world.register(home / "plugin")
     played = [
         case
         for case in cases(given.runs, given.first_seed)
