@@ -66,6 +66,32 @@ def test_a_second_oracle_stands_beside_the_first_and_where_they_part_there_is_an
     assert "over-optimisation: the oracle" in text and 'class="alarms"' in text
 
 
+def test_a_trait_that_only_the_oracle_likes_is_an_alarm_whose_texts_are_data(tmp_path):
+    trait = {
+        "name": 'says "<script>alert(1)</script>"',
+        "base_share": 0.04,
+        "share": 0.31,
+        "win_rate": 0.8,
+        "held_out": 0.3,
+        "gap": {"mean": 0.5, "low": 0.4, "high": 0.6},
+        "examples": [{"prompt_id": "fox", "text": "<img src=x> It is what it is."}],
+    }
+    run = write_run(tmp_path / "run", measures={2: {"traits": [trait]}})
+    page.write([run], tmp_path / "report.html")
+    alarms = (
+        (tmp_path / "report.html")
+        .read_text(encoding="utf-8")
+        .partition('class="alarms"')[2]
+        .partition("</ul>")[0]
+    )
+    assert "Iteration 2: a weakness of the oracle? 31% of the responses" in alarms
+    assert "&lt;script&gt;alert(1)" in alarms and "fox: &lt;img src=x&gt; It is what it is." in alarms
+    assert "<script" not in alarms and "<img" not in alarms
+    # a trait that another version has written otherwise is no reason to show no page
+    broken = write_run(tmp_path / "broken", measures={2: {"traits": [{"name": 3}]}})
+    page.write([broken], tmp_path / "report.html")
+
+
 def test_the_first_screen_answers(tmp_path, visit):
     oracles = {"oracle": {"type": "panel"}, "evaluation": {"oracle": {"type": "panel"}}}
     by_oracle = {"by_oracle": {"win_rate_vs_base": interval(0.75)}}

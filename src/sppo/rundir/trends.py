@@ -13,9 +13,9 @@ from sppo.progress import printable
 Kind = Literal["gap", "over-optimisation", "trait", "length", "repetition", "disagreement", "order"]
 Measures = Mapping[str, Any]
 
-GAP = 0.05
+GAP = 0.04
 """The oracle's win rate may exceed the held-out oracle's by this much, which judges that err in different ways do."""
-TRAIT_GAP = 0.1
+TRAIT_GAP = 0.08
 """The same for the responses with a trait, of which there are fewer."""
 TRAITS_SAID = 3
 """The most traits that a run is said to have."""
