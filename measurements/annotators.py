@@ -35,7 +35,7 @@ UPDATES = {
 
 
 def win_rates(run: Path, iteration: int) -> Array:
-    """[annotators] the mean over prompts of the policy's win rate against the base."""
+    """[annotators, prompts] the policy's win rate against the base."""
     reader = RunReader(run)
     base = {row.prompt_id: row.texts for row in reader.held_out(0)}
     policy = list(reader.held_out(iteration))
@@ -45,7 +45,7 @@ def win_rates(run: Path, iteration: int) -> Array:
     rates = []
     for annotator in ANNOTATORS:
         oracle = load({"type": "function", "function": f"sppo.tinyworld.annotators:{annotator}"})
-        rates.append(float(oracle.compare(prompts, texts)[:, :k, k:].mean()))
+        rates.append(oracle.compare(prompts, texts)[:, :k, k:].mean((1, 2)))
     return np.array(rates)
 
 
@@ -74,8 +74,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other keys of the recipe")
     options = parser.parse_args()
     worst: dict[str, list[float]] = {}
-    print(f"| update | seed | {' | '.join(ANNOTATORS)} | worst | mean | KL | tokens |")
-    print("|---|---|" + "---|" * (len(ANNOTATORS) + 4))
+    print(f"| update | seed | {' | '.join(ANNOTATORS)} | worst | of each prompt | mean | KL | tokens |")
+    print("|---|---|" + "---|" * (len(ANNOTATORS) + 5))
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.only:
             for seed in options.seeds:
@@ -84,9 +84,12 @@ def main() -> None:
                 ) / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
                 play(run, [*PANEL, *UPDATES[name], f"seed={seed}", *options.set])
                 last = json.loads((run / "summary.json").read_text())["iterations"][-1]
-                rates = win_rates(run, last["iteration"])
+                by_prompt = win_rates(run, last["iteration"])
+                rates = by_prompt.mean(1)
                 worst.setdefault(name, []).append(float(rates.min()))
-                figures = " | ".join(f"{rate:.3f}" for rate in [*rates, rates.min(), rates.mean()])
+                figures = " | ".join(
+                    f"{rate:.3f}" for rate in [*rates, rates.min(), by_prompt.min(0).mean(), rates.mean()]
+                )
                 print(
                     f"| {name} | {seed} | {figures} | {last['kl_to_base']:.2f} | {last['response_tokens']:.1f} |",
                     flush=True,

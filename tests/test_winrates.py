@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppo.winrates import win_rates
+from sppo.winrates import ensemble_win_rates, win_rates
 
 CIRCLE = np.array([[0.5, 0.9, 0.2], [0.1, 0.5, 0.7], [0.8, 0.3, 0.5]])
 RANKED = np.array([[0.5, 0.9, 0.8], [0.1, 0.5, 0.7], [0.2, 0.3, 0.5]])
@@ -46,3 +46,16 @@ def test_prompts_stand_side_by_side_in_numpy_and_torch():
     np.testing.assert_array_equal(win_rates(both), [win_rates(CIRCLE), win_rates(RANKED)])
     np.testing.assert_allclose(win_rates(torch.tensor(both)).numpy(), win_rates(both), rtol=1e-15)
     assert win_rates(np.zeros((2, 0, 5, 5))).shape == (2, 0, 5)
+
+
+def test_an_ensemble_that_disagrees_is_taken_low_or_high():
+    rates, weights = np.array([[0.9, 0.6], [0.3, 0.6]]), np.array([0.75, 0.25])
+    low = ensemble_win_rates(rates, weights, beta=0.5, optimistic=False)
+    high = ensemble_win_rates(rates, weights, beta=0.5, optimistic=True)
+    assert low[0] == pytest.approx(-0.5 * np.log(0.75 * np.exp(-1.8) + 0.25 * np.exp(-0.6)))
+    assert high[0] == pytest.approx(0.5 * np.log(0.75 * np.exp(1.8) + 0.25 * np.exp(0.6)))
+    assert low[1] == high[1] == pytest.approx(0.6), "where all agree there is nothing to be careful about"
+    for beta, extreme in ((1e-4, [0.3, 0.9]), (1e4, [0.75, 0.75])):
+        found = [ensemble_win_rates(rates, weights, beta=beta, optimistic=by)[0] for by in (False, True)]
+        np.testing.assert_allclose(found, extreme, atol=2e-4)
+    assert np.isnan(ensemble_win_rates(np.array([[np.nan], [0.5]]), weights, beta=0.1, optimistic=True)).all()

@@ -49,3 +49,28 @@ def win_rates(
     with np.errstate(invalid="ignore"):  # 0/0 is NaN for a response without comparisons
         estimate: Array = (diagonal + (k - 1) * ((total - diagonal) / others)) / k
     return estimate
+
+
+def ensemble_win_rates(
+    rates: Float[Array, "members K"], weights: Float[Array, " members"], *, beta: float, optimistic: bool
+) -> Float[Array, " K"]:
+    r"""The win rates of an ensemble's members in one, nearer to the lowest or to the highest where they disagree.
+
+    Pessimism is :math:`\tilde r = -\beta \log \sum_a w_a e^{-r_a/\beta}`, optimism :math:`\tilde r = \beta \log \sum_a w_a e^{r_a/\beta}`.
+    To second order they are the mean minus, or plus, the members' variance over :math:`2\beta`; as beta goes to 0 they become the
+    minimum and the maximum, and as it grows the mean.
+
+    Args:
+        rates: [members, K] win rates by each member; NaN where a response was not compared.
+        weights: positive, with the sum 1.
+        beta: in win rate.
+        optimistic: whether disagreement counts for a response and not against it.
+
+    Returns:
+        [K] in the range of the members' rates, so that their mean over the K is no longer 1/2.
+    """
+    sign = 1.0 if optimistic else -1.0
+    exponents = sign * rates / beta
+    highest = exponents.max(axis=0)
+    combined: Array = sign * beta * (highest + np.log(weights @ np.exp(exponents - highest)))
+    return combined

@@ -213,6 +213,27 @@ def test_blackwell_keeps_the_win_rates_against_the_worst_mixture_of_the_panels_m
         np.testing.assert_allclose(normalised(10 * rewards).probability, step.probability, atol=1e-8)
 
 
+def test_a_pessimistic_panel_trains_on_win_rates_that_its_members_agree_on(tmp_path):
+    panel = {"type": "panel", "weights": [1, 0, 3], "ensemble": "pessimistic", "spread": 0.2}
+    with open(os.devnull, "w") as nowhere:
+        for stage in ("sample", "annotate", "select"):
+            terminal = Terminal(Console(file=nowhere))
+            run_stage(parse(SMALL, {"oracle": panel}), RunFolder(tmp_path / "run"), terminal, stage, 1)
+    home = tmp_path / "run" / "iter-1"
+    compared = {row["prompt_id"]: row for row in rows(home / "preferences")}
+    lower = 0.0
+    for row in rows(home / "training"):
+        parts = {
+            part["oracle"]: np.array(part["matrix"]) for part in compared[row["prompt_id"]]["components"]
+        }
+        scholar, host = parts["scholar"].mean(1), parts["host"].mean(1)
+        expected = -0.2 * np.log(np.exp(-scholar / 0.2) / 4 + 3 * np.exp(-host / 0.2) / 4)
+        for response in row["responses"]:
+            assert response["win_rate"] == pytest.approx(expected[response["k"]], abs=1e-9)
+        lower += (np.array(compared[row["prompt_id"]]["matrix"]).mean(1) - expected).sum()
+    assert lower > 0.1
+
+
 def test_an_algorithm_that_needs_all_pairs_leaves_out_responses_with_a_gap(tmp_path):
     recipe = parse(SMALL, {"algorithm": {"type": "nash_md"}, "selection": "all", "iterations": 1})
     prompts = [

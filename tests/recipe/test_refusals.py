@@ -108,6 +108,29 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
             "oracle: 1 member of the panel has a weight, but algorithm.type: blackwell chooses between several annotators",
         ),
         (
+            SMALLEST.replace("{type: function, function: mine:f}", "{type: panel, ensemble: optimistic}")
+            + "selection: all\nalgorithm: {type: nash_md}\n",
+            "oracle.ensemble: optimistic, but algorithm.type: nash_md computes its payoffs from the comparisons and not from P^",
+        ),
+        (
+            SMALLEST.replace(
+                "{type: function, function: mine:f}",
+                "{type: near_tie, oracle: {type: panel, ensemble: pessimistic}}",
+            ),
+            "oracle.oracle.ensemble: pessimistic has no effect inside another oracle, which takes the matrix alone",
+        ),
+        (
+            SMALLEST.replace(
+                "{type: function, function: mine:f}",
+                "{type: panel, ensemble: pessimistic, comparisons: {type: random, budget: 4}}",
+            ),
+            "oracle.ensemble: pessimistic needs the comparisons of all pairs by every member, but comparisons.type is random",
+        ),
+        (
+            SMALLEST + "evaluation: {oracle: {type: panel, ensemble: pessimistic}}\n",
+            "evaluation.oracle.ensemble: pessimistic has no effect on the win rate of one policy against another",
+        ),
+        (
             SMALLEST + "algorithm: {type: inpo, eta: 30, tau: 0.1}\n",
             "algorithm.tau: 0.1, but eta tau = 3 is the reference policy's share of pi_{t+1}, which is at most 1;"
             " lower tau to 0.0333333 or less",

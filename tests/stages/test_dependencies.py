@@ -233,6 +233,13 @@ def test_every_policy_in_the_loss_is_in_the_fingerprint(inputs, algorithm):
         assert fingerprint(select.policy, replaced) != as_planned
 
 
+def test_another_ensemble_is_another_selection_of_the_same_comparisons(inputs):
+    panel = {"type": "panel", "members": [FUNCTION, FUNCTION]}
+    before = fingerprints(inputs, "sppo", oracle=panel)
+    found = changed(before, fingerprints(inputs, "sppo", oracle=panel | {"ensemble": "pessimistic"}))
+    assert found == stages("sppo", LEARNT) | stages("sppo", ["sample", "annotate"], iterations=(2,))
+
+
 def test_egpo_as_released_trains_every_second_policy_from_where_the_look_ahead_began(inputs):
     def plan(**changes):
         recipe = recipe_of(inputs, "egpo_released", **changes)

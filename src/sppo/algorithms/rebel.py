@@ -39,6 +39,11 @@ class REBEL(Algorithm):
     reward: Literal["bradley_terry", "win_rate"] = "bradley_terry"
     """Take the Bradley-Terry fit, in nats, or P^ itself."""
 
+    @property
+    def uses_comparisons(self) -> bool:
+        """Whether the reward is fitted to the comparisons."""
+        return self.reward == "bradley_terry"
+
     def loss(self, responses: Responses) -> Float[Tensor, " prompts"]:
         """The mean over the pairs of each prompt, in nats squared."""
         reward = responses.win_rate if self.reward == "win_rate" else responses.reward

@@ -4,10 +4,11 @@ r"""A panel of oracles: a weighted mixture of their probabilities.
 prefers y. Members that each rank the responses can together prefer in a circle (Condorcet).
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from sppo.oracle import (
@@ -24,14 +25,17 @@ from sppo.oracle import (
 )
 from sppo.oracle.function import Function, source_digest
 from sppo.recipe.comparisons import PairsOracleSection
-from sppo.recipe.oracle import OracleConfig, Text
+from sppo.recipe.oracle import OracleConfig, Text, refuse_inner_ensemble
 from sppo.tinyworld.annotators import ANNOTATORS
+from sppo.winrates import Array, ensemble_win_rates, win_rates
 
 _ANNOTATORS = "sppo.tinyworld.annotators"
 
 
 class PanelOracle(PairsOracleSection):
     """A weighted mixture of oracles; without members, the three annotators of tinyworld."""
+
+    settings_without_effect: ClassVar[frozenset[str]] = frozenset({"comparisons", "ensemble", "spread"})
 
     type: Literal["panel"] = "panel"
     members: list[OracleConfig] | None = Field(None, min_length=1)
@@ -40,6 +44,10 @@ class PanelOracle(PairsOracleSection):
     """One weight per member; None weighs them equally."""
     text: Text = "prompt"
     """The form in which all members see prompts: plain or templated."""
+    ensemble: Literal["mean", "pessimistic", "optimistic"] = "mean"
+    """How the members' win rates become P^: by their mean, or nearer to the lowest or the highest where members disagree."""
+    spread: float = Field(0.1, gt=0)
+    """beta, the difference of win rates, for pessimistic and optimistic, beyond which the lowest or the highest decides."""
 
     @model_validator(mode="after")
     def _members_fit(self) -> "PanelOracle":
@@ -48,6 +56,12 @@ class PanelOracle(PairsOracleSection):
                 raise ValueError(
                     f"a member has text: {member.prompt_form()}, the panel {self.text}; make them the same"
                 )
+            refuse_inner_ensemble(member)
+        if self.ensemble != "mean" and self.comparisons.type != "all":
+            raise ValueError(
+                f"ensemble: {self.ensemble} needs the comparisons of all pairs by every member, but comparisons.type is"
+                f" {self.comparisons.type}; set it to all, or the ensemble to mean"
+            )
         if self.weights is None:
             return self
         count = len(ANNOTATORS) if self.members is None else len(self.members)
@@ -78,6 +92,23 @@ class PanelOracle(PairsOracleSection):
         """The members that have a weight."""
         weights = self.weights or [1.0] * len(self.names)
         return tuple(name for name, weight in zip(self.names, weights, strict=True) if weight > 0)
+
+    def win_rates(
+        self, matrix: Array, components: Mapping[str, Array], settled: Sequence[bool] | None = None
+    ) -> Float[Array, " K"]:
+        """P^ by the mean matrix, or by the members' own win rates (:func:`sppo.winrates.ensemble_win_rates`)."""
+        if self.ensemble == "mean":
+            return win_rates(matrix, settled)
+        weights = np.array([weight for weight in self.weights or [1.0] * len(self.names) if weight > 0])
+        rates = win_rates(np.stack([components[name] for name in self.annotators]))
+        return ensemble_win_rates(
+            rates, weights / weights.sum(), beta=self.spread, optimistic=self.ensemble == "optimistic"
+        )
+
+    @property
+    def win_rate_settings(self) -> dict[str, Any]:
+        """The ensemble and its spread, unless it is the mean."""
+        return {} if self.ensemble == "mean" else {"ensemble": self.ensemble, "spread": self.spread}
 
     def identity(self) -> dict[str, Any]:
         """The settings, with each member's identity."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from scipy.special import expit
 
 from sppo.oracle import (
@@ -28,7 +28,7 @@ from sppo.oracle import (
     Responses,
 )
 from sppo.recipe.comparisons import Comparisons
-from sppo.recipe.oracle import OracleConfig, Text
+from sppo.recipe.oracle import OracleConfig, Text, refuse_inner_ensemble
 from sppo.winrates import Array
 
 Lengths = Float[Array, "prompts K"]
@@ -41,6 +41,12 @@ class WrapperOracle(OracleSection):
 
     oracle: OracleConfig
     """The oracle whose answers are changed."""
+
+    @field_validator("oracle")
+    @classmethod
+    def _has_no_ensemble_of_its_own(cls, value: OracleSection) -> OracleSection:
+        refuse_inner_ensemble(value)
+        return value
 
     def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
         """The adjusted P from the inner oracle's P and the responses."""

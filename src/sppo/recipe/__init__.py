@@ -142,6 +142,12 @@ class Recipe(Section):
                 f"{one or f'oracle.type: {self.oracle.type}'}, but {name} chooses between several annotators; name them in"
                 " oracle: {type: panel, members: [...]}, with wrappers inside its members, or choose another algorithm"
             )
+        for key, value in ({} if self.oracle is None else self.oracle.win_rate_settings).items():
+            if algorithm.uses_comparisons:
+                raise ValueError(
+                    f"oracle.{key}: {value}, but {name} computes its payoffs from the comparisons and not from P^; set it to"
+                    " mean, or choose another algorithm"
+                )
         for number, source in enumerate(self.prompts.train_sources):
             if algorithm.demonstrations and source.demonstration is None:
                 place = f"prompts.train.{number}" if isinstance(self.prompts.train, list) else "prompts.train"
@@ -172,6 +178,15 @@ class Recipe(Section):
                 " needs all of them; choose another log_partition, or comparisons: {type: random, ...}"
             )
         chosen.check_budget(self.sampling.k)
+        return self
+
+    @model_validator(mode="after")
+    def _win_rates_of_policies_are_plain(self) -> "Recipe":
+        held_out = self.evaluation.oracle
+        for key, value in ({} if held_out is None else held_out.win_rate_settings).items():
+            raise ValueError(
+                f"evaluation.oracle.{key}: {value} has no effect on the win rate of one policy against another; set it to mean"
+            )
         return self
 
     @property

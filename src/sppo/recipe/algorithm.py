@@ -66,6 +66,11 @@ class Algorithm(Section):
         """Whether the loss uses P^ of all K responses, and not only of those that are trained on."""
         return self.all_responses
 
+    @property
+    def uses_comparisons(self) -> bool:
+        """Whether `rewards` takes the place of P^ in the loss."""
+        return type(self).rewards is not Algorithm.rewards
+
     def compute_log_partition(self, win_rates: Array) -> float:
         """Compute a prompt's log Z in nats from the win rates of its K responses; 0 if the loss does not contain Z."""
         return 0.0

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from sppo.recipe.registered import Registered
 from sppo.recipe.section import Section
-from sppo.winrates import Array
+from sppo.winrates import Array, win_rates
 
 if TYPE_CHECKING:
     from sppo.recipe.comparisons import Comparisons
@@ -81,6 +81,18 @@ class OracleSection(Section):
         """The names of the components that are annotators of their own, between whom an algorithm may choose."""
         return ()
 
+    def win_rates(
+        self, matrix: Array, components: Mapping[str, Array], settled: Sequence[bool] | None = None
+    ) -> Float[Array, " K"]:
+        """P^ of each of a prompt's K responses, from its comparisons as they are stored (:func:`sppo.winrates.win_rates`)."""
+        del components
+        return win_rates(matrix, settled)
+
+    @property
+    def win_rate_settings(self) -> dict[str, Any]:
+        """The settings that P^ depends on and the comparisons do not; empty for the mean over the responses."""
+        return {}
+
     @property
     def is_transitive(self) -> bool:
         """Whether its preferences come from one score per response, so that no cycle is possible."""
@@ -99,6 +111,19 @@ class OracleSection(Section):
         """Which pairs annotation compares; None: all of them, since it would save nothing to compare fewer."""
         chosen: Comparisons | None = getattr(self, "comparisons", None)
         return chosen
+
+
+def refuse_inner_ensemble(inner: OracleSection) -> None:
+    """Refuse an oracle inside another one whose own way to P^ would have no effect there.
+
+    Raises:
+        ValueError: it has one.
+    """
+    for key, value in inner.win_rate_settings.items():
+        raise ValueError(
+            f"{key}: {value} has no effect inside another oracle, which takes the matrix alone; set it to mean, or make the"
+            f" {inner.type} the outermost oracle"
+        )
 
 
 OracleConfig = Annotated[OracleSection, Registered("oracles")]

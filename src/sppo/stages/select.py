@@ -235,7 +235,8 @@ def _selection(
     rates: Sequence[float | None] = [None] * len(responses)
     log_partition, matrix = 0.0, None
     if compared is not None:
-        win_rates = compared.win_rates
+        oracle = recipe.needed_oracle("selecting responses")
+        win_rates = oracle.win_rates(compared.matrix, compared.components, compared.settled)
         is_compared = _are_compared(algorithm, compared)
         usable = {k: token_ids for k, token_ids in usable.items() if is_compared[k]}
         rates = win_rates.tolist()
@@ -247,7 +248,7 @@ def _selection(
         matrix = _between(
             compared,
             list(usable),
-            recipe.needed_oracle("selecting").annotators if algorithm.annotators else None,
+            oracle.annotators if algorithm.annotators else None,
         )
     candidates = [
         Candidate(k, token_ids, rates[k], _sampler_log_prob(responses[k], token_ids))
@@ -329,6 +330,7 @@ class Select(ShardedStage):
             "pack_tokens": training.pack_tokens,
             "policy": self.run.policy_settings,
             "seed": recipe.seed,
+            **({} if recipe.oracle is None else recipe.oracle.win_rate_settings),
         }
 
     def reads(self) -> Sequence[str]:
