@@ -233,6 +233,7 @@ def test_the_docs_show_every_type_and_the_report_as_it_is(sppo, tmp_path):
     shown = {yaml.safe_load(snippet)["oracle"]["type"] for snippet in SNIPPETS}
     types = {
         "function",
+        "panel",
         "reward_model",
         "general_preference",
         "judge",
