@@ -52,3 +52,9 @@ def test_every_option_and_argument_is_described(names):
 def test_the_first_line_of_a_help_page_has_each_mark_once(names):
     line = CliRunner().invoke(app, [*names, "--help"]).output.splitlines()[0]
     assert not re.search(r"\[\[|\]\]|\.{4}|\.{3}[\]}]|[a-z]}", line), line
+
+
+def test_a_misspelt_benchmark_is_answered_with_the_nearest():
+    done = CliRunner().invoke(app, ["evaluate", "head-to-hed", "runs/mine"])
+    assert done.exit_code == 2
+    assert "'head-to-hed' is unknown; did you mean 'head-to-head'?" in done.output

@@ -78,6 +78,9 @@ def test_init_takes_prompts_and_sizes_the_run_by_them(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--model", "/no/such"], "policy.model: there is no folder '/no/such' here, and no model"),
+        (["--model", ""], "--model: it is empty"),
+        (["--prompts", " "], "--prompts: it is empty"),
+        (["--model", "one.txt"], "policy.model: 'one.txt' is a file; name the folder with config.json"),
         (["--model", "empty"], "policy.model: .*empty has no weights at all"),
         (["--prompts", "none.jsonl"], "prompts: 'none.jsonl' is neither a file here nor a data set"),
         (["--prompts", "one.txt"], "--prompts: one.txt has 1 prompt; a run needs one to learn from"),
@@ -131,7 +134,8 @@ def test_a_recipe_of_the_package_has_a_name(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="demonstration"):  # the file here is meant
         load("quickstart")
     with pytest.raises(
-        RecipeError, match=r"quickstrat: there is no such recipe; .* of the package: .*quickstart"
+        RecipeError,
+        match=r"quickstrat: there is no such recipe; did you mean quickstart\? .* of the package: llama",
     ):
         load("quickstrat")
 

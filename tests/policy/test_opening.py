@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from chat_server import said, serve
+from run_folders import write_run
 from typer.testing import CliRunner
 
 from sppo.cli.main import app
@@ -356,3 +357,9 @@ def test_python_of_the_models_own_is_refused_with_the_way_out(tmp_path, command)
 def test_a_key_that_does_not_say_how_a_policy_is_opened_is_refused():
     with pytest.raises(RunError, match=r"--set seed: .* policy\.trust_remote_code, policy\.chat_template"):
         open_policy(POLICY, {"seed": 1})
+
+
+def test_an_iteration_that_a_run_does_not_have_is_not_taken_for_a_model_on_the_hub(tmp_path):
+    run = write_run(tmp_path / "run", iterations=1)
+    with pytest.raises(RunError, match="iteration 3 has no policy; there are base"):
+        open_policy(run / "iter-3")

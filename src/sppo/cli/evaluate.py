@@ -16,11 +16,14 @@ class _Benchmarks(typer.core.TyperGroup):
     """The benchmarks by name; an argument that looks like a path names the run whose evaluation stage is meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] != "--help" and args[0] not in self.list_commands(ctx):
+        if args and args[0] not in ("--help", "-h") and args[0] not in self.list_commands(ctx):
             path = Path(args[0])
-            # any other word is a misspelt benchmark, which the usual error names
-            if args[0].startswith("--") or path.exists() or path.suffix or len(path.parts) > 1:
+            if args[0].startswith("-") or path.exists() or path.suffix or len(path.parts) > 1:
                 args = [STAGE, *args]
+            else:  # a misspelt benchmark
+                from sppo.recipe import registry
+
+                ctx.fail(registry.unknown(args[0], self.list_commands(ctx)))
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
 

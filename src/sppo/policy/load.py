@@ -29,6 +29,10 @@ def check_place(model: str) -> None:
     Raises:
         PolicyError: it is neither.
     """
+    if Path(model_path(model)).is_file():
+        raise PolicyError(
+            f"policy.model: {model!r} is a file; name the folder with config.json and the weights"
+        )
     if not Path(model_path(model)).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model, re.ASCII):
         raise PolicyError(
             f"policy.model: there is no folder {model!r} here, and no model on the hub can have that name"

@@ -142,8 +142,8 @@ def open_policy(
             f"--set {strange[0]}: it does not say how a policy is opened; the keys that do are {', '.join(KEYS)}"
         )
     path = Path(policy)
-    if run is None and path.is_dir():
-        place = run_and_iteration(path.absolute())
+    place = run_and_iteration(path.absolute())
+    if run is None and (path.is_dir() or (place is not None and is_run(place[0]))):
         run = path if place is None else place[0]
         path = policy_of(path)
     if run is None or not is_run(run):

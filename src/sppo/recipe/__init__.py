@@ -20,6 +20,7 @@ from pydantic import (
 
 from sppo.comparisons import Choice
 from sppo.reading import regular
+from sppo.recipe import registry
 from sppo.recipe.algorithm import Algorithm, AlgorithmConfig
 from sppo.recipe.endpoint import ANSWERS, EndpointConfig, keep_answers_in
 from sppo.recipe.inputs import Policy, Prompts, PromptSource
@@ -265,9 +266,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             encoding="utf-8"
         )
     except FileNotFoundError:
-        names = ", ".join(sorted(recipe.stem for recipe in PACKAGED.glob("*.yaml")))
+        names = sorted(recipe.stem for recipe in PACKAGED.glob("*.yaml"))
+        near = registry.nearest(str(path), names)
+        question = "" if near is None else f"did you mean {near}? Otherwise "
         raise RecipeError(
-            f"{path}: there is no such recipe; name a YAML file, or a recipe of the package: {names}"
+            f"{path}: there is no such recipe; {question}name a YAML file, or a recipe of the package: {', '.join(names)}"
         ) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

@@ -75,10 +75,13 @@ def write(folder: Path, model: str, source: str | None) -> tuple[list[Path], lis
         The files, sentences on what the recipe will do, and warnings.
 
     Raises:
-        RunError: one of the files is there already.
+        RunError: one of the files is there already, or a value is empty.
         PolicyError, ChatError: the model cannot be used.
         PromptError: the prompts cannot be read, or there are too few of them.
     """
+    for option, value in (("--model", model), ("--prompts", source)):
+        if value is not None and not value.strip():
+            raise RunError(f"{option}: it is empty; give a value, or leave the option out")
     contents = {ORACLE: _packaged(ORACLE)}
     if source is None and model != EMBEDDED:
         contents[PROMPTS] = _packaged(PROMPTS)
@@ -169,7 +172,7 @@ def _seen_from(folder: Path, path: str) -> str:
 def _sentence(start: Start) -> str:
     return (
         f"{start.model}, {dry_run.parameters_text(start.parameters)}: learning_rate is {start.learning_rate:g};"
-        f" {counted_text(start.held_out, 'prompt')} are set aside to compare policies by"
+        f" set aside to compare policies by: {counted_text(start.held_out, 'prompt')}"
     )
 
 
