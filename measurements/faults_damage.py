@@ -75,7 +75,8 @@ def kind(path: Path) -> str:
         return "weights"
     if "policy" in path.parts:
         return "tokenizer and configuration"
-    names = {"summary.json": "summary", "recipe.yaml": "recipe", "report.html": "report", ".lock": "lock"}
+    names = {"summary.json": "summary", "recipe.yaml": "recipe", "report.html": "report"}
+    names |= {".lock": "lock", ".cluster": "lock"}  # the latter names the command that uses a cluster
     suffixes = {".parquet": "table", ".jsonl": "metrics", ".json": "record", ".sqlite": "answers"}
     return names.get(path.name) or suffixes.get(path.suffix, "other")
 

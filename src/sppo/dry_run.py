@@ -16,14 +16,9 @@ from sppo.sampling.dtype import weights_dtype
 from sppo.stages import watched_tasks
 from sppo.stages.models import Models
 from sppo.stages.oracle_trial import try_oracles
-from sppo.training import CHECKPOINTS_KEPT
+from sppo.training import CHECKPOINTS_KEPT, memory
 from sppo.training.schedule import Steps, learning_rate, plan
 
-_BYTES = {"float32": 4, "bfloat16": 2}
-# NF4 stores 4 bits for each weight, an 8-bit scale for 64 weights and a 32-bit scale for 256 of those scales.
-_NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-# Values of optimiser state for each parameter, by the first part of transformers' optimiser names.
-_OPTIMISER_VALUES = {"adamw": 2.0, "rmsprop": 1.0, "sgd": 0.0, "adafactor": 0.1, "lion": 1.0, "adagrad": 1.0}
 # Token ids and text of a response on disk, compressed to about a half.
 _DISK_BYTES_PER_TOKEN = 4.0
 _PROMPT_TOKENS = 100.0
@@ -35,7 +30,8 @@ class Estimate:
     """The plan of a recipe in numbers. A number is None if it cannot be known without a download.
 
     `training_bytes` is the memory on each device, or on all devices together if their number is known only when
-    training begins. `prompt_notes` say from which columns prompts are taken.
+    training begins. `pack_tokens` is the size of a pack, and `pack_bytes` what its activations take. `prompt_notes` say from
+    which columns prompts are taken.
     """
 
     prompts: list[int | None]
@@ -43,6 +39,8 @@ class Estimate:
     steps: list[Steps | None]
     parameters: float | None
     training_bytes: float | None
+    pack_tokens: int | None
+    pack_bytes: float | None
     checkpoint_bytes: float | None
     policy_bytes: float | None
     table_bytes: float | None
@@ -65,22 +63,34 @@ def estimate(recipe: Recipe) -> Estimate:
         )
         for count in prompts
     ]
-    parameters = _parameters(recipe)
-    training = checkpoints = saved = tables = None
+    parameters = memory.count_parameters(recipe.policy)
+    training = memory.training_bytes(recipe.policy, recipe.training)
+    checkpoint = (
+        0.0 if settings.checkpoint_steps is None else memory.checkpoint_bytes(recipe.policy, recipe.training)
+    )
+    saved = tables = None
     if parameters is not None:
-        adapter = _adapter(recipe)
-        training = training_bytes(recipe, parameters, adapter)
-        if settings.sharding is not None and isinstance(settings.devices, int):
-            training /= settings.devices
-        checkpoints = _checkpoint_bytes(recipe, parameters, adapter)
-        saved = parameters * _BYTES[settings.save_dtype or recipe.policy.dtype] * recipe.iterations
+        saved = parameters * memory.BYTES[settings.save_dtype or recipe.policy.dtype] * recipe.iterations
         if settings.adapter is not None and not settings.adapter.merge:
-            saved = None if adapter is None else adapter[1] * _BYTES["float32"] * recipe.iterations
+            adapter = memory.count_adapter(recipe.policy, recipe.training)
+            saved = None if adapter is None else adapter[1] * memory.BYTES["float32"] * recipe.iterations
     known = [count for count in prompts if count is not None]
     if len(known) == len(prompts):
         tokens = sum(known) * recipe.sampling.k * recipe.sampling.max_new_tokens
         tables = tokens * _DISK_BYTES_PER_TOKEN
-    return Estimate(prompts, held_out, steps, parameters, training, checkpoints, saved, tables, notes)
+    return Estimate(
+        prompts,
+        held_out,
+        steps,
+        parameters,
+        training,
+        memory.pack_tokens(recipe.policy, recipe.training),
+        memory.pack_bytes(recipe.policy, recipe.training),
+        None if checkpoint is None else CHECKPOINTS_KEPT * checkpoint,
+        saved,
+        tables,
+        notes,
+    )
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ def read_rates(name: str, tokens: str | None) -> Rates:
             raise RecipeError(
                 f"--rates {name}: neither a finished run nor one of the GPUs {', '.join(cost.PEAKS)}"
             )
-        parameters = _parameters(load(run / "recipe.yaml"))
+        parameters = memory.count_parameters(load(run / "recipe.yaml").policy)
         if parameters is None:
             raise RecipeError(f"--rates {name}: the number of parameters of its policy is not known")
         loads = cost.loads_of_run(run, parameters)
@@ -224,7 +234,7 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
         terminal.show(line)
     terminal.show(
         f"memory      {size_text(estimated.training_bytes)} for weights, gradients and optimiser state"
-        f" {_where(recipe.training)}; activations{_on_top(recipe)} come on top\n"
+        f" {_where(recipe.training)}; {_on_top(recipe, estimated)}\n"
         f"disk        {size_text(estimated.policy_bytes)} of policies and at most {size_text(estimated.table_bytes)} of tables;"
         f" up to {size_text(estimated.checkpoint_bytes)} of checkpoints while training"
     )
@@ -341,11 +351,16 @@ def _learnt_from(recipe: Recipe) -> str:
     return f"demonstrations against K = {k}" if recipe.algorithm.samples else "demonstrations"
 
 
-def _on_top(recipe: Recipe) -> str:
-    adapter = recipe.training.adapter
-    if adapter is None or _adapter(recipe) is not None:
-        return ""
-    return f" and the adapter (16 bytes x {adapter.r} x (rows + columns) of each layer, with AdamW)"
+def _on_top(recipe: Recipe, estimated: Estimate) -> str:
+    """What comes on top of weights, gradients and optimiser state, in words."""
+    size, adapter = estimated.pack_tokens, recipe.training.adapter
+    packs = "activations come on top"
+    if size is not None and estimated.pack_bytes is not None:
+        held = size_text(estimated.pack_bytes)
+        packs = f"activations of {size:,} tokens side by side (training.pack_tokens) take {held} on top"
+    if adapter is None or memory.count_adapter(recipe.policy, recipe.training) is not None:
+        return packs
+    return f"{packs}, and so does the adapter (16 bytes x {adapter.r} x (rows + columns) of each layer, with AdamW)"
 
 
 def _where(training: Training) -> str:
@@ -415,59 +430,6 @@ def _source_count(source: PromptSource, notes: list[str], invalid: str) -> int |
         )
     notes += counts.notes()
     return counts.read - counts.skipped.total()
-
-
-def training_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float:
-    """The bytes of weights, gradients and optimiser state, on all devices together.
-
-    With LoRA, the frozen base weights need no gradients and no optimiser state.
-    """
-    weight = _BYTES[recipe.policy.dtype]
-    if recipe.training.adapter is None:
-        return parameters * (2 * weight + _state_bytes(recipe, weight))
-    adapted, own = adapter or (parameters, 0)
-    adapted_weight = _NF4_BYTES if recipe.policy.quantization == "nf4" else weight
-    trained = 2 * _BYTES["float32"] + _state_bytes(recipe, _BYTES["float32"])
-    return (parameters - adapted) * weight + adapted * adapted_weight + own * trained
-
-
-def _checkpoint_bytes(recipe: Recipe, parameters: float, adapter: tuple[int, int] | None) -> float | None:
-    """The bytes of all checkpoints that are kept, each with the trained weights and their optimiser state."""
-    if recipe.training.checkpoint_steps is None:
-        return 0.0
-    if recipe.training.adapter is None:
-        count, weight = parameters, _BYTES[recipe.policy.dtype]
-    elif adapter is not None:
-        count, weight = adapter[1], _BYTES["float32"]
-    else:
-        return None
-    return CHECKPOINTS_KEPT * count * (weight + _state_bytes(recipe, weight))
-
-
-def _state_bytes(recipe: Recipe, weight: int) -> float:
-    """The bytes of optimiser state for a weight that has `weight` bytes itself."""
-    name = recipe.training.optimizer
-    return _OPTIMISER_VALUES.get(name.split("_")[0], 2.0) * (1 if "8bit" in name else weight)
-
-
-def _adapter(recipe: Recipe) -> tuple[int, int] | None:
-    """The number of parameters that the adapter adapts, and of its own; None if the model is not on this disk."""
-    settings = recipe.training.adapter
-    folder = Path(model_path(recipe.policy.model))
-    if settings is None or not folder.is_dir():
-        return None
-    try:
-        return policies.count_adaptable(policies.base_folder(folder), settings.target_modules, settings.r)
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _parameters(recipe: Recipe) -> float | None:
-    folder = Path(model_path(recipe.policy.model))
-    try:
-        return policies.count_parameters(policies.base_folder(folder)) or recipe.policy.parameters
-    except (OSError, ValueError, KeyError):
-        return recipe.policy.parameters
 
 
 def _oracle_parameters(oracle: OracleSection | None) -> float:

@@ -30,6 +30,10 @@ class Executor(ABC):
     def __init__(self, recipe: Recipe, run: Path | None = None, address: str | None = None) -> None:
         self.recipe, self.run_folder, self.address = recipe, run, address
 
+    def use(self, recipe: Recipe) -> None:
+        """Go on with the run's recipe, in which what it left to the run stands as the run has chosen it."""
+        self.recipe = recipe
+
     def __enter__(self) -> Self:
         """Connect to the place."""
         return self

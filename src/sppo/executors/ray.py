@@ -46,9 +46,15 @@ class RayCluster(Executor):
 
     def __init__(self, recipe: Recipe, run: Path | None = None, address: str | None = None) -> None:
         folder = (run or Path()).resolve()
-        super().__init__(keep_answers_in(recipe, folder / ANSWERS), folder, address)
+        super().__init__(recipe, folder, address)
+        self.use(recipe)
         self.place = _Place(folder, Path.cwd(), secrets.token_hex(8))
         self._connection = contextlib.ExitStack()
+
+    def use(self, recipe: Recipe) -> None:
+        """See :meth:`Executor.use`. Judges' answers are kept in the run's folder, which every node sees."""
+        assert self.run_folder is not None
+        self.recipe = keep_answers_in(recipe, self.run_folder / ANSWERS)
 
     def __enter__(self) -> Self:
         """Connect to the cluster.

@@ -32,13 +32,14 @@ from sppo.recipe.presets import PRESETS
 from sppo.recipe.renamed import current_key, with_current_keys
 from sppo.recipe.sampling import Sampling, SamplingConfig
 from sppo.recipe.section import RecipeError, Section, Trackers
-from sppo.recipe.training import Lora, Training
+from sppo.recipe.training import MOST_PACK_TOKENS, Lora, Training
 from sppo.recipe.workers import Workers
 from sppo.recipe.yaml_values import read_overrides, read_value, write_value
 from sppo.selection import Rule
 
 __all__ = [
     "ANSWERS",
+    "MOST_PACK_TOKENS",
     "Algorithm",
     "AlgorithmConfig",
     "EndpointConfig",

@@ -6,6 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from sppo.recipe.section import Section
 
+MOST_PACK_TOKENS = 16384
+"""The largest pack that `training.pack_tokens: auto` chooses; beyond it nothing gets faster."""
+
 
 class Lora(Section):
     """Train low-rank matrices beside frozen weights (LoRA, arXiv:2106.09685). The keys are those of peft."""
@@ -53,8 +56,9 @@ class Training(Section):
     """Share of the schedule's steps that are warm-up."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Largest norm of the gradient, beyond which it is clipped; 0 never clips."""
-    pack_tokens: int = Field(16384, ge=1)
-    """Tokens computed side by side; changes results by rounding only."""
+    pack_tokens: int | Literal["auto"] = "auto"
+    """Tokens computed side by side; changes results by rounding only. Auto is what half of the memory beside weights and
+    optimiser state holds, and at most 16384; a run keeps the number that it began with."""
     mixed_precision: Literal["auto", "no", "bf16"] = "no"
     """With bf16, matrix products are computed in bfloat16 and weights stay in policy.dtype; auto is bf16 where the processor or the
     GPU multiplies it natively."""
@@ -85,6 +89,11 @@ class Training(Section):
     def _plain_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare no as false
 
+    @property
+    def largest_pack(self) -> int:
+        """`pack_tokens` as a number; `auto`, which a run replaces with its number, is the largest outside of a run."""
+        return MOST_PACK_TOKENS if self.pack_tokens == "auto" else self.pack_tokens
+
     def on_devices(self, count: int) -> "Training":
         """The settings for a number of devices; on a single device nothing is sharded."""
         return self.model_copy(update={"devices": count, "sharding": self.sharding if count > 1 else None})
@@ -93,7 +102,7 @@ class Training(Section):
         """The settings that the result of training depends on."""
         return self.model_dump(exclude={"logging_steps", "checkpoint_steps"})
 
-    @field_validator("devices", "checkpoint_steps")
+    @field_validator("devices", "checkpoint_steps", "pack_tokens")
     @classmethod
     def _at_least_one(cls, value: int | str | None) -> int | str | None:
         if isinstance(value, int) and value < 1:

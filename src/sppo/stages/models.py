@@ -166,7 +166,7 @@ class Models:
             return log_probs(
                 model,
                 trees,
-                pack_tokens=training.pack_tokens,
+                pack_tokens=training.largest_pack,
                 mixed_precision=precision,
                 capabilities=capabilities,
             )

@@ -16,9 +16,11 @@ from sppo.rundir.summary import flatten
 from sppo.stages.capabilities import Items
 from sppo.stages.evaluate import evaluate_base
 from sppo.stages.iterations import iterations
+from sppo.stages.models import Models
 from sppo.stages.oracle_trial import try_oracles
 from sppo.stages.prompts import all_prompts
 from sppo.stages.run import Run
+from sppo.training import memory
 
 
 def open_run(
@@ -39,7 +41,10 @@ def open_run(
         ValueError: something that the recipe needs is missing or wrong.
     """
     recipe = _keep_parts(recipe, folder, terminal)
-    run = Run(recipe, folder, terminal, executor or Local(recipe))
+    recipe = _keep_pack_tokens(recipe, folder)
+    executor = executor or Local(recipe)
+    executor.use(recipe)
+    run = Run(recipe, folder, terminal, executor)
     planned = planned_files(run)
     done = _done(run, planned)
     stale = [stage for stage in planned if stage.is_stale()]
@@ -86,6 +91,20 @@ def _keep_parts(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> Recipe
         "yellow",
     )
     return recipe.model_copy(update={"prompts": prompts.model_copy(update={"parts": parts})})
+
+
+def _keep_pack_tokens(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe with a number of tokens in a pack: the one that the run was begun with, or else one that fits this machine."""
+    if recipe.training.pack_tokens != "auto":
+        return recipe
+    try:
+        tokens = load(folder.path / "recipe.yaml").training.pack_tokens
+    except RecipeError:
+        tokens = "auto"
+    if tokens == "auto":
+        policy = recipe.policy.model_copy(update={"model": str(Models(recipe).base)})
+        tokens = memory.pack_tokens(policy, recipe.training) or "auto"
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"pack_tokens": tokens})})
 
 
 def _done(run: Run, planned: Sequence[StageFolder]) -> list[bool]:

@@ -63,7 +63,7 @@ def run(job: TrainingJob, interruption: Interruption, on_step: Advance = unseen)
             args=args,
             batches=batches,
             algorithm=job.algorithm,
-            pack_tokens=settings.pack_tokens,
+            pack_tokens=settings.largest_pack,
             mixed_precision=settings.mixed_precision,
             callbacks=[_Report(Path(job.metrics), on_step), *checkpoints],
         )

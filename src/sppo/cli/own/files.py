@@ -17,6 +17,7 @@ from sppo.progress import counted_text
 from sppo.prompts import PromptError
 from sppo.recipe import PromptSource, Recipe, parse, read_value
 from sppo.rundir.folder import RunError
+from sppo.training import memory
 
 RECIPE, ORACLE, PROMPTS = "own.yaml", "my_oracle.py", "prompts.jsonl"
 EMBEDDED = "tinyworld"
@@ -185,7 +186,9 @@ def _warnings(start: Start, recipe: Recipe) -> list[str]:
             f"policy.model: the number of parameters of {start.model!r} is not known here, so training.learning_rate is that"
             " of a large model; raise it for a smaller one, as its comment says"
         ]
-    needed, there = dry_run.training_bytes(recipe, start.parameters, None), psutil.virtual_memory().total
+    policy = recipe.policy.model_copy(update={"parameters": start.parameters})
+    needed, there = memory.training_bytes(policy, recipe.training), psutil.virtual_memory().total
+    assert needed is not None
     if needed < 0.8 * there or policies.default_device() != "cpu":
         return []
     return [

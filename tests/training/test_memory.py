@@ -1,0 +1,81 @@
+"""The memory that is estimated for training, against what autograd keeps in the trainer's own passes."""
+
+import pytest
+import tiny_models
+import torch
+from rich.console import Console
+from small_runs import small
+
+from sppo.policy import load as policies
+from sppo.progress import Terminal
+from sppo.recipe import MOST_PACK_TOKENS
+from sppo.rundir.folder import RunFolder
+from sppo.stages.open_run import open_run
+from sppo.training import memory
+from sppo.training.log_probs import Tree, measure_capabilities, response_log_probs
+
+
+def kept_bytes(model, tokens):
+    """What a pack of so many tokens, 16 for each prompt and response, keeps for its backward pass."""
+    weights = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def keep(value):
+        storage = value.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return value
+
+    trees = [Tree([1] * 16, [[2] * 16]) for _ in range(tokens // 32)]
+    capabilities = measure_capabilities(model)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        values = response_log_probs(model, trees, capabilities)
+        total = sum(storage.nbytes() for storage in kept.values())
+    assert values.requires_grad
+    return total
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama-3", "gemma-2", "qwen2"])
+def test_bytes_of_a_token_are_those_that_a_pack_keeps(family, checkpointing, tmp_path):
+    folder = tiny_models.make(family, tmp_path / "model")
+    model = policies.load(folder, dtype="float32", device="cpu").train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    measured = (kept_bytes(model, 512) - kept_bytes(model, 256)) / 256
+    estimated = memory.activation_bytes(folder, "float32", gradient_checkpointing=checkpointing)
+    if (
+        checkpointing
+    ):  # autograd keeps the inputs of layers; the estimate adds one layer, which is computed again
+        estimated -= memory.activation_bytes(folder, "float32", gradient_checkpointing=False) / 2
+    assert 0.75 * measured < estimated < 1.25 * measured
+
+
+@pytest.mark.parametrize(("gigabytes", "tokens"), [(0.05, 512), (1.0, 4096), (1000, MOST_PACK_TOKENS)])
+def test_a_pack_takes_half_of_the_memory_beside_the_weights(gigabytes, tokens, tmp_path, monkeypatch):
+    folder = tiny_models.make("llama-3", tmp_path / "model", num_hidden_layers=40)
+    monkeypatch.setattr(memory, "_memory", lambda: int(gigabytes * 1e9))
+    recipe = small(**{"policy.model": str(folder)})
+    assert memory.pack_tokens(recipe.policy, recipe.training) == tokens
+    fitting = 0.5 * (gigabytes * 1e9 - memory.training_bytes(recipe.policy, recipe.training))
+    if tokens < MOST_PACK_TOKENS:
+        assert 2 * memory.pack_bytes(recipe.policy, recipe.training) > fitting
+    if tokens > 512:
+        assert memory.pack_bytes(recipe.policy, recipe.training) <= fitting
+
+
+def test_a_number_in_the_recipe_is_taken_as_it_is():
+    recipe = small(**{"training.pack_tokens": 7})
+    assert memory.pack_tokens(recipe.policy, recipe.training) == 7
+
+
+def test_a_run_keeps_the_packs_that_it_was_begun_with(tmp_path):
+    terminal = Terminal(Console(quiet=True))
+    folder = RunFolder(tmp_path / "run")
+    begun = open_run(small(**{"training.pack_tokens": 1024}), folder, terminal)
+    continued = open_run(small(), folder, terminal)
+    fresh = open_run(small(), RunFolder(tmp_path / "fresh"), terminal)
+    assert begun.recipe.training.pack_tokens == continued.recipe.training.pack_tokens == 1024
+    assert fresh.recipe.training.pack_tokens == memory.pack_tokens(fresh.recipe.policy, small().training)
+    assert fresh.executor.recipe == fresh.recipe, "workers compute with the same packs"
+    assert "pack_tokens: 1024" in (tmp_path / "run" / "recipe.yaml").read_text()
