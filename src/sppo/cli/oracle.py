@@ -32,11 +32,11 @@ def train_oracle(
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     set_: options.Overrides = None,
 ) -> None:
-    """Train a PairRM on judged pairs; the same command again continues an interrupted training.
+    """Train a PairRM, a reward model or a general preference model on judged pairs; the same command again continues.
 
     Args:
         settings: The settings of the training (a YAML file).
-        output: The folder of the trained PairRM. [default: oracles/NAME, after the settings' file]
+        output: The folder of the trained oracle. [default: oracles/NAME, after the settings' file]
     """
     from sppo.oracle import training
     from sppo.recipe import load_oracle_training, read_overrides
@@ -48,7 +48,7 @@ def train_oracle(
         training.show(result, terminal)
         terminal.show_json(result)
         terminal.show(
-            f"\nThe PairRM is in {folder}; use it in a recipe as oracle: {{type: pairrm, model: {folder}}}"
+            f"\nThe oracle is in {folder}; use it in a recipe as oracle: {{type: {training.oracle_type(result)}, model: {folder}}}"
         )
 
 

@@ -165,7 +165,7 @@ class GeneralPreference(EncodesTexts):
         import torch
 
         with torch.inference_mode():
-            embeddings, scales = self._embeddings(prompts, responses)
+            embeddings, scales = self.embeddings(prompts, responses)
         if self.normalized:
             length = np.linalg.norm(embeddings, axis=-1, keepdims=True)
             embeddings = embeddings / np.maximum(length, 1e-12)
@@ -173,10 +173,14 @@ class GeneralPreference(EncodesTexts):
         product = np.einsum("nik,njk,nk->nij", even, odd, scales)
         return np.asarray(product - product.swapaxes(-1, -2))
 
-    def _embeddings(
+    def embeddings(
         self, prompts: Prompts, responses: Responses
     ) -> tuple[Float[Array, "prompts K d"], Float[Array, "prompts half"]]:
-        """The embedding v of each response, and the scales lambda of each prompt."""
+        """The embedding v of each response, before it is scaled, and the scales lambda of each prompt.
+
+        Raises:
+            OracleError: as :meth:`compare` does.
+        """
         import torch
 
         rows = encoded(self.transcript, prompts, responses)
@@ -205,6 +209,12 @@ class GeneralPreference(EncodesTexts):
             bad = int(np.argmin(np.isfinite(values).all(-1)))
             raise OracleError(f"the embedding of response {bad % k} is not finite", bad // k)
         return values.reshape(len(prompts), k, d), scales.reshape(len(prompts), k, d // 2).mean(1)
+
+
+def skew_product(first: Any, second: Any) -> Any:
+    """s_ij of embeddings [..., d], arrays or tensors, with every lambda 1: [...]."""
+    product = first[..., 0::2] * second[..., 1::2] - first[..., 1::2] * second[..., 0::2]
+    return product.sum(-1)
 
 
 def _heads(folder: Path) -> dict[str, Tensor]:

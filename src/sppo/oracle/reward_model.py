@@ -124,22 +124,31 @@ class RewardModel(EncodesTexts):
         Raises:
             OracleError: as :meth:`compare` does.
         """
+        scores = self.outputs(prompts, responses)[..., 0]
+        if not np.isfinite(scores).all():
+            n, bad = np.argwhere(~np.isfinite(scores))[0]
+            raise OracleError(f"the reward model's score of response {bad} is {scores[n, bad]}", int(n))
+        return scores
+
+    def outputs(self, prompts: Prompts, responses: Responses) -> Float[Array, "prompts K outputs"]:
+        """All that the model's head gives for each response.
+
+        Raises:
+            OracleError: a text cannot be encoded.
+        """
         import torch
 
         rows = encoded(self.transcript, prompts, responses)
         config = self.model.config.get_text_config()
-        scores = np.zeros(len(rows))
+        found: list[Any] = [None] * len(rows)
         for batch in batches(rows, self.batch_tokens):
             part = [rows[index] for index in batch]
             padding = padding_for(part, config.pad_token_id, config.vocab_size)
             with torch.inference_mode(), _padded_with(config, padding):
-                logits = self.model(**padded(part, padding, self.model.device)).logits
-                scores[batch] = logits[:, 0].double().cpu().numpy()
-        k = len(rows) // max(1, len(prompts))
-        if not np.isfinite(scores).all():
-            bad = int(np.argmin(np.isfinite(scores)))
-            raise OracleError(f"the reward model's score of response {bad % k} is {scores[bad]}", bad // k)
-        return scores.reshape(len(prompts), k)
+                logits = self.model(**padded(part, padding, self.model.device)).logits.double().cpu().numpy()
+            for index, outputs in zip(batch, logits, strict=True):
+                found[index] = outputs
+        return np.stack(found).reshape(len(prompts), len(rows) // len(prompts), -1)
 
 
 @contextlib.contextmanager

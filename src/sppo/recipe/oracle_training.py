@@ -63,6 +63,24 @@ class Encoder(Section):
         return self
 
 
+class Head(Section):
+    """A head on a frozen, pretrained backbone, instead of a PairRM; the backbone's features are computed once."""
+
+    type: Literal["reward_model", "general_preference"]
+    """A Bradley-Terry reward, or a general preference model, whose preferences may be cyclic."""
+    model: str = Field(min_length=1)
+    """The backbone, a folder or a hub name: a causal language model, or an encoder for a reward model."""
+    revision: str | None = None
+    dimensions: int = Field(8, ge=2, multiple_of=2)
+    """general_preference: the numbers of an embedding."""
+    l2: float | None = Field(None, gt=0)
+    """The strength of the penalty on the weights; None chooses it by cross-validation on the training pairs."""
+    max_tokens: int | None = Field(None, ge=8)
+    """The most tokens of a prompt and response; None takes what the model holds."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens that are computed side by side, padding included."""
+
+
 class PairTraining(Section):
     """The training of the network. An optimiser step takes `batch_pairs` pairs, each in an order drawn by the seed."""
 
@@ -84,10 +102,12 @@ class PairTraining(Section):
 
 
 class OracleTraining(Section):
-    """All settings of the training of a PairRM."""
+    """All settings of the training of an oracle: a PairRM, or a head on a frozen backbone."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     pairs: Pairs
+    head: Head | None = None
+    """None trains a PairRM with the settings under `encoder` and `training`."""
     encoder: Encoder = Encoder.model_validate({})
     source_maxlength: int = Field(1224, ge=4)
     """The largest number of tokens of a prompt; a longer one is truncated."""
@@ -97,3 +117,10 @@ class OracleTraining(Section):
     cpu_threads: int | None = Field(None, ge=1, le=1024)
     report_to: Trackers = Field(default_factory=list)
     """Transformers' trackers that metrics are reported to."""
+
+    @model_validator(mode="after")
+    def _trains_one_thing(self) -> "OracleTraining":
+        others = {"encoder", "training", "source_maxlength", "candidate_maxlength"} & self.model_fields_set
+        if self.head is not None and others:
+            raise ValueError(f"head: {', '.join(sorted(others))} belong to a PairRM; leave them out, or head")
+        return self

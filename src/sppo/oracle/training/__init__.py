@@ -1,4 +1,4 @@
-"""Trains a PairRM on judged pairs, and measures it on held-out prompts."""
+"""Trains an oracle on judged pairs, a PairRM or a head on a frozen backbone, and measures it on held-out prompts."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from sppo.oracle import Oracle, OracleError
 from sppo.progress import Terminal, counted_text
 from sppo.reading import read_mapping
-from sppo.recipe.oracle_training import OracleTraining
+from sppo.recipe.oracle_training import Head, OracleTraining
 
 if TYPE_CHECKING:
     from sppo.oracle.training.pairs import JudgedPair
@@ -23,12 +23,12 @@ _EVALUATED_AT_ONCE = 64
 
 
 def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[str, Any]:
-    """Train a PairRM and measure it; the same call again continues, or reads what is finished.
+    """Train an oracle and measure it; the same call again continues, or reads what is finished.
 
     Args:
-        settings: the pairs, the encoder and the training.
-        output: the folder of the finished PairRM, in the layout of `llm-blender/PairRM-hf`. Until it is finished,
-            everything lies in a hidden folder beside it.
+        settings: the pairs, and the encoder and its training, or the head.
+        output: the folder of the finished oracle: a PairRM in the layout of `llm-blender/PairRM-hf`, or what the oracles
+            `reward_model` and `general_preference` load. Until it is finished, everything lies in a hidden folder beside it.
         terminal: where progress is shown.
 
     Raises:
@@ -52,14 +52,22 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
         f"{counted_text(int(described['pairs']), 'pair')} of {counted_text(int(described['prompts']), 'prompt')},"
         f" {described['ties']:,} of them ties"
     )
+    if described["ties"] == described["pairs"]:
+        raise OracleError(
+            f"pairs.source: all {described['pairs']:,} pairs are ties, from which no preference can be learnt; give pairs of"
+            " which one response is preferred"
+        )
     for warning in judged.warnings(described):
         terminal.say(f"note: {warning}", "yellow")
     train_pairs, held_out = judged.split(pairs, settings.pairs.held_out, settings.seed)
     work = _work_folder(output, fingerprint)
-    saved = _fit(settings, train_pairs, work, terminal)
-    if saved is None:
-        return {}  # another process saves
-    measured = _measure(saved, train_pairs, held_out, terminal)
+    if settings.head is not None:
+        saved, measured = _train_head(settings.head, settings.seed, train_pairs, held_out, work, terminal)
+    else:
+        network = _fit(settings, train_pairs, work, terminal)
+        if network is None:
+            return {}  # another process saves
+        saved, measured = network, _measure(network, train_pairs, held_out, terminal)
     result = {
         "fingerprint": fingerprint,
         "data": {**described, "training_pairs": len(train_pairs), "held_out_pairs": len(held_out)},
@@ -94,12 +102,20 @@ def _measure(
     folder: Path, train_pairs: Sequence["JudgedPair"], held_out: Sequence["JudgedPair"], terminal: Terminal
 ) -> dict[str, Any]:
     from sppo.oracle.pairrm import PairRM
-    from sppo.oracle.training.measures import LengthBaseline, measures
 
     oracle = PairRM.from_pretrained(folder, probability="calibrated")
+    predicted = predict(oracle, held_out, terminal)
+    return _beside_length(predicted, train_pairs, held_out) | {"truncation": vars(oracle.truncation)}
+
+
+def _beside_length(
+    predicted: Any, train_pairs: Sequence["JudgedPair"], held_out: Sequence["JudgedPair"]
+) -> dict[str, Any]:
+    """The measures of predictions of held-out pairs, and those of a baseline that knows the lengths alone."""
+    from sppo.oracle.training.measures import LengthBaseline, measures
+
     target = np.array([pair.probability for pair in held_out])
     groups = [pair.group for pair in held_out] if any(pair.group for pair in held_out) else []
-    predicted = predict(oracle, held_out, terminal)
     baseline = LengthBaseline(_lengths(train_pairs), np.array([pair.probability for pair in train_pairs]))
     return {
         "held_out": measures(predicted, target, groups),
@@ -107,7 +123,44 @@ def _measure(
             **measures(baseline.predict(_lengths(held_out)), target, groups),
             "weights": baseline.weights.tolist(),
         },
-        "truncation": vars(oracle.truncation),
+    }
+
+
+_SAME = 1e-3
+"""How far the saved oracle's P may be from the head's; batches of other lengths round differently."""
+
+
+def _train_head(
+    head: Head,
+    seed: int,
+    train_pairs: Sequence["JudgedPair"],
+    held_out: Sequence["JudgedPair"],
+    work: Path,
+    terminal: Terminal,
+) -> tuple[Path, dict[str, Any]]:
+    from sppo.oracle.training import heads
+    from sppo.oracle.training.measures import cycles_within_prompts
+
+    backbone = heads.load(head)
+    texts = heads.Texts([*train_pairs, *held_out])
+    features = texts.features(backbone, work / "features", terminal)
+    trained = heads.fit(head, texts, features, train_pairs, seed)
+    saved = work / "model"
+    shutil.rmtree(saved, ignore_errors=True)
+    backbone.save(trained.weight, saved)
+    first, second = texts.of(held_out)
+    predicted = trained.probability(first, second)
+    few = held_out[:4]
+    off = np.abs(predict(backbone.reload(saved), few, terminal) - predicted[: len(few)]).max()
+    if not off <= _SAME:
+        raise OracleError(
+            f"{saved}: the saved oracle's probabilities are {off:.2g} from those of its training; do not use it, and report"
+            f" this with the backbone {head.model}"
+        )
+    return saved, {
+        **_beside_length(predicted, train_pairs, held_out),
+        "cycles": cycles_within_prompts(held_out, texts.number, trained.probability),
+        "head": {"l2": trained.l2, "cross_validation": trained.cross_validation},
     }
 
 
@@ -123,11 +176,23 @@ def predict(oracle: Oracle, pairs: Sequence["JudgedPair"], terminal: Terminal) -
     return np.concatenate(found)
 
 
+_TITLES = {"pairrm": "PairRM", "reward_model": "reward model", "general_preference": "GPM"}
+
+
+def oracle_type(result: Mapping[str, Any]) -> str:
+    """The type of the oracle that a training has made, as recipes name it."""
+    head = result["settings"].get("head")
+    return "pairrm" if head is None else str(head["type"])
+
+
 def show(result: Mapping[str, Any], terminal: Terminal) -> None:
-    """Show the measures of the trained PairRM beside those of the length-only baseline."""
-    columns = {"PairRM": result["held_out"], "length only": result["length_only"]}
+    """Show the measures of the trained oracle beside those of the length-only baseline."""
+    name = _TITLES[oracle_type(result)]
+    columns = {name: result["held_out"], "length only": result["length_only"]}
     pairs = result["held_out"]["pairs"]
-    terminal.show(f"\n{f'on {pairs:,} pairs of held-out prompts':44}" + "".join(f"{n:>14}" for n in columns))
+    terminal.show(
+        f"\n{f'on {pairs:,} pairs of held-out prompts':44}" + "".join(f"{title:>14}" for title in columns)
+    )
     rows = {
         "accuracy": "accuracy",
         "AUC, each pair from both sides": "auc",
@@ -135,20 +200,25 @@ def show(result: Mapping[str, Any], terminal: Terminal) -> None:
         "log loss, nats": "log_loss",
         "calibration error": "calibration_error",
     }
-    for title, name in rows.items():
-        terminal.show(f"{title:44}" + "".join(f"{of[name]:14.4f}" for of in columns.values()))
+    for title, measure in rows.items():
+        terminal.show(f"{title:44}" + "".join(f"{of[measure]:14.4f}" for of in columns.values()))
     if "within_groups" in result["held_out"]:
         within = {title: of["within_groups"] for title, of in columns.items()}
-        count = within["PairRM"]["groups"]
-        for title, name in {
+        count = within[name]["groups"]
+        for title, measure in {
             "accuracy": "accuracy",
             "balanced accuracy": "balanced_accuracy",
             "AUC": "auc",
         }.items():
             terminal.show(
                 f"{f'{title}, mean within {count} groups':44}"
-                + "".join(f"{of[name]:14.4f}" for of in within.values())
+                + "".join(f"{of[measure]:14.4f}" for of in within.values())
             )
+    if result.get("cycles", {}).get("triples"):
+        cycles = result["cycles"]
+        terminal.show(
+            f"triples of responses to a held-out prompt that go round: {cycles['cyclic']:,} of {cycles['triples']:,}"
+        )
     terminal.show("\nprobability   pairs   predicted   preferred")
     for row in result["held_out"]["calibration"]:
         terminal.show(
@@ -167,6 +237,13 @@ def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str
         del kept["pairs"][name]  # the pairs themselves count, not where they lie
     for name in ("checkpoint_steps", "logging_steps"):
         del kept["training"][name]
+    if settings.head is None:
+        del kept["head"]  # an earlier version's settings had no such key
+    else:
+        from sppo.policy import load as policy
+
+        folder = Path(settings.head.model)
+        kept["backbone"] = policy.digest(folder) if folder.is_dir() else None
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     for pair in pairs:
         digest.update(json.dumps(list(vars(pair).values())).encode())
@@ -177,9 +254,9 @@ def _finished(output: Path, fingerprint: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = read_mapping(output / RESULT)
     except (OSError, ValueError):
-        raise OracleError(f"{output}: exists and is no PairRM of this command; choose another") from None
+        raise OracleError(f"{output}: exists and is no oracle of this command; choose another") from None
     if found.get("fingerprint") != fingerprint:
-        raise OracleError(f"{output}: holds a PairRM trained from other pairs or settings; choose another")
+        raise OracleError(f"{output}: holds an oracle trained from other pairs or settings; choose another")
     return found
 
 

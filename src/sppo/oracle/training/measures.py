@@ -6,7 +6,8 @@ are antisymmetric, so a pair can be read from either side: as (p, t) or as (1 - 
 often gives nothing away; `auc_as_given` reads it as it stands in the data.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from jaxtyping import Float
 from scipy import optimize, stats
 from scipy.special import expit, xlog1py, xlogy
 
+from sppo.game.intransitivity import cyclic_triples
+from sppo.oracle.training.pairs import JudgedPair
 from sppo.winrates import Array
 
 BINS = 10
@@ -95,6 +98,38 @@ def within_groups(predicted: Float[Array, " pairs"], won: Any, groups: Any) -> d
         "balanced_accuracy": float(balances[mixed].mean()) if mixed.any() else float("nan"),
         "auc": float(areas[mixed].mean()) if mixed.any() else float("nan"),
     }
+
+
+_MOST_RESPONSES = 12
+
+
+def cycles_within_prompts(
+    pairs: Sequence[JudgedPair],
+    number: Mapping[tuple[str, str], int],
+    probability: Callable[[Any, Any], Array],
+) -> dict[str, int]:
+    """How many `triples` of responses to one prompt there are, of the first 12 of each, and how many are `cyclic`.
+
+    Args:
+        pairs: whose responses these are.
+        number: the number of each prompt with a response.
+        probability: P of the responses with the given numbers.
+    """
+    by_prompt: dict[str, dict[str, None]] = {}
+    for pair in pairs:
+        by_prompt.setdefault(pair.prompt, {}).update(dict.fromkeys((pair.response_a, pair.response_b)))
+    triples, cyclic = 0, 0
+    for prompt, texts in by_prompt.items():
+        numbers = np.array([number[prompt, text] for text in texts][:_MOST_RESPONSES])
+        k = len(numbers)
+        matrix = np.full((k, k), 0.5)
+        i, j = np.triu_indices(k, 1)
+        matrix[i, j] = probability(numbers[i], numbers[j])
+        matrix[j, i] = 1 - matrix[i, j]
+        count = math.comb(k, 3)
+        triples += count
+        cyclic += round(float(cyclic_triples(matrix)) * count)
+    return {"triples": triples, "cyclic": cyclic}
 
 
 class LengthBaseline:

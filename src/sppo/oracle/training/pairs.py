@@ -195,9 +195,67 @@ def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 reason = row if isinstance(row, PromptError) else "not an object with a value for each column"
                 raise OracleError(f"{position}: {reason}")
-            yield row
+            yield from published_votes(row, of, str(position))
     except (PromptError, votes.VotesError) as error:
         raise OracleError(f"pairs.source: {str(error).removeprefix('prompts: ')}") from error
+
+
+_PANDALM = {0: "tie", 1: "a", 2: "b"}
+_MT_BENCH = {"model_a": "a", "model_b": "b"}
+
+
+def published_votes(row: dict[str, Any], of: Pairs, where: str) -> list[dict[str, Any]]:
+    """A row as pairs with a label, if it has the columns of a published file of votes with texts; else the row itself.
+
+    These are PandaLM's test set (`instruction`, `input`, `response1`, `response2`, `annotator1` and so on: a pair for each
+    annotator), and MT-Bench's human judgments (`conversation_a`, `conversation_b`, `winner`, and `turn`, by which a
+    conversation is read).
+
+    Raises:
+        OracleError: a vote, a conversation or a turn is none of those that these files have.
+    """
+    if {of.response_a, of.prompt} & row.keys():
+        return [row]
+    if {"instruction", "response1", "response2", "annotator1"} <= row.keys():
+        prompt = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
+        votes_ = {name: value for name, value in row.items() if name.startswith("annotator")}
+        for name, value in votes_.items():
+            if type(value) is not int or value not in _PANDALM:
+                raise OracleError(f"{where}: {name}: {excerpt(str(value), 60)}; a vote is 0 (tie), 1 or 2")
+        texts = {of.prompt: prompt, of.response_a: row["response1"], of.response_b: row["response2"]}
+        return [{**row, **texts, of.label: _PANDALM[value]} for value in votes_.values()]
+    if {"conversation_a", "conversation_b", "winner"} <= row.keys():
+        return [_mt_bench(row, of, where)]
+    return [row]
+
+
+def _mt_bench(row: dict[str, Any], of: Pairs, where: str) -> dict[str, Any]:
+    turn = row.get("turn", 1)
+    if type(turn) is not int or turn < 1:
+        raise OracleError(f"{where}: turn: {excerpt(str(turn), 60)} is no number of a turn")
+    winner = str(row["winner"])
+    label = _MT_BENCH.get(winner, "tie" if winner.split(" ")[0] == "tie" else None)
+    if label is None:
+        raise OracleError(f"{where}: winner: {excerpt(winner, 60)}; known are model_a, model_b and tie")
+    sides = []
+    for column in ("conversation_a", "conversation_b"):
+        messages = row[column]
+        if not isinstance(messages, list) or len(messages) < 2 * turn:
+            raise OracleError(f"{where}: {column}: it has no turn {turn}")
+        sides.append(messages[: 2 * turn])
+    # From the second turn on the two conversations differ before the last response as well: the whole is the response.
+    texts = {of.prompt: sides[0][:1], of.response_a: _written(sides[0]), of.response_b: _written(sides[1])}
+    return {**row, **texts, of.label: label}
+
+
+def _written(messages: list[Any]) -> Any:
+    """What follows the first message: a response, or the rest of a conversation with roles."""
+    if len(messages) == 2:
+        return messages[1].get("content") if isinstance(messages[1], dict) else None
+    try:
+        return chat.plain_text(messages[1:])
+    except (AttributeError, KeyError, TypeError):
+        return None
 
 
 def _of_run(path: Path, columns: Pairs) -> Iterator[dict[str, Any]]:
