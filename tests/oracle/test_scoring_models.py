@@ -305,7 +305,7 @@ def test_embeddings_can_go_round(preference_folders):
     """Three unit vectors in a plane, a third of a turn apart: each beats the next by sin 120 degrees."""
     model = GeneralPreference.from_pretrained(preference_folders["qwen2, d = 2"], tau=1.0)
     angles = 2 * np.pi * np.arange(3) / 3
-    model._embeddings = lambda prompts, responses: (
+    model.embeddings = lambda prompts, responses: (
         5 * np.stack([np.cos(angles), np.sin(angles)], -1)[None],
         np.ones((1, 1)),
     )
