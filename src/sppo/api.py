@@ -218,13 +218,14 @@ def train_oracle(
     overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a PairRM on judged pairs, as `sppo train-oracle` does; the same call again continues.
+    """Train an oracle on judged pairs, as `sppo train-oracle` does; the same call again continues.
 
     Args:
         settings: a YAML file, or its keys and values, such as `encoder` and `training`; None takes the defaults.
         pairs: replaces `pairs`: a source, or the rows themselves, as mappings or as a `datasets.Dataset`, with `chosen`
             and `rejected`, or with the columns of docs/train_oracle.md.
-        output: the folder of the trained PairRM, which `{"type": "pairrm", "model": FOLDER}` names as an oracle.
+        output: the folder of the trained oracle: `{"type": "pairrm", "model": FOLDER}`, or with a head on a backbone
+            `{"type": "reward_model", "model": FOLDER}` or `{"type": "general_preference", "model": FOLDER}`.
         overrides: dotted keys and the values that replace those of the settings.
         progress: show progress bars and the measures.
 
