@@ -346,6 +346,9 @@ def judged(state: State, damaged: Path, content: bytes | None, text: str, end: P
         for name in differences(wanted, found)
         if not (name.endswith((".jsonl", ".sqlite")) and Path(name).name in text)
         and not (noticed and kind(damaged) == "recipe" and name == "recipe.yaml")  # it is the recipe given
+        and not (
+            content is None and kind(damaged) == "answers" and name == str(damaged)
+        )  # nothing asks for them
     ]
     if kind(damaged) == "report" and "The report is" in text:
         page = (end / damaged).read_bytes()

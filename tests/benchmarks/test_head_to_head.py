@@ -247,7 +247,7 @@ def test_a_run_without_a_finished_iteration_has_no_policy(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["alpaca_eval"], 2, "No such command 'alpaca_eval'"),
+        (["alpaca_eval"], 2, "'alpaca_eval' is unknown; did you mean 'alpaca-eval'?"),
         (["nowhere.yaml"], 1, "there is no such recipe"),
         (["runs/nowhere"], 1, "there is no such recipe"),
         (["."], 1, "is not a run folder"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pexpect
 import pyarrow.parquet as pq
 import pytest
+import tiny_models
 import yaml
 from test_selfplay import SMALL
 
@@ -126,6 +127,7 @@ def test_the_dry_run_knows_how_training_is_divided(capsys, monkeypatch, settings
 def test_every_recipe_is_valid_and_has_a_dry_run(capsys, monkeypatch, tmp_path, path):
     monkeypatch.chdir(tmp_path)
     prompts.write(REAL_INPUTS, train=300, held_out=96)  # of recipes/real.yaml
+    tiny_models.make("llama-3", REAL_INPUTS / "policy")
     code, out, err = call(capsys, "run", "--dry-run", path)
     assert (code, err) == (0, "")
     assert "iteration" in out

@@ -4,7 +4,7 @@ import pytest
 
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.records import write_record
-from sppo.rundir.summary import oracle_counts, remarks
+from sppo.rundir.summary import oracle_counts, remarks, shards_without_counts
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_oracles_counts_are_whole_or_unknown(tmp_path):
     assert oracle_counts(run, 1) == {"requests": 8}
     shards = [{"name": name, "bytes": 0, "sha256": ""} for name in names]
     write_record(tmp_path / "iter-1" / "annotate.json", {"shards": shards})
-    assert oracle_counts(run, 1) == {"requests": 8}
+    assert oracle_counts(run, 1) == {"requests": 8} and not shards_without_counts(run, 1)
     lines = run.metrics(1).read_text().splitlines()
     run.metrics(1).write_text(lines[0] + "\n" + lines[1].replace("4", "5") + "\n")
-    assert oracle_counts(run, 1) == {}
+    assert oracle_counts(run, 1) == {} and shards_without_counts(run, 1) == names[1:]

@@ -25,7 +25,8 @@ UNEVEN = {"count": 9, "pack_tokens": 60}
 def assert_same_trajectory(one, two):
     for name in ("loss", "grad_norm"):
         values = [[record[name] for record in metrics(which)] for which in (one, two)]
-        assert values[0] == pytest.approx(values[1], rel=1e-5), name
+        # Adam divides by small numbers, which enlarges rounding: 1.6e-5 on a processor with AMX, less on others
+        assert values[0] == pytest.approx(values[1], rel=4e-5), name
     assert_same_weights(one, two, atol=1e-5, rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ from sppo.rundir import storage
 from sppo.rundir.guard import said_once
 from sppo.rundir.reader import read_summary
 from sppo.rundir.records import digest_of_lines, read_record, write_record
-from sppo.rundir.summary import oracle_counts, remarks, seconds, settings_text
+from sppo.rundir.summary import oracle_counts, remarks, seconds, settings_text, shards_without_counts
 from sppo.rundir.tables import ResponsesRow, read_rows
 from sppo.rundir.trends import Trend, trends
 from sppo.stages.evaluate import Evaluate, evaluate_base, evaluating_oracles
@@ -74,7 +74,7 @@ class Summary:
             return
         if self._shows_progress:
             self.run.terminal.say(self._row(iteration))
-            for remark in remarks(self.row(iteration)):
+            for remark in (*self._lost_counts(iteration), *remarks(self.row(iteration))):
                 self.run.terminal.note(remark)
             for warning in (*self.row(iteration)["trends"], *iteration.warnings):
                 self.run.terminal.warn(f"WARNING: iteration {iteration.number}: {warning}")
@@ -85,6 +85,17 @@ class Summary:
         """Show the row of an iteration by itself, as the result of its evaluation."""
         self.run.terminal.show(self._table.head(), "bold")
         self.run.terminal.show(self._row(iteration))
+
+    def _lost_counts(self, iteration: Iteration) -> list[str]:
+        """What is said if a line with the oracle's counts was lost before its stage was finished."""
+        folder = self.run.folder
+        lost = shards_without_counts(folder, iteration.number)
+        if not lost:
+            return []
+        return [
+            f"what the oracle counted for {', '.join(lost)} is missing in {folder.metrics(iteration.number)}, so its counts for"
+            " this iteration are left out of summary.json"
+        ]
 
     def _known(self) -> list[Any]:
         return list((read_summary(self.run.folder.path) or {}).get("iterations", []))

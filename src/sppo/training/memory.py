@@ -1,12 +1,10 @@
 """The memory that training takes, estimated from a policy's files, and the size of packs that fits beside it."""
 
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
+from sppo.policy.model_files import read_configuration
 from sppo.recipe import MOST_PACK_TOKENS, Policy, Training
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -19,6 +17,10 @@ _OPTIMISER_VALUES = {"adamw": 2.0, "rmsprop": 1.0, "sgd": 0.0, "adafactor": 0.1,
 _SHARE = 0.5
 # The smallest pack that is chosen: smaller ones save little, and many passes take long.
 _LEAST_PACK_TOKENS = 512
+# So many layers' activations are there at once while one of them is computed again (measured on SmolLM2).
+_RECOMPUTED = 8
+# The device files of NVIDIA's and AMD's drivers.
+_GPUS = ("/dev/nvidia0", "/dev/kfd")
 # The pack of a policy whose activations cannot be counted.
 _PACK_TOKENS_UNKNOWN = 4096
 
@@ -118,86 +120,44 @@ def _activation_bytes_of(policy: Policy, training: Training) -> float | None:
         policies.config_folder(folder),
         policy.dtype,
         gradient_checkpointing=training.gradient_checkpointing,
-        trust_remote_code=policy.trust_remote_code,
     )
 
 
-@cache
-def activation_bytes(
-    folder: Path, dtype: str, *, gradient_checkpointing: bool, trust_remote_code: bool = False
-) -> float | None:
+def activation_bytes(folder: Path, dtype: str, *, gradient_checkpointing: bool) -> float | None:
     """The bytes that one more token in a pack keeps in memory for the backward pass, without mixed precision.
 
-    They are counted and not assumed: the model is built without weights, and autograd says which tensors a forward pass of
-    its body keeps. With n tokens these are a n + b n^2 bytes; the second term belongs to an attention that keeps its
-    matrix, which the trainer's do not, so two passes tell a. With gradient checkpointing one layer is computed
-    again at a time, and its activations are added.
+    A layer of width h with an inner width of m keeps about 12 h + 4 m values for each token: the inputs of its norms and of
+    its matrix products, queries, and what attention and the gate give. With gradient checkpointing it keeps h, and one
+    layer is computed again at a time, whose values, their gradients and copies are there for that moment.
 
     Args:
         folder: the folder of the policy's configuration.
         dtype: the data type of its weights.
         gradient_checkpointing: whether the layers' activations are computed again in the backward pass.
-        trust_remote_code: whether code in the folder may be run.
 
     Returns:
-        Bytes per token, or None for a model that does not run without its weights.
+        Bytes per token, or None if the configuration does not give the widths.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    with policies.quiet(), torch.device("meta"):
-        try:
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-            ).train()
-            plain = _linear_part([_kept_bytes(model, tokens) for tokens in (16, 32)])
-            if not gradient_checkpointing:
-                return plain
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            kept = _linear_part([_kept_bytes(model, tokens) for tokens in (16, 32)])
-        except Exception:  # models whose forward pass looks at values fail in ways of their own
-            return None
-    layers: int = config.get_text_config().num_hidden_layers
-    return kept + plain / layers
-
-
-def _linear_part(measured: Sequence[int]) -> float:
-    """The factor a of a n + b n^2, from its values at n = 16 and n = 32."""
-    return (4 * measured[0] - measured[1]) / 32
-
-
-def _kept_bytes(model: Any, tokens: int) -> int:
-    """The bytes of the tensors that a forward pass of the model's body keeps for its backward pass, beside the weights."""
-    import torch
-
-    weights = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
-    kept = {}
-
-    def keep(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # held, so that no other storage gets its address
-        return value
-
-    dtype = next(model.parameters()).dtype
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        output = model.base_model(
-            input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"),
-            attention_mask=torch.zeros(1, 1, tokens, tokens, dtype=dtype, device="meta"),
-            position_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"),
-            use_cache=False,
-        )
-        total = sum(storage.nbytes() for storage in kept.values())
-        del output
-    return total
+    config = read_configuration(folder / "config.json")
+    config = {**config, **config.get("text_config", {})}
+    layers, width = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
+    if not isinstance(layers, int) or not isinstance(width, int):
+        return None
+    inner = config.get("intermediate_size")
+    inner = inner if isinstance(inner, int) else 4 * width
+    layer = (12 * width + 4 * inner) * BYTES[dtype]
+    if gradient_checkpointing:
+        return float(layers * width * BYTES[dtype] + _RECOMPUTED * layer)
+    return float(layers * layer)
 
 
 def _memory() -> int:
     """The bytes of the first GPU's memory, or of this machine's without one."""
-    import psutil
-    import torch
+    if any(Path(device).exists() for device in _GPUS):  # torch takes seconds to import
+        import torch
 
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(0).total_memory)
+    import psutil
+
     return int(psutil.virtual_memory().total)
