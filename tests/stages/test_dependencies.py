@@ -51,7 +51,8 @@ ALGORITHMS = [
 ]
 WITHOUT_SAMPLES, WITHOUT_PREFERENCES = {"sft"}, {"sft", "spin"}
 NEED_ALL = {"nash_md", "rlhf", "rebel", "blackwell"}
-FUNCTION = {"type": "function", "function": "dependency_oracle:prefer"}
+IN_PROCESS = {"type": "function", "own_process": False}  # hundreds of processes would take minutes to start
+FUNCTION = IN_PROCESS | {"function": "dependency_oracle:prefer"}
 SAMPLED = ["sample", "annotate", "select", "train", "respond", "evaluate"]
 LEARNT = ["select", "train", "respond", "evaluate"]
 
@@ -87,7 +88,7 @@ def recipe_of(folder, algorithm, **changes):
         "oracle": {"type": "panel", "members": [FUNCTION, FUNCTION]}
         if algorithm == "blackwell"
         else FUNCTION,
-        "evaluation": {"oracle": {"type": "function", "function": "dependency_held_out:prefer"}},
+        "evaluation": {"oracle": IN_PROCESS | {"function": "dependency_held_out:prefer"}},
     }
     return parse(mapping, changes)
 
