@@ -14,8 +14,6 @@ The opponent and the annotator are chosen together: given an opponent and a poli
 indifferent, :math:`P_a(\pi \succ \pi) = \tfrac12`, and there would be nothing to choose.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -114,13 +114,14 @@ def pack_bytes(policy: Policy, training: Training) -> float | None:
 
 def _activation_bytes_of(policy: Policy, training: Training) -> float | None:
     folder = Path(model_path(policy.model))
-    if not folder.is_dir():
+    try:
+        return activation_bytes(
+            policies.config_folder(folder),
+            policy.dtype,
+            gradient_checkpointing=training.gradient_checkpointing,
+        )
+    except (OSError, ValueError, KeyError):
         return None
-    return activation_bytes(
-        policies.config_folder(folder),
-        policy.dtype,
-        gradient_checkpointing=training.gradient_checkpointing,
-    )
 
 
 def activation_bytes(folder: Path, dtype: str, *, gradient_checkpointing: bool) -> float | None:
