@@ -191,7 +191,7 @@ OF_PAGES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # four minutes together; the default tests read every command by the real parser
 @pytest.mark.parametrize("line", OF_PAGES)
 def test_the_commands_of_the_pages_run(place, monkeypatch, line):
     """Word by word, but for runs that take minutes: of those, the dry run."""
