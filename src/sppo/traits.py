@@ -148,7 +148,7 @@ def _repeats(text: str) -> bool:
 
 
 def _without_parts(found: Sequence[tuple[str, Has, float]]) -> list[tuple[str, Has, float]]:
-    """Of phrases that stand in almost the same responses, the most telling one alone."""
+    """The traits, with only the most telling one of the phrases that stand in almost the same responses."""
     kept: list[tuple[str, Has, float]] = []
     for name, has, base_share in found:
         twins = [

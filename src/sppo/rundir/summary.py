@@ -22,28 +22,28 @@ def seconds(run: RunFolder, iteration: int) -> dict[str, float]:
 
 def oracle_counts(run: RunFolder, iteration: int) -> dict[str, int]:
     """The oracle's counts while it annotated an iteration, such as truncated texts; empty if those of a shard are lost."""
-    by_shard = _counts_by_shard(run, iteration)
-    if shards_without_counts(run, iteration):
-        return {}
+    by_shard, missing = _counts_by_shard(run, iteration)
     total: Counter[str] = Counter()
-    for counts in by_shard.values():
+    for counts in () if missing else by_shard.values():
         total.update(counts)
     return dict(total)
 
 
 def shards_without_counts(run: RunFolder, iteration: int) -> list[str]:
     """The shards that the oracle has annotated and whose counts are lost, while those of other shards are there."""
-    by_shard = _counts_by_shard(run, iteration)
-    record = read_stage_record(run.iteration(iteration) / "annotate.json") or {"shards": []}
-    return [shard["name"] for shard in record["shards"] if by_shard and shard["name"] not in by_shard]
+    return _counts_by_shard(run, iteration)[1]
 
 
-def _counts_by_shard(run: RunFolder, iteration: int) -> dict[str, dict[str, int]]:
-    return {
+def _counts_by_shard(run: RunFolder, iteration: int) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """The oracle's counts for each shard, and the annotated shards that have none although others do."""
+    by_shard = {
         record["shard"]: record["oracle"]
         for record in run.read_metrics(iteration)
         if record.get("stage") == "annotate" and "oracle" in record
     }
+    record = read_stage_record(run.iteration(iteration) / "annotate.json") or {"shards": []}
+    names = [shard["name"] for shard in record["shards"]] if by_shard else []
+    return by_shard, [name for name in names if name not in by_shard]
 
 
 def remarks(row: Mapping[str, Any]) -> list[str]:

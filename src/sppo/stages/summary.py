@@ -87,7 +87,7 @@ class Summary:
         self.run.terminal.show(self._row(iteration))
 
     def _lost_counts(self, iteration: Iteration) -> list[str]:
-        """What is said if a line with the oracle's counts was lost before its stage was finished."""
+        """A sentence about the shards whose line with the oracle's counts was lost before the stage was finished, if there are any."""
         folder = self.run.folder
         lost = shards_without_counts(folder, iteration.number)
         if not lost:

@@ -43,9 +43,8 @@ def training_bytes(policy: Policy, training: Training) -> float | None:
     adapted, own = adapter or (parameters, 0)
     adapted_weight = _NF4_BYTES if policy.quantization == "nf4" else weight
     trained = 2 * BYTES["float32"] + _state_bytes(training, BYTES["float32"])
-    return (
-        (parameters - adapted) * weight + adapted * adapted_weight + own * trained
-    )  # adapters are not sharded
+    # The recipe refuses adapters that are sharded, so nothing is divided here.
+    return (parameters - adapted) * weight + adapted * adapted_weight + own * trained
 
 
 def checkpoint_bytes(policy: Policy, training: Training) -> float | None:
