@@ -29,8 +29,6 @@ TALLEST = 1400
 """What is taller is shown by its upper part."""
 PARTS = {"top": "main > article > :not(section)", "responses": ".browser", "training": "#run1-training"}
 """The parts of the report by the name of their screenshot, as selectors; each part reaches from the first to the last."""
-TWICE = [("light", 1280), ("dark", 400)]
-"""The first screen is shown in every way, everything else in these two."""
 
 
 def main() -> None:
@@ -50,13 +48,10 @@ def main() -> None:
                 shown.goto((work / "report.html").as_uri())
                 shown.wait_for_selector(".detail h4")
                 for part, selector in PARTS.items():
-                    if part != "top" and (scheme, width) not in TWICE:
-                        continue
                     save(shown, selector, given.to / f"report-{part}-{scheme}-{width}.png")
-                if (scheme, width) in TWICE:
-                    shown.goto(address)
-                    shown.wait_for_selector("body[data-ready=true]")
-                    save(shown, "body", given.to / f"arena-{scheme}-{width}.png")
+                shown.goto(address)
+                shown.wait_for_selector("body[data-ready=true]")
+                save(shown, "body", given.to / f"arena-{scheme}-{width}.png")
                 context.close()
         browser.close()
 

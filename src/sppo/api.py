@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from sppo.instructions import INPUTS
 from sppo.memory_inputs import Oracle, Rows, oracle_values, source
 from sppo.progress import Terminal, counted_text
 from sppo.recipe import Recipe, RecipeError, load, load_oracle_training, parse, registry
@@ -130,11 +131,14 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     """Read a recipe's file, or the recipe of a run folder.
 
     Raises:
-        RunError: the path is a folder without a recipe.
+        RunError: the path is a folder without a recipe, or the recipe reads what `sppo inputs` has yet to write.
         RecipeError: the recipe or an override is wrong.
     """
     if not path.is_dir():
-        return load(path, overrides)
+        recipe = load(path, overrides)
+        if Path(recipe.policy.model).is_relative_to(INPUTS) and not INPUTS.is_dir():
+            raise RunError(f"{path}: there is no folder {INPUTS}, which the recipe reads; `sppo inputs` writes it")
+        return recipe
     if not is_run(path):
         raise RunError(
             f"{path} is not a run folder, because it has no recipe.yaml; name a recipe to start a run"

@@ -18,8 +18,7 @@ import yaml
 from test_selfplay import SMALL
 
 from sppo.cli.main import main
-from sppo.cli.start import REAL_INPUTS
-from sppo.instructions import prompts
+from sppo.instructions import INPUTS, prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -126,11 +125,19 @@ def test_the_dry_run_knows_how_training_is_divided(capsys, monkeypatch, settings
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_has_a_dry_run(capsys, monkeypatch, tmp_path, path):
     monkeypatch.chdir(tmp_path)
-    prompts.write(REAL_INPUTS, train=300, held_out=96)  # of recipes/real.yaml
-    tiny_models.make("llama-3", REAL_INPUTS / "policy")
+    prompts.write(INPUTS, train=300, held_out=96)  # of recipes/real.yaml
+    tiny_models.make("llama-3", INPUTS / "policy")
     code, out, err = call(capsys, "run", "--dry-run", path)
     assert (code, err) == (0, "")
     assert "iteration" in out
+
+
+@pytest.mark.parametrize("arguments", [["run", "real"], ["run", "--dry-run", "real"]])
+def test_a_recipe_without_its_inputs_says_what_writes_them(capsys, monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, *arguments)
+    assert code == 1
+    assert f"real: there is no folder {INPUTS}, which the recipe reads; `sppo inputs` writes it" in err
 
 
 def test_the_dry_run_counts_what_the_run_does(capsys, recipe, tmp_path, monkeypatch):
@@ -192,6 +199,10 @@ def test_a_stage_of_an_iteration_that_is_not_there(capsys, recipe, tmp_path, mon
         (
             {"policy": {"model": "no/such-model"}},
             "policy.model: 'no/such-model' is neither a folder here nor",
+        ),
+        (
+            {"policy": {"model": "runs/no/such-model"}},
+            "policy.model: there is no folder 'runs/no/such-model' here, and no model on the hub",
         ),
         (
             {"prompts": {"train": "nowhere.jsonl", "held_out": 2}},

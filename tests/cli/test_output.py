@@ -15,7 +15,7 @@ from small_runs import SMALL
 from typer.testing import CliRunner
 
 from sppo.cli.main import app
-from sppo.cli.start import REAL_INPUTS
+from sppo.instructions import INPUTS
 from sppo.policy.chat_format import model_path
 from sppo.recipe import PACKAGED
 
@@ -104,7 +104,7 @@ def place(tmp_path_factory):
     # the pages allow longer responses than tinyworld does
     (policy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
     shutil.copy(policy / "chat_template.jinja", folder / "template.jinja")
-    (folder / REAL_INPUTS / "policy").mkdir(parents=True)
+    (folder / INPUTS / "policy").mkdir(parents=True)
     (folder / "recipes").symlink_to(PACKAGED)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -218,7 +218,7 @@ def test_what_is_no_reward_model(reward_folder, tmp_path, tiny_model):
     causal = changed(tiny_model("llama-3"), tmp_path / "causal", id2label={"0": "x"}, label2id={"x": 0})
     with pytest.raises(OracleError, match=r"1 weights are missing .*score\.weight; they would be random"):
         RewardModel.from_pretrained(causal)
-    with pytest.raises(OracleError, match=r"oracle\.model: '/no/such' is neither a folder here nor a model"):
+    with pytest.raises(OracleError, match=r"oracle\.model: there is no folder '/no/such' here"):
         RewardModel.from_pretrained("/no/such")
     with pytest.raises(OracleError, match="max_tokens: 9999, but the model holds 512"):
         RewardModel.from_pretrained(reward_folder, max_tokens=9999)

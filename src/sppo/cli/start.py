@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from sppo.cli import options
+from sppo.instructions import INPUTS
 
 app = typer.Typer()
-REAL_INPUTS = Path("runs/real-inputs")
 
 
 @app.command(
@@ -47,7 +47,7 @@ def init(
 @options.described_by_docstring
 def inputs(
     common: options.OutputOptions,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER")] = REAL_INPUTS,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER")] = INPUTS,
     train: Annotated[int, typer.Option(min=1)] = 800,
     held_out: Annotated[int, typer.Option(min=1)] = 80,
     seed: Annotated[int, typer.Option(min=0)] = 0,

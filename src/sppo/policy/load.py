@@ -46,6 +46,7 @@ def folder(model: str, *, revision: str | None = None, trust_remote_code: bool =
         PolicyError: there is no such model, it has no safetensors weights, or it has files that must not be loaded
             (:func:`sppo.policy.model_files.check`).
     """
+    check_place(model)
     path = Path(model_path(model))
     if not path.is_dir():
         from huggingface_hub import snapshot_download
