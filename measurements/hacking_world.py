@@ -236,10 +236,10 @@ class Planted(BothOrders):
         return of.strength * float(worth.get(of.weakness, 0.0))
 
 
-def register(folder: Path) -> None:
-    """Make the oracle known to recipes by its name, as an installed package would."""
+def register(folder: Path, name: str = "planted", target: str = "hacking_world:PlantedOracle") -> None:
+    """Make an oracle known to recipes by its name, as an installed package would."""
     home = folder / "planted-1.0.dist-info"
     home.mkdir(parents=True, exist_ok=True)
     (home / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n")
-    (home / "entry_points.txt").write_text("[sppo.oracles]\nplanted = hacking_world:PlantedOracle\n")
+    (home / "entry_points.txt").write_text(f"[sppo.oracles]\n{name} = {target}\n")
     sys.path[:0] = [str(folder), str(Path(__file__).parent)]

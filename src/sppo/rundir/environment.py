@@ -6,6 +6,7 @@ are added up.
 
 import platform
 import sys
+from functools import cache
 from importlib import metadata
 
 PACKAGES = ("sppo", "torch", "transformers", "accelerate", "numpy", "pyarrow")
@@ -13,13 +14,19 @@ PACKAGES = ("sppo", "torch", "transformers", "accelerate", "numpy", "pyarrow")
 
 def environment() -> dict[str, str]:
     """The versions of packages and of Python; once torch has been imported, its threads and the CPU's way with bfloat16."""
-    found = {name: metadata.version(name) for name in PACKAGES}
-    found["Python"] = platform.python_version()
+    found = dict(_installed())
     torch = sys.modules.get("torch")
     if torch is not None:
         found["CPU threads"] = str(torch.get_num_threads())
         found["bfloat16 products"] = "native" if multiplies_bfloat16() else "emulated"
     return found
+
+
+@cache
+def _installed() -> tuple[tuple[str, str], ...]:
+    # Each look reads a file, and every record of a stage asks.
+    versions = [(name, metadata.version(name)) for name in PACKAGES]
+    return (*versions, ("Python", platform.python_version()))
 
 
 def multiplies_bfloat16() -> bool:
