@@ -137,7 +137,9 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     if not path.is_dir():
         recipe = load(path, overrides)
         if Path(recipe.policy.model).is_relative_to(INPUTS) and not INPUTS.is_dir():
-            raise RunError(f"{path}: there is no folder {INPUTS}, which the recipe reads; `sppo inputs` writes it")
+            raise RunError(
+                f"{path}: there is no folder {INPUTS}, which the recipe reads; `sppo inputs` writes it"
+            )
         return recipe
     if not is_run(path):
         raise RunError(

@@ -145,3 +145,23 @@ def test_a_shard_interrupted_before_its_rename_is_not_there(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         write_shard(tmp_path / "x.parquet", shards.table(ROWS, tables.RESPONSES), METADATA)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "other", ["iter-1/responses/part-00000", "iter-2/responses/part-00001", "iter-2/evaluation/part-00000"]
+)
+def test_a_shard_in_the_place_of_another_is_refused_without_any_record(tmp_path, other):
+    place = tmp_path / "run" / "iter-2" / "responses" / "part-00000.parquet"
+    swapped = tmp_path / "run" / f"{other}.parquet"
+    for path in (place, swapped):
+        write_shard(path, shards.table(ROWS, tables.RESPONSES), METADATA)
+    renamed = (tmp_path / "run").rename(tmp_path / "renamed")  # a whole run may be moved
+    place, swapped = (renamed / path.relative_to(tmp_path / "run") for path in (place, swapped))
+    assert read_shard(place).to_pylist() == ROWS
+    swapped.replace(place)
+    with pytest.raises(DamagedShard, match=f"was written as {other}.parquet, so it belongs elsewhere"):
+        read_shard(place)
+
+
+def test_shards_outside_of_iterations_may_be_renamed(shard):
+    assert read_shard(shard.rename(shard.with_name("part-00007.parquet"))).to_pylist() == ROWS

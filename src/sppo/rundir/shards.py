@@ -2,13 +2,15 @@
 
 The schema metadata of a shard says what it was computed from. A shard is written to a temporary name, synced and
 renamed, so that a file with a shard's name is a whole shard. Page checksums reveal later damage to the rows; a digest of
-the schema and the number of rows, kept in the metadata, reveal damage to the footer.
+the schema and the number of rows, kept in the metadata, reveal damage to the footer; the shard's place in the run, kept
+there as well, reveals that it has been swapped with another shard.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 from sppo.reading import regular
 from sppo.rundir import storage
 
-_ROWS, _SCHEMA = "sppo.rows", "sppo.schema"
+_ROWS, _SCHEMA, _PLACE = "sppo.rows", "sppo.schema", "sppo.place"
 
 
 class DamagedShard(ValueError):
@@ -59,7 +61,7 @@ def write_shard(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> str
     Raises:
         OSError: the shard could not be written; nothing of it is left.
     """
-    checks = {_ROWS: str(table.num_rows), _SCHEMA: _schema_digest(table.schema)}
+    checks = {_ROWS: str(table.num_rows), _SCHEMA: _schema_digest(table.schema), _PLACE: _place(path)}
     table = table.replace_schema_metadata(
         {key: value.encode() for key, value in {**metadata, **checks}.items()}
     )
@@ -72,7 +74,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read one shard and verify its checksums.
 
     Raises:
-        DamagedShard: the file is missing, truncated or altered.
+        DamagedShard: the file is missing, truncated, altered, or another shard that has been put in its place.
     """
     try:
         with regular(path).open("rb") as file:
@@ -83,6 +85,9 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
             for key, value in ((_ROWS, str(rows.num_rows)), (_SCHEMA, _schema_digest(parquet.schema_arrow))):
                 if checks.get(key.encode(), value.encode()) != value.encode():
                     raise DamagedShard(f"{path}: not a whole shard: its footer has been altered")
+            written_as = checks.get(_PLACE, b"").decode()
+            if written_as and written_as != _place(path):
+                raise DamagedShard(f"{path}: this shard was written as {written_as}, so it belongs elsewhere")
             return rows
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedShard(f"{path}: not a whole shard: {error}") from error
@@ -99,7 +104,7 @@ def shard_metadata(path: Path) -> dict[str, str]:
         metadata = {key.decode(): value.decode() for key, value in raw.items()}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedShard(f"{path}: not a whole shard: {error}") from error
-    return {key: value for key, value in metadata.items() if key not in (_ROWS, _SCHEMA)}
+    return {key: value for key, value in metadata.items() if key not in (_ROWS, _SCHEMA, _PLACE)}
 
 
 def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -128,6 +133,12 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _place(path: Path) -> str:
+    """Where a shard stands in its run; empty for shards outside of iterations, whose folders people may rename."""
+    parts = path.parts[-3:]
+    return "/".join(parts) if re.fullmatch(r"iter-\d+", parts[0]) else ""
 
 
 def _schema_digest(schema: pa.Schema) -> str:
