@@ -85,7 +85,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
             for key, value in ((_ROWS, str(rows.num_rows)), (_SCHEMA, _schema_digest(parquet.schema_arrow))):
                 if checks.get(key.encode(), value.encode()) != value.encode():
                     raise DamagedShard(f"{path}: not a whole shard: its footer has been altered")
-            written_as = checks.get(_PLACE, b"").decode()
+            written_as = checks.get(_PLACE.encode(), b"").decode()
             if written_as and written_as != _place(path):
                 raise DamagedShard(f"{path}: this shard was written as {written_as}, so it belongs elsewhere")
             return rows
