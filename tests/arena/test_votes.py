@@ -246,7 +246,7 @@ def test_a_person_has_one_vote_on_a_pair_whatever_the_file_holds(tmp_path):
     vote_files.write(path, rows)
     assert of_votes([path]).payoff[0, 1] == pytest.approx((0.5 + 1) / 2)
     judged = pairs.read(Pairs.model_validate({"source": str(path)}))
-    assert [pair.probability for pair in judged] == [1.0, 0.0, 1.0]
+    assert [pair.votes for pair in judged] == [(1, 1, 0), (1, 0, 0)]
     assert agreement([{**row, "oracle": 0.9} for row in rows])["votes"] == 3
 
 

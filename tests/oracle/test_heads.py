@@ -33,9 +33,9 @@ def games(prompts=24):
     return [
         {
             "prompt": f"Game {n}.",
-            "response_a": CYCLE[(k + 1) % 3],
-            "response_b": CYCLE[k],
-            "label": "a",
+            "response_a": CYCLE[(k + 1 - n % 2) % 3],
+            "response_b": CYCLE[(k + n % 2) % 3],
+            "label": "ab"[n % 2],
         }
         for n in range(prompts)
         for k in range(3)
@@ -56,7 +56,7 @@ def test_a_cycle_is_learnt_by_the_one_that_can_hold_it(tmp_path, tiny_model, kin
     wins = matrices[:, [1, 2, 0], [0, 1, 2]]
     if kind == "reward_model":  # a transitive order breaks at least one side of each triangle
         assert result["held_out"]["accuracy"] <= 2 / 3 + 1e-9
-        assert result["cycles"] == {"triples": 6, "cyclic": 0}
+        assert result["cycles"] == {"triples": 6, "cyclic": 0, "judged_cyclic": 6}
         assert ((wins > 0.5).sum(axis=1) <= 2).all()
     else:
         assert result["held_out"]["accuracy"] > 0.9 and result["cycles"]["cyclic"] >= 5
@@ -144,10 +144,103 @@ def test_published_files_of_votes_are_read_as_they_are(tmp_path):
     rows = [PANDALM, MT_BENCH, {**MT_BENCH, "turn": 2, "winner": "tie (inconsistent)"}]
     (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read(Pairs(source=str(tmp_path / "votes.jsonl")))
-    assert [pair.probability for pair in found] == [1, 0.5, 0, 0, 0.5]
-    assert {(pair.prompt, pair.response_a) for pair in found[:3]} == {("Rewrite.\n\nMe go.", "I go.")}
-    assert (found[3].prompt, found[3].response_a, found[3].response_b) == ("x0", "x1", "y1")
-    assert found[4].response_b == "Assistant: y1\n\nUser: y2\n\nAssistant: y3"
+    assert [pair.votes for pair in found] == [(1, 1, 1), (0, 1, 0), (0, 0, 1)]
+    assert (found[0].prompt, found[0].response_a) == ("Rewrite.\n\nMe go.", "I go.")
+    assert (found[1].prompt, found[1].response_a, found[1].response_b) == ("x0", "x1", "y1")
+    assert found[2].response_b == "Assistant: y1\n\nUser: y2\n\nAssistant: y3"
+
+
+def written(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def mt_bench(folder):
+    """MT-Bench's layout with two questions and two models, of which a third has votes and no answers."""
+    questions = [{"question_id": n, "turns": [f"q{n}", f"r{n}"]} for n in (81, 82)]
+    written(folder / "question.jsonl", questions)
+    for model in "mn":
+        turns = [[f"{model}{n}", f"{model}{n}, then"] for n in (81, 82)]
+        rows = [{"question_id": 81 + n, "choices": [{"turns": texts}]} for n, texts in enumerate(turns)]
+        written(folder / "model_answer" / f"{model}.jsonl", rows)
+    votes = [
+        {"question_id": n, "model_a": a, "model_b": b, "turn": turn, "winner": winner, "judge": "someone"}
+        for n, a, b, turn, winner in (
+            (81, "m", "n", 1, "model_a"),
+            (81, "n", "m", 1, "model_a"),
+            (82, "m", "n", 2, "tie"),
+            (82, "m", "absent", 1, "model_b"),
+        )
+    ]
+    return written(folder / "votes" / "human.jsonl", votes)
+
+
+def test_votes_that_name_their_texts_are_joined_with_them(tmp_path):
+    votes = mt_bench(tmp_path / "mt")
+    columns = {"source": str(votes), "texts": str(tmp_path / "mt"), "without_text": "leave_out"}
+    said = []
+    found = read(Pairs(**columns), said.append)
+    assert [(pair.prompt, pair.response_a, pair.response_b, pair.votes) for pair in found] == [
+        ("q81", "m81", "n81", (1, 1, 0)),
+        ("q82", "Assistant: m82\n\nUser: r82\n\nAssistant: m82, then",
+         "Assistant: n82\n\nUser: r82\n\nAssistant: n82, then", (0, 0, 1)),
+    ]  # fmt: skip
+    assert said == [
+        "1 vote left out (pairs.without_text: leave_out), since a response named there has no text: absent on 82"
+    ]
+    with pytest.raises(
+        OracleError, match=r"line 4: .* has no text of absent on 82; .*pairs\.without_text: leave_out"
+    ):
+        read(Pairs(**{**columns, "without_text": "error"}))
+    with pytest.raises(OracleError, match=r"pairs\.texts: .* has no model_answer"):
+        read(Pairs(**{**columns, "texts": None}))
+    written(tmp_path / "mt" / "question.jsonl", [{"question_id": 81}])
+    with pytest.raises(OracleError, match=r"pairs\.texts: .* cannot be read .*turns"):
+        read(Pairs(**columns))
+
+    crowd = tmp_path / "crowd"
+    written(crowd / "prompts.jsonl", [{"id": 8, "text": "Argue."}, {"id": 9, "text": "Sing."}])
+    results = [
+        {"id": n, "model": m, "prompt": p, "result": f"{m} {p}"}
+        for n, m, p in ((0, 1, 8), (1, 2, 8), (2, 1, 9))
+    ]
+    written(crowd / "results.jsonl", [*results, {"id": 3, "model": 2, "prompt": 9, "result": "2 9"}])
+    lines = [
+        "id,prompt,model_x,model_y,worker,winner,left,right",
+        "0,8,1,2,7,left,x,y",
+        "0,8,1,2,8,tie,x,y",
+        "1,9,2,1,7,right,y,x",
+    ]
+    (crowd / "crowd.csv").write_text("\n".join(lines))
+    found = read(Pairs(source=str(crowd / "crowd.csv"), group="model_y"))
+    assert [(pair.prompt, pair.response_a, pair.response_b, pair.votes, pair.group) for pair in found] == [
+        ("Argue.", "1 8", "2 8", (1, 0, 1), "2"),
+        ("Sing.", "2 9", "1 9", (0, 1, 0), "1"),
+    ]
+    (crowd / "crowd.csv").write_text("\n".join([*lines, "1,9,2,1,7,both,y,x"]))
+    with pytest.raises(OracleError, match="line 5: winner: 'both'; known are left, right and tie"):
+        read(Pairs(source=str(crowd / "crowd.csv")))
+
+
+def test_the_published_files_give_the_votes_that_they_hold(shared):
+    """3,355 votes in MT-Bench's file, of which some name a model whose answers are not there; PandaLM's 999 pairs of three."""
+    data = shared / "data" / "human_votes"
+    if not data.is_dir():
+        pytest.skip("shared/data has no human votes")
+    pandalm = read(Pairs(source=str(data / "pandalm" / "testset-v1.json")))
+    assert sum(pair.judgments for pair in pandalm) == 2997
+    crowd = read(Pairs(source=str(data / "llmfao" / "crowd-comparisons.csv")))
+    assert sum(pair.judgments for pair in crowd) == 8931
+    people = Pairs(
+        source=str(data / "mt_bench_human" / "human.jsonl"),
+        texts=str(shared / "data" / "mt_bench"),
+        without_text="leave_out",
+    )
+    said = []
+    found = read(people, said.append)
+    left_out = int(said[0].split(" ")[0].replace(",", ""))
+    assert left_out + sum(pair.judgments for pair in found) == 3355 and "vicuna-13b-v1.2" in said[0]
 
 
 @pytest.mark.parametrize(

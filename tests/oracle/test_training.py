@@ -231,11 +231,95 @@ def test_what_could_be_learnt_instead_is_said():
             pairs.JudgedPair("y", "s", "long", 1.0),
             pairs.JudgedPair("y", "same", "same", 0.7),
             pairs.JudgedPair("z", "a", "b", 0.5),
+            pairs.JudgedPair("z", "a", "lb", 0.75, votes=pairs.Votes(2, 0, 2)),
+            pairs.JudgedPair("z", "a", "cc", 0.75, votes=pairs.Votes(3, 1, 0)),
         ]
     )
-    assert of == {"pairs": 5, "prompts": 3, "ties": 1, "a_preferred": 1.0, "longer_preferred": 2 / 3}
-    assert ["response_a" in line or "longer" in line for line in pairs.warnings(of)] == [True, True]
-    assert pairs.warnings({**of, "a_preferred": 0.5, "longer_preferred": 0.45}) == []
+    assert of == {
+        "pairs": 7, "prompts": 3, "judgments": 13, "ties": 3, "several_votes": 2, "contradicted": 1, "identical": 1,
+        "a_preferred": 0.9, "longer_preferred": pytest.approx(3 / 9),
+    }  # fmt: skip
+    said = pairs.warnings(of)
+    assert len(said) == 4 and "shorter" in said[1] and "twice" in said[3]
+    assert "voters contradict each other on 1 of 2 pairs" in said[2]
+    quiet_ones = {"a_preferred": 0.5, "longer_preferred": 0.45, "contradicted": 0, "identical": 0}
+    assert pairs.warnings({**of, **quiet_ones}) == []
+
+
+def test_votes_on_a_pair_are_counted_whichever_way_they_are_given(tmp_path):
+    one = {"prompt": "x", "response_a": "p", "response_b": "q"}
+    other = {"prompt": "x", "response_a": "q", "response_b": "p"}
+    rows = [
+        {**one, "label": "a"},
+        {"prompt": "y", "response_a": "p", "response_b": "q", "probability": 0.75},
+        {**other, "label": "tie"},
+        {**other, "label": "a"},
+        {**other, "votes_a": 2, "votes_tie": 4.0, "probability": 0.1},
+    ]
+    found = pairs.read(settings(write_jsonl(tmp_path / "p.jsonl", rows)).pairs)
+    assert found == [
+        pairs.JudgedPair("x", "p", "q", 3.5 / 9, votes=pairs.Votes(1, 3, 5)),
+        pairs.JudgedPair("y", "p", "q", 0.75),
+    ]
+    number, target = pairs.unfolded(found)
+    assert number.tolist() == [0] * 9 + [1] and target.tolist() == [1, *[0] * 3, *[0.5] * 5, 0.75]
+    columns = {"votes_a": "left", "votes_b": "right"}
+    (tmp_path / "p.csv").write_text("prompt,response_a,response_b,left,right\nx,p,q,2,1\ny,p,q,0,3\n")
+    found = pairs.read(settings(tmp_path / "p.csv", pairs=columns).pairs)
+    assert [pair.votes for pair in found] == [(2, 1, 0), (0, 3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"votes_a": -1}, "row 2: votes_a: '-1' is no number of votes"),
+        ({"votes_b": 1.5}, "row 2: votes_b: '1.5' is no number"),
+        ({"votes_a": True}, "row 2: votes_a: 'True' is no number"),
+        ({"votes_a": 0, "votes_tie": 0}, "row 2: votes_a, votes_b, votes_tie are all 0"),
+    ],
+)
+def test_numbers_that_are_no_votes_are_named(tmp_path, changes, message):
+    rows = made_up(4)
+    rows[1] = {**rows[1], **changes}
+    with pytest.raises(OracleError, match=message):
+        pairs.read(settings(write_jsonl(tmp_path / "p.jsonl", rows)).pairs)
+
+
+def test_votes_of_one_class_are_refused_before_training(tmp_path):
+    rows = [{**row, "label": "b"} for row in made_up(20)]
+    with pytest.raises(
+        OracleError, match=r"pairs\.label: all 20 votes .* are for response_b.*`chosen` and `rejected`"
+    ):
+        train(settings(write_jsonl(tmp_path / "p.jsonl", rows)), tmp_path / "ranker", quiet())
+    assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_a_vote_more_counts_as_a_row_more(tmp_path):
+    """The fit of the lengths, and the loss of a network, by counts and by rows."""
+    lengths, target = np.array([[30.0, 10.0], [10.0, 40.0]]), np.array([1.0, 0.25])
+    by_counts = LengthBaseline(lengths, target, np.array([1.0, 4.0]))
+    rows = LengthBaseline(lengths[[0, 1, 1, 1, 1]], np.array([1.0, 1.0, 0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(by_counts.predict(lengths), rows.predict(lengths), atol=1e-3)
+    places = fit.Places(
+        [
+            pairs.JudgedPair("x", "a", "b", 1.0),
+            pairs.JudgedPair("x", "a", "c", 0.75, votes=pairs.Votes(2, 0, 2)),
+        ],
+        [(0, False), (1, True)],
+        _Ids(),
+    )
+    assert [(item["probability"], item["weight"]) for item in map(places.__getitem__, range(2))] == [
+        (1, 0.4),
+        (0.25, 1.6),
+    ]
+
+
+class _Ids:
+    def parts(self, prompt, texts):
+        return [0], [[1], [2]]
+
+    def pair(self, source, first, second):
+        return [0, 1, 2], (0, 1, 2)
 
 
 def test_settings_that_cannot_be_are_named(tmp_path):

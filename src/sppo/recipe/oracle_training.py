@@ -23,11 +23,19 @@ class Pairs(Section):
     probability: str = "probability"
     """The column of P(a is preferred), in [0, 1]."""
     label: str = "label"
-    """The column of a, b or tie, which is read where there is no probability."""
+    """The column of a, b or tie, one vote, which is read where there is no probability. Votes on the same pair are counted."""
+    votes_a: str = "votes_a"
+    """The column of the number of votes for a; where there are numbers of votes, neither probability nor label is read."""
+    votes_b: str = "votes_b"
+    votes_tie: str = "votes_tie"
+    texts: str | None = Field(None, min_length=1)
+    """The folder of the texts of published votes that name them by numbers; None is the folder of the votes."""
+    without_text: Literal["error", "leave_out"] = "error"
+    """What happens to such votes on a response that has no text there; those that are left out are counted."""
     group: str | None = None
     """A column, such as the compared model, for each of whose values measures are reported as well."""
     limit: int | None = Field(None, ge=2)
-    """The largest number of pairs to read."""
+    """The largest number of rows to read, each a pair or a vote."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """The share of the prompts that is held out."""
 

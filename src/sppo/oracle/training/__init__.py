@@ -43,23 +43,24 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
         import torch
 
         torch.set_num_threads(settings.cpu_threads)
-    pairs = judged.read(settings.pairs)
+    pairs = judged.read(settings.pairs, lambda text: terminal.say(f"note: {text}", "yellow"))
     fingerprint = _fingerprint(settings, pairs)
     if output.exists():
         return _finished(output, fingerprint)
     described = judged.describe(pairs)
     terminal.say(
-        f"{counted_text(int(described['pairs']), 'pair')} of {counted_text(int(described['prompts']), 'prompt')},"
-        f" {described['ties']:,} of them ties"
+        f"{counted_text(int(described['pairs']), 'pair')} of {counted_text(int(described['prompts']), 'prompt')} with"
+        f" {counted_text(int(described['judgments']), 'judgment')}, {described['ties']:,} of them ties"
     )
-    if described["ties"] == described["pairs"]:
-        raise OracleError(
-            f"pairs.source: all {described['pairs']:,} pairs are ties, from which no preference can be learnt; give pairs of"
-            " which one response is preferred"
-        )
+    judged.check(described, pairs)
     for warning in judged.warnings(described):
         terminal.say(f"note: {warning}", "yellow")
     train_pairs, held_out = judged.split(pairs, settings.pairs.held_out, settings.seed)
+    if all(pair.probability == 0.5 for pair in train_pairs):
+        raise OracleError(
+            f"pairs.held_out: {settings.pairs.held_out}: the {len(train_pairs):,} pairs that are left for training are all ties;"
+            " hold less out, or choose another seed"
+        )
     work = _work_folder(output, fingerprint)
     if settings.head is not None:
         saved, measured = _train_head(settings.head, settings.seed, train_pairs, held_out, work, terminal)
@@ -111,18 +112,24 @@ def _measure(
 def _beside_length(
     predicted: Any, train_pairs: Sequence["JudgedPair"], held_out: Sequence["JudgedPair"]
 ) -> dict[str, Any]:
-    """The measures of predictions of held-out pairs, and those of a baseline that knows the lengths alone."""
-    from sppo.oracle.training.measures import LengthBaseline, measures
+    """The measures of predictions of held-out pairs by each judgment of them, beside those of the lengths alone."""
+    from sppo.oracle.training.measures import LengthBaseline, cycles_within_prompts, measures
+    from sppo.oracle.training.pairs import unfolded
 
-    target = np.array([pair.probability for pair in held_out])
-    groups = [pair.group for pair in held_out] if any(pair.group for pair in held_out) else []
-    baseline = LengthBaseline(_lengths(train_pairs), np.array([pair.probability for pair in train_pairs]))
+    number, target = unfolded(held_out)
+    groups = [held_out[n].group for n in number] if any(pair.group for pair in held_out) else []
+    baseline = LengthBaseline(
+        _lengths(train_pairs),
+        np.array([pair.probability for pair in train_pairs]),
+        np.array([pair.judgments for pair in train_pairs], dtype=np.float64),
+    )
     return {
-        "held_out": measures(predicted, target, groups),
+        "held_out": measures(predicted[number], target, groups),
         "length_only": {
-            **measures(baseline.predict(_lengths(held_out)), target, groups),
+            **measures(baseline.predict(_lengths(held_out))[number], target, groups),
             "weights": baseline.weights.tolist(),
         },
+        "cycles": cycles_within_prompts(held_out, predicted),
     }
 
 
@@ -139,7 +146,6 @@ def _train_head(
     terminal: Terminal,
 ) -> tuple[Path, dict[str, Any]]:
     from sppo.oracle.training import heads
-    from sppo.oracle.training.measures import cycles_within_prompts
 
     backbone = heads.load(head)
     texts = heads.Texts([*train_pairs, *held_out])
@@ -159,7 +165,6 @@ def _train_head(
         )
     return saved, {
         **_beside_length(predicted, train_pairs, held_out),
-        "cycles": cycles_within_prompts(held_out, texts.number, trained.probability),
         "head": {"l2": trained.l2, "cross_validation": trained.cross_validation},
     }
 
@@ -191,7 +196,7 @@ def show(result: Mapping[str, Any], terminal: Terminal) -> None:
     columns = {name: result["held_out"], "length only": result["length_only"]}
     pairs = result["held_out"]["pairs"]
     terminal.show(
-        f"\n{f'on {pairs:,} pairs of held-out prompts':44}" + "".join(f"{title:>14}" for title in columns)
+        f"\n{f'on {pairs:,} judgments of held-out prompts':44}" + "".join(f"{title:>14}" for title in columns)
     )
     rows = {
         "accuracy": "accuracy",
@@ -217,12 +222,13 @@ def show(result: Mapping[str, Any], terminal: Terminal) -> None:
     if result.get("cycles", {}).get("triples"):
         cycles = result["cycles"]
         terminal.show(
-            f"triples of responses to a held-out prompt that go round: {cycles['cyclic']:,} of {cycles['triples']:,}"
+            f"triples of responses to a held-out prompt that go round: {cycles['cyclic']:,} of {cycles['triples']:,},"
+            f" and {cycles['judged_cyclic']:,} by the judgments"
         )
-    terminal.show("\nprobability   pairs   predicted   preferred")
+    terminal.show("\nprobability   judgments   predicted   preferred")
     for row in result["held_out"]["calibration"]:
         terminal.show(
-            f"{row['from']:.1f} to {row['to']:.1f}  {row['pairs']:6,}      {row['predicted']:.3f}       {row['target']:.3f}"
+            f"{row['from']:.1f} to {row['to']:.1f}  {row['pairs']:10,}      {row['predicted']:.3f}       {row['target']:.3f}"
         )
 
 
@@ -233,7 +239,7 @@ def _lengths(pairs: Sequence["JudgedPair"]) -> Any:
 def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str:
     """The digest of the settings and of the pairs as they were read."""
     kept = settings.model_dump(mode="json", exclude={"cpu_threads": True, "report_to": True})
-    for name in ("source", "config"):
+    for name in ("source", "config", "votes_a", "votes_b", "votes_tie", "texts", "without_text"):
         del kept["pairs"][name]  # the pairs themselves count, not where they lie
     for name in ("checkpoint_steps", "logging_steps"):
         del kept["training"][name]
@@ -246,7 +252,10 @@ def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str
         kept["backbone"] = policy.digest(folder) if folder.is_dir() else None
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     for pair in pairs:
-        digest.update(json.dumps(list(vars(pair).values())).encode())
+        known = [
+            value for value in vars(pair).values() if value is not None
+        ]  # votes, where they were counted
+        digest.update(json.dumps(known).encode())
     return digest.hexdigest()
 
 

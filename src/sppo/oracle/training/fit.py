@@ -70,6 +70,7 @@ class Places(Dataset[dict[str, Any]]):
         self, pairs: Sequence[JudgedPair], places: Sequence[tuple[int, bool]], inputs: PairInput
     ) -> None:
         self.pairs, self.places, self.inputs = pairs, places, inputs
+        self.judgments = float(np.mean([pair.judgments for pair in pairs]))
 
     def __len__(self) -> int:
         return len(self.places)
@@ -83,6 +84,7 @@ class Places(Dataset[dict[str, Any]]):
             "ids": ids,
             "rows": rows,
             "probability": 1 - pair.probability if swapped else pair.probability,
+            "weight": pair.judgments / self.judgments,
         }
 
 
@@ -96,7 +98,10 @@ def collate(items: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
         "ids": ids,
         "lengths": torch.tensor([len(item["ids"]) for item in items]),
         "rows": torch.tensor([item["rows"] for item in items]),
-        "probability": torch.tensor([item["probability"] for item in items], dtype=torch.float32),
+        **{
+            name: torch.tensor([item[name] for item in items], dtype=torch.float32)
+            for name in ("probability", "weight")
+        },
     }
 
 

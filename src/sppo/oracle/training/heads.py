@@ -4,10 +4,10 @@ The feature f of an exchange is what the oracle that will load the folder hands 
 (:mod:`sppo.oracle.reward_model`, :mod:`sppo.oracle.general_preference`), so a trained head means the same there. With t_n the judgment
 and P_n the probability by the head, a head minimises
 
-.. math:: -\frac1N \sum_n (t_n \log P_n + (1 - t_n) \log(1 - P_n)) + \frac{\lambda}{2} \lVert u \rVert^2,
+.. math:: -\frac{1}{\sum_n w_n} \sum_n w_n (t_n \log P_n + (1 - t_n) \log(1 - P_n)) + \frac{\lambda}{2} \lVert u \rVert^2,
 
-where u is the head's weight times the features' standard deviations. Each vote is a judgment of its own, so several votes on a pair count as
-many times, and a tie is t = 1/2. :math:`\lambda` is the one of :data:`L2` with the least log loss in cross-validation, by prompts, on the
+where u is the head's weight times the features' standard deviations. On a pair with votes, w_n is their number and t_n the share of them for
+the first response, a tie counting one half: up to a constant the likelihood of the counts. Elsewhere w_n = 1. :math:`\lambda` is the one of :data:`L2` with the least log loss in cross-validation, by prompts, on the
 training pairs.
 """
 
@@ -130,6 +130,7 @@ def fit(head: Head, texts: Texts, features: Features, pairs: Sequence[JudgedPair
     """Fit a head to judged pairs."""
     a, b = texts.of(pairs)
     target = np.array([pair.probability for pair in pairs])
+    weight = np.array([pair.judgments for pair in pairs], dtype=np.float64)
     used = np.unique(np.concatenate([a, b]))
     scale = features[used].std(axis=0)
     scaled = features / np.where(scale > 0, scale, 1)
@@ -139,7 +140,7 @@ def fit(head: Head, texts: Texts, features: Features, pairs: Sequence[JudgedPair
         return lambda first, second: _probability(head, scaled[first] @ u.T, scaled[second] @ u.T)
 
     def trained_on(places: Any, l2: float) -> Weight:
-        return fitted(head, scaled[a[places]], scaled[b[places]], target[places], l2, seed)
+        return fitted(head, scaled[a[places]], scaled[b[places]], target[places], weight[places], l2, seed)
 
     fold = _folds(pairs, seed)
     losses: dict[str, float] = {}
@@ -148,7 +149,7 @@ def fit(head: Head, texts: Texts, features: Features, pairs: Sequence[JudgedPair
         for number in np.unique(fold):
             inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
             predicted[outside] = probability(trained_on(inside, l2))(a[outside], b[outside])
-        losses[f"{l2:g}"] = _log_loss(predicted, target)
+        losses[f"{l2:g}"] = _log_loss(predicted, target, weight)
     l2 = head.l2 if head.l2 is not None else min(L2, key=lambda strength: losses[f"{strength:g}"])
     u = trained_on(np.arange(len(pairs)), l2)
     return Trained(probability(u), u / np.where(scale > 0, scale, 1), l2, losses)
@@ -161,9 +162,9 @@ def _folds(pairs: Sequence[JudgedPair], seed: int) -> Any:
     return np.array([number[pair.prompt] for pair in pairs])
 
 
-def _log_loss(predicted: Array, target: Array) -> float:
+def _log_loss(predicted: Array, target: Array, weight: Array) -> float:
     sure = np.clip(predicted, 1e-12, 1 - 1e-12)
-    return float(-np.mean(target * np.log(sure) + (1 - target) * np.log(1 - sure)))
+    return float(-np.average(target * np.log(sure) + (1 - target) * np.log(1 - sure), weights=weight))
 
 
 def _probability(head: Head, first: Array, second: Array) -> Array:
@@ -176,33 +177,39 @@ def _probability(head: Head, first: Array, second: Array) -> Array:
     return np.asarray(expit(skew_product(normalized(first), normalized(second)) / TAU))
 
 
-def _bradley_terry(head: Head, first: Array, second: Array, target: Array, l2: float, seed: int) -> Weight:
+def _bradley_terry(
+    head: Head, first: Array, second: Array, target: Array, weight: Array, l2: float, seed: int
+) -> Weight:
     """The weight [1, H] of a reward; the problem is convex."""
     difference = first - second
+    share = weight / weight.sum()
 
     def loss(u: Array) -> tuple[float, Array]:
         score = difference @ u
-        value = np.mean(np.logaddexp(0, score) - target * score) + l2 / 2 * u @ u
-        return float(value), difference.T @ (expit(score) - target) / len(target) + l2 * u
+        value = share @ (np.logaddexp(0, score) - target * score) + l2 / 2 * u @ u
+        return float(value), difference.T @ (share * (expit(score) - target)) + l2 * u
 
     found = optimize.minimize(loss, np.zeros(difference.shape[1]), jac=True, method="L-BFGS-B").x
     return np.asarray(found)[None]
 
 
-def _skew_symmetric(head: Head, first: Array, second: Array, target: Array, l2: float, seed: int) -> Weight:
+def _skew_symmetric(
+    head: Head, first: Array, second: Array, target: Array, weight: Array, l2: float, seed: int
+) -> Weight:
     """The weight [d, H] of the embeddings of a general preference model."""
     import torch
 
     generator = torch.Generator().manual_seed(randomness.seed("train-oracle", seed, "head"))
     u = torch.randn(head.dimensions, first.shape[1], generator=generator) / first.shape[1]
     u.requires_grad_()
-    a, b, t = (torch.tensor(values, dtype=torch.float32) for values in (first, second, target))
+    share = weight / weight.mean()
+    a, b, t, w = (torch.tensor(values, dtype=torch.float32) for values in (first, second, target, share))
     optimizer = torch.optim.Adam([u], lr=_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     for _ in range(_STEPS):
-        v, w = (torch.nn.functional.normalize(values @ u.T, dim=-1) for values in (a, b))
-        score = skew_product(v, w) / TAU
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(score, t) + l2 / 2 * u.square().sum()
+        embedded = (torch.nn.functional.normalize(values @ u.T, dim=-1) for values in (a, b))
+        score = skew_product(*embedded) / TAU
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(score, t, w) + l2 / 2 * u.square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,8 +6,7 @@ are antisymmetric, so a pair can be read from either side: as (p, t) or as (1 - 
 often gives nothing away; `auc_as_given` reads it as it stands in the data.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from jaxtyping import Float
 from scipy import optimize, stats
 from scipy.special import expit, xlog1py, xlogy
 
-from sppo.game.intransitivity import cyclic_triples
-from sppo.oracle.training.pairs import JudgedPair
+from sppo.game.votes import Ballot, Votes, cycles
+from sppo.oracle.training.pairs import JudgedPair, unfolded
 from sppo.winrates import Array
 
 BINS = 10
@@ -100,51 +99,60 @@ def within_groups(predicted: Float[Array, " pairs"], won: Any, groups: Any) -> d
     }
 
 
-_MOST_RESPONSES = 12
-
-
-def cycles_within_prompts(
-    pairs: Sequence[JudgedPair],
-    number: Mapping[tuple[str, str], int],
-    probability: Callable[[Any, Any], Array],
-) -> dict[str, int]:
-    """How many `triples` of responses to one prompt there are, of the first 12 of each, and how many are `cyclic`.
+def cycles_within_prompts(pairs: Sequence[JudgedPair], predicted: Float[Array, " pairs"]) -> dict[str, int]:
+    """How many triples of responses to one prompt go round, among those whose three pairs were all judged.
 
     Args:
-        pairs: whose responses these are.
-        number: the number of each prompt with a response.
-        probability: P of the responses with the given numbers.
+        pairs: the pairs.
+        predicted: P(a is preferred) of each.
+
+    Returns:
+        `triples`; `cyclic`, by the predictions; `judged_cyclic`, by the majorities of the judgments.
     """
-    by_prompt: dict[str, dict[str, None]] = {}
-    for pair in pairs:
-        by_prompt.setdefault(pair.prompt, {}).update(dict.fromkeys((pair.response_a, pair.response_b)))
-    triples, cyclic = 0, 0
-    for prompt, texts in by_prompt.items():
-        numbers = np.array([number[prompt, text] for text in texts][:_MOST_RESPONSES])
-        k = len(numbers)
-        matrix = np.full((k, k), 0.5)
-        i, j = np.triu_indices(k, 1)
-        matrix[i, j] = probability(numbers[i], numbers[j])
-        matrix[j, i] = 1 - matrix[i, j]
-        count = math.comb(k, 3)
-        triples += count
-        cyclic += round(float(cyclic_triples(matrix)) * count)
-    return {"triples": triples, "cyclic": cyclic}
+    number, target = unfolded(pairs)
+    if not (target != 0.5).any():
+        return {"triples": 0, "cyclic": 0, "judged_cyclic": 0}
+    ballots: list[Ballot] = [
+        (pairs[n].prompt, "", pairs[n].response_a, pairs[n].response_b, (np.sign(t - 0.5) + 1) / 2)
+        for n, t in zip(number, target, strict=True)
+        if pairs[n].response_a != pairs[n].response_b
+    ]
+    votes = Votes.of(ballots)
+    prompts = list(dict.fromkeys(prompt for prompt, *_ in ballots))
+    known = {
+        (pair.prompt, pair.response_a, pair.response_b): p for pair, p in zip(pairs, predicted, strict=True)
+    }
+    known |= {(prompt, b, a): 1 - p for (prompt, a, b), p in known.items()}
+    cells = zip(votes.prompt, votes.first, votes.second, strict=True)
+    p = np.array([known[prompts[x], votes.items[i], votes.items[j]] for x, i, j in cells])
+    count = len(votes.triples)
+    shares = [
+        cycles(p, np.ones_like(p), votes.triples),
+        cycles(votes.wins.astype(np.float64), votes.decided, votes.triples),
+    ]
+    cyclic, judged = (round(float(share) * count) if count else 0 for share in shares)
+    return {"triples": count, "cyclic": cyclic, "judged_cyclic": judged}
 
 
 class LengthBaseline:
     r"""P(a > b) from the responses' lengths in characters alone: :math:`\sigma(w_1 d + w_2 r)`.
 
     d is the difference of the lengths in thousands, r that of the logarithms of one more. The weights fit the
-    training pairs' log loss; there is no constant, so that the order of the two does not matter.
+    training pairs' log loss, each pair as often as it was judged; there is no constant, so that the order of the two does
+    not matter.
     """
 
-    def __init__(self, lengths: Float[Array, "pairs 2"], target: Float[Array, " pairs"]) -> None:
+    def __init__(
+        self,
+        lengths: Float[Array, "pairs 2"],
+        target: Float[Array, " pairs"],
+        judgments: Float[Array, " pairs"] | None = None,
+    ) -> None:
         features = self._features(lengths)
 
         def loss(weights: Array) -> float:
             score = features @ weights
-            return float(np.mean(np.logaddexp(0, score) - target * score))
+            return float(np.average(np.logaddexp(0, score) - target * score, weights=judgments))
 
         self.weights: Array = optimize.minimize(loss, np.zeros(2), method="L-BFGS-B").x
 

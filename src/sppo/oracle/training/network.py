@@ -43,12 +43,13 @@ class PairRMNetwork(nn.Module):
         lengths: Int[Tensor, " pairs"],
         rows: Int[Tensor, "pairs 3"],
         probability: Float[Tensor, " pairs"],
+        weight: Float[Tensor, " pairs"],
     ) -> dict[str, Tensor]:
-        """The cross entropy of sigma(M) with the probability that the first response is preferred, and M itself."""
+        """The weighted cross entropy of sigma(M) with the probability that the first response is preferred, and M itself."""
         source, first, second = self._rows.differentiable(ids, lengths, rows).float().unbind(1)
         logits = [self.head_layer(torch.cat([source, candidate], -1)) for candidate in (first, second)]
         margin = (logits[0] - logits[1]).mean(-1)
-        return {"loss": binary_cross_entropy_with_logits(margin, probability), "logits": margin}
+        return {"loss": binary_cross_entropy_with_logits(margin, probability, weight), "logits": margin}
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """Judged pairs: read, checked, described, and split by prompt."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sppo import randomness
 from sppo.oracle import OracleError, excerpt
+from sppo.oracle.training.published import Joined, published_votes
 from sppo.policy import chat_format as chat
+from sppo.progress import counted_text
 from sppo.prompts import sources
 from sppo.prompts.conversations import PromptError, read_conversation, read_preference
 from sppo.recipe.oracle_training import Pairs
@@ -19,45 +21,115 @@ from sppo.rundir import votes
 from sppo.rundir.reader import RunReader, is_run
 from sppo.rundir.shards import DamagedShard
 
-LABELS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 SKEWED = 0.6
 """The share of pairs beyond which a side, or the longer response, is reported as favoured."""
 
 
+class Votes(NamedTuple):
+    """The numbers of votes for each side of a pair, and of ties."""
+
+    a: int
+    b: int
+    tie: int
+
+    @property
+    def share(self) -> float:
+        """P(a is preferred) as the votes say it, a tie counting one half."""
+        return (self.a + self.tie / 2) / sum(self)
+
+
+LABELS = {"a": Votes(1, 0, 0), "b": Votes(0, 1, 0), "tie": Votes(0, 0, 1)}
+
+
 @dataclass(frozen=True)
 class JudgedPair:
-    """A prompt, two responses, and P(a is preferred)."""
+    """A prompt, two responses, and P(a is preferred), by a judgment of its own or by votes that are counted.
+
+    Attributes:
+        probability: the judgment, or the share of the votes for a with ties as halves.
+        group: the value by which measures are reported as well; empty: none.
+        votes: None if `probability` is one judgment.
+    """
 
     prompt: str
     response_a: str
     response_b: str
     probability: float
     group: str = ""
+    votes: Votes | None = None
 
     @property
     def characters(self) -> int:
         """The characters of all three texts."""
         return len(self.prompt) + len(self.response_a) + len(self.response_b)
 
+    @property
+    def judgments(self) -> int:
+        """How many judgments there are, by which the pair counts."""
+        return 1 if self.votes is None else sum(self.votes)
 
-def read(columns: Pairs) -> list[JudgedPair]:
-    """All pairs of the sources, one source after another.
+
+def read(columns: Pairs, note: Callable[[str], None] = lambda text: None) -> list[JudgedPair]:
+    """All pairs of the sources, one source after another; the votes on a pair are counted together.
+
+    Args:
+        columns: the sources and their columns.
+        note: is told, in a sentence, what was left out.
 
     Raises:
-        OracleError: a source cannot be read or lacks a column, or a row lacks a text or has a probability outside
-            [0, 1]; the message names the row, counted from 1.
+        OracleError: a source cannot be read or lacks a column, or a row lacks a text, has a probability outside
+            [0, 1] or votes that cannot be; the message names the row, counted from 1.
     """
-    sources = [columns.source] if isinstance(columns.source, str) else columns.source
-    pairs: list[JudgedPair] = []
-    for source in sources:
-        numbered = enumerate(_rows(source, columns), 1)
-        limit = None if columns.limit is None else columns.limit - len(pairs)
-        pairs += [_pair(row, columns, f"{source}, row {number}") for number, row in islice(numbered, limit)]
+    named = [columns.source] if isinstance(columns.source, str) else columns.source
+    joined = Joined(columns.texts, columns.without_text == "leave_out")
+    rows: list[JudgedPair] = []
+    for source in named:
+        numbered = enumerate(_rows(source, columns, joined), 1)
+        limit = None if columns.limit is None else columns.limit - len(rows)
+        rows += [_pair(row, columns, f"{source}, row {number}") for number, row in islice(numbered, limit)]
+    if joined.left_out:
+        note(
+            f"{counted_text(joined.left_out, 'vote')} left out (pairs.without_text: leave_out), since a response named there has no"
+            f" text: {', '.join(sorted(joined.lacking)[:4])}"
+        )
+    pairs = _counted(rows)
     if len({pair.prompt for pair in pairs}) < 2:
         raise OracleError(
-            f"pairs.source: {', '.join(sources)}: pairs of at least 2 prompts are needed, one held out"
+            f"pairs.source: {', '.join(named)}: pairs of at least 2 prompts are needed, one held out"
         )
     return pairs
+
+
+def _counted(rows: Sequence[JudgedPair]) -> list[JudgedPair]:
+    """The rows with all votes on the same two responses in one, where the first of them stands."""
+    found: dict[Any, JudgedPair] = {}
+    for number, row in enumerate(rows):
+        if row.votes is None:
+            found[number] = row
+            continue
+        key = (row.prompt, *sorted((row.response_a, row.response_b)), row.group)
+        known = found.setdefault(key, row)
+        if known is not row:
+            assert known.votes is not None
+            a, b, tie = row.votes if known.response_a == row.response_a else row.votes[1::-1] + row.votes[2:]
+            votes = Votes(known.votes.a + a, known.votes.b + b, known.votes.tie + tie)
+            found[key] = replace(known, votes=votes, probability=votes.share)
+    return list(found.values())
+
+
+def unfolded(pairs: Sequence[JudgedPair]) -> tuple[Any, Any]:
+    """Every single judgment: the number of its pair, and what it says, which is 1, 0 or 1/2 of a vote.
+
+    Returns:
+        Two arrays, [judgments] each.
+    """
+    number: list[int] = []
+    target: list[float] = []
+    for place, pair in enumerate(pairs):
+        said = [pair.probability] if pair.votes is None else np.repeat([1.0, 0.0, 0.5], pair.votes).tolist()
+        number += [place] * len(said)
+        target += said
+    return np.array(number, dtype=np.intp), np.array(target, dtype=np.float64)
 
 
 def split(
@@ -75,23 +147,49 @@ def split(
 
 
 def describe(pairs: Sequence[JudgedPair]) -> dict[str, float]:
-    """The shares of pairs from which a model could learn something other than preferences: a side, or length.
+    """The shares of judgments from which a model could learn something other than preferences: a side, or length.
 
     Returns:
-        `pairs`, `prompts`, `ties`; of the pairs that are no tie `a_preferred`; of those of unequal length
-        `longer_preferred`.
+        `pairs`, `prompts`, `judgments`, of which `ties`; pairs with `several_votes`, of which `contradicted` have votes for
+        both sides; `identical`, pairs of twice the same text; of the judgments that are no tie `a_preferred`; of those of
+        responses of unequal length `longer_preferred`.
     """
-    target = np.array([pair.probability for pair in pairs])
-    longer = np.array([len(pair.response_a) - len(pair.response_b) for pair in pairs])
+    number, target = unfolded(pairs)
+    longer = np.array([len(pair.response_a) - len(pair.response_b) for pair in pairs])[number]
     decided = target != 0.5
     unequal = decided & (longer != 0)
+    several = [pair.votes for pair in pairs if pair.votes is not None and sum(pair.votes) > 1]
     return {
         "pairs": len(pairs),
         "prompts": len({pair.prompt for pair in pairs}),
+        "judgments": len(target),
         "ties": int((~decided).sum()),
+        "several_votes": len(several),
+        "contradicted": sum(votes.a > 0 and votes.b > 0 for votes in several),
+        "identical": sum(pair.response_a == pair.response_b for pair in pairs),
         "a_preferred": _share(target[decided] > 0.5),
         "longer_preferred": _share((target > 0.5)[unequal] == (longer > 0)[unequal]),
     }
+
+
+def check(described: Mapping[str, float], pairs: Sequence[JudgedPair]) -> None:
+    """Refuse pairs from which no preference can be learnt.
+
+    Raises:
+        OracleError: all are ties, or all of several votes are for one side.
+    """
+    if described["ties"] == described["judgments"]:
+        raise OracleError(
+            f"pairs.source: all {described['pairs']:,} pairs are ties, from which no preference can be learnt; give pairs of"
+            " which one response is preferred"
+        )
+    side = described["a_preferred"]
+    if side in (0, 1) and described["judgments"] > 1 and all(pair.votes is not None for pair in pairs):
+        raise OracleError(
+            f"pairs.label: all {described['judgments'] - described['ties']:,} votes that are no tie are for response_{'a' if side else 'b'},"
+            " so they say nothing that the columns do not; usually another column holds the labels. If the preferred response"
+            " does stand in one column throughout, name the columns `chosen` and `rejected` and leave the label out"
+        )
 
 
 def warnings(described: Mapping[str, float]) -> list[str]:
@@ -107,6 +205,15 @@ def warnings(described: Mapping[str, float]) -> list[str]:
         found.append(
             f"the {'longer' if longer > 0.5 else 'shorter'} response is preferred in {max(longer, 1 - longer):.0%} of"
             " the pairs: compare with the length-only baseline"
+        )
+    if described["contradicted"]:
+        found.append(
+            f"voters contradict each other on {described['contradicted']:,} of {described['several_votes']:,} pairs with several"
+            " votes: every vote counts, so such a pair is learnt as a share of votes"
+        )
+    if described["identical"]:
+        found.append(
+            f"{described['identical']:,} pairs hold the same response twice, from which nothing can be learnt"
         )
     return found
 
@@ -144,7 +251,11 @@ def _pair(row: Mapping[str, Any], of: Pairs, where: str) -> JudgedPair:
     if of.group is not None and of.group not in row:
         raise OracleError(f"{where}: has no column {of.group!r}; set pairs.group")
     group = "" if of.group is None else str(row[of.group])
-    return JudgedPair(**texts, probability=_probability(row, of, where), group=group)
+    judged = _judged(row, of, where)
+    prompt, response_a, response_b = texts.values()
+    if isinstance(judged, Votes):
+        return JudgedPair(prompt, response_a, response_b, judged.share, group, judged)
+    return JudgedPair(prompt, response_a, response_b, judged, group)
 
 
 def _with_preference(row: Mapping[str, Any], of: Pairs, where: str) -> dict[str, Any]:
@@ -161,7 +272,11 @@ def _with_preference(row: Mapping[str, Any], of: Pairs, where: str) -> dict[str,
     return {**row, **texts, of.probability: 1.0}
 
 
-def _probability(row: Mapping[str, Any], of: Pairs, where: str) -> float:
+def _judged(row: Mapping[str, Any], of: Pairs, where: str) -> float | Votes:
+    """What a row says: counted votes, or else a probability, or else a label, which is one vote."""
+    counts = [of.votes_a, of.votes_b, of.votes_tie]
+    if any(row.get(column) is not None for column in counts):
+        return _votes({column: row.get(column) for column in counts}, where)
     if of.probability in row:
         column, value = of.probability, row[of.probability]
     elif of.label in row:
@@ -172,14 +287,30 @@ def _probability(row: Mapping[str, Any], of: Pairs, where: str) -> float:
             raise OracleError(f"{where}: {column}: {excerpt(str(value), 60)}; known are {', '.join(LABELS)}")
     else:
         raise OracleError(
-            f"{where}: has neither {of.probability!r} nor {of.label!r}; set pairs.probability or pairs.label"
+            f"{where}: has neither {of.probability!r} nor {of.label!r}; set pairs.probability, pairs.label or pairs.votes_a"
         )
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise OracleError(f"{where}: {column}: {excerpt(str(value), 60)} is not a probability in [0, 1]")
     return float(value)
 
 
-def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
+def _votes(counts: Mapping[str, Any], where: str) -> Votes:
+    found = []
+    for column, value in counts.items():
+        text = str(0 if value is None else value).removesuffix(
+            ".0"
+        )  # tables with gaps hold whole numbers as floats
+        if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 9:
+            raise OracleError(
+                f"{where}: {column}: {excerpt(str(value), 60)} is no number of votes: 0, 1, 2 ..."
+            )
+        found.append(int(text))
+    if not sum(found):
+        raise OracleError(f"{where}: {', '.join(counts)} are all 0; leave pairs without a vote out")
+    return Votes(*found)
+
+
+def _rows(source: str, of: Pairs, joined: Joined) -> Iterator[dict[str, Any]]:
     if is_run(Path(source)):
         yield from _of_run(Path(source), of)
         return
@@ -188,74 +319,20 @@ def _rows(source: str, of: Pairs) -> Iterator[dict[str, Any]]:
         if files and all(map(votes.is_votes, files)):
             yield from map(dict, votes.counted([vote for path in files for vote in votes.read(path)]))
             return
-        rows = sources.read_rows(
-            source, columns=lambda known: known, split=of.split, config=of.config, revision=of.revision
-        )
-        for position, row in rows:
-            if not isinstance(row, dict):
-                reason = row if isinstance(row, PromptError) else "not an object with a value for each column"
-                raise OracleError(f"{position}: {reason}")
-            yield from published_votes(row, of, str(position))
+        for part in map(str, files) if files else [source]:
+            rows = sources.read_rows(
+                part, columns=lambda known: known, split=of.split, config=of.config, revision=of.revision
+            )
+            for position, row in rows:
+                if not isinstance(row, dict):
+                    reason = (
+                        row if isinstance(row, PromptError) else "not an object with a value for each column"
+                    )
+                    raise OracleError(f"{position}: {reason}")
+                for complete in joined.rows(row, Path(part), str(position)):
+                    yield from published_votes(complete, of, str(position))
     except (PromptError, votes.VotesError) as error:
         raise OracleError(f"pairs.source: {str(error).removeprefix('prompts: ')}") from error
-
-
-_PANDALM = {0: "tie", 1: "a", 2: "b"}
-_MT_BENCH = {"model_a": "a", "model_b": "b"}
-
-
-def published_votes(row: dict[str, Any], of: Pairs, where: str) -> list[dict[str, Any]]:
-    """A row as pairs with a label, if it has the columns of a published file of votes with texts; else the row itself.
-
-    These are PandaLM's test set (`instruction`, `input`, `response1`, `response2`, `annotator1` and so on: a pair for each
-    annotator), and MT-Bench's human judgments (`conversation_a`, `conversation_b`, `winner`, and `turn`, by which a
-    conversation is read).
-
-    Raises:
-        OracleError: a vote, a conversation or a turn is none of those that these files have.
-    """
-    if {of.response_a, of.prompt} & row.keys():
-        return [row]
-    if {"instruction", "response1", "response2", "annotator1"} <= row.keys():
-        prompt = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
-        votes_ = {name: value for name, value in row.items() if name.startswith("annotator")}
-        for name, value in votes_.items():
-            if type(value) is not int or value not in _PANDALM:
-                raise OracleError(f"{where}: {name}: {excerpt(str(value), 60)}; a vote is 0 (tie), 1 or 2")
-        texts = {of.prompt: prompt, of.response_a: row["response1"], of.response_b: row["response2"]}
-        return [{**row, **texts, of.label: _PANDALM[value]} for value in votes_.values()]
-    if {"conversation_a", "conversation_b", "winner"} <= row.keys():
-        return [_mt_bench(row, of, where)]
-    return [row]
-
-
-def _mt_bench(row: dict[str, Any], of: Pairs, where: str) -> dict[str, Any]:
-    turn = row.get("turn", 1)
-    if type(turn) is not int or turn < 1:
-        raise OracleError(f"{where}: turn: {excerpt(str(turn), 60)} is no number of a turn")
-    winner = str(row["winner"])
-    label = _MT_BENCH.get(winner, "tie" if winner.split(" ")[0] == "tie" else None)
-    if label is None:
-        raise OracleError(f"{where}: winner: {excerpt(winner, 60)}; known are model_a, model_b and tie")
-    sides = []
-    for column in ("conversation_a", "conversation_b"):
-        messages = row[column]
-        if not isinstance(messages, list) or len(messages) < 2 * turn:
-            raise OracleError(f"{where}: {column}: it has no turn {turn}")
-        sides.append(messages[: 2 * turn])
-    # From the second turn on the two conversations differ before the last response as well: the whole is the response.
-    texts = {of.prompt: sides[0][:1], of.response_a: _written(sides[0]), of.response_b: _written(sides[1])}
-    return {**row, **texts, of.label: label}
-
-
-def _written(messages: list[Any]) -> Any:
-    """What follows the first message: a response, or the rest of a conversation with roles."""
-    if len(messages) == 2:
-        return messages[1].get("content") if isinstance(messages[1], dict) else None
-    try:
-        return chat.plain_text(messages[1:])
-    except (AttributeError, KeyError, TypeError):
-        return None
 
 
 def _of_run(path: Path, columns: Pairs) -> Iterator[dict[str, Any]]:
