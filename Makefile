@@ -18,11 +18,11 @@ real: $(VENV)/.installed-gguf
 	$(BIN)/sppo run recipes/real.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Those that .ci/run adds.
 test-slow: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long tests as well.
 test-all: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed
