@@ -240,6 +240,7 @@ def show(recipe: Recipe, terminal: Terminal, rates: Rates | None = None) -> None
     )
     if rates is not None:
         _show_seconds(recipe, estimated, rates, terminal)
+    terminal.show(f"threads     {_threads_text(recipe)}")
     planned = [(number, plan) for number, plan in enumerate(estimated.steps, 1) if plan is not None]
     said = [(number, warning) for number, plan in planned if (warning := few_steps(plan.kept)) is not None]
     warnings = said_once(said)
@@ -361,6 +362,15 @@ def _on_top(recipe: Recipe, estimated: Estimate) -> str:
     if adapter is None or memory.count_adapter(recipe.policy, recipe.training) is not None:
         return packs
     return f"{packs}, and so does the adapter (16 bytes x {adapter.r} x (rows + columns) of each layer, with AdamW)"
+
+
+def _threads_text(recipe: Recipe) -> str:
+    if recipe.cpu_threads is not None:
+        return f"{recipe.cpu_threads} on a CPU (cpu_threads)"
+    return (
+        "on a CPU as many as a measurement of about a second finds fastest when the run begins, which then keeps them;"
+        " cpu_threads states a number"
+    )
 
 
 def _where(training: Training) -> str:

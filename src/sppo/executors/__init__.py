@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from sppo import training
+from sppo.policy import cpu_threads
 from sppo.progress import Advance, Terminal
 from sppo.recipe import Recipe, RecipeError, registry
 from sppo.stages.jobs import ShardJob
@@ -67,6 +68,10 @@ class Executor(ABC):
         Raises:
             Exception: the error of the first shard that fails; every finished shard is kept.
         """
+
+    def cores(self) -> int:
+        """The number of cores that a process which computes on a CPU may use."""
+        return cpu_threads.cores()
 
     def training_devices(self) -> int:
         """The number of processes that the recipe's `training.devices` stands for."""

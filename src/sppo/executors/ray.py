@@ -235,12 +235,17 @@ class RayCluster(Executor):
         gpus = devices_of_an_engine(self.recipe, kind) if on_gpu else 0
         return {"num_cpus": self.recipe.cpu_threads or 1, "num_gpus": gpus}
 
+    def cores(self) -> int:
+        """See :meth:`Executor.cores`. Every node may be given every process, so the smallest node counts."""
+        return max(1, min(super().cores(), *(int(node["Resources"].get("CPU", 0)) for node in _nodes())))
+
     def _workers(self, kind: Kind) -> int:
         count = count_workers(self.recipe, kind, _resources("GPU"), machines=len(_nodes()))
         cpus = self._share(kind)["num_cpus"] * count
         if getattr(self.recipe.workers, kind) != "auto" and cpus > _resources("CPU"):
             raise RecipeError(
-                f"workers.{kind}: {count} models on {cpus} CPUs, but the cluster has {_resources('CPU')}; lower it"
+                f"workers.{kind}: {count} models on {cpus} CPUs, but the cluster has {_resources('CPU')}; lower it, or"
+                " cpu_threads"
             )
         return count
 

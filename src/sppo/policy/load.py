@@ -345,7 +345,7 @@ def context_length(path: Path, trust_remote_code: bool = False) -> int:
     A model whose RoPE changes for the whole sequence once it exceeds a length (longrope) is used up to that length:
     beyond it, log pi(y|x) would depend on the sequences that are computed together and on the sampler's cache.
     """
-    config = _text_config(path, trust_remote_code)
+    config = text_config(path, trust_remote_code)
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 1 << 20
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
@@ -356,10 +356,15 @@ def context_length(path: Path, trust_remote_code: bool = False) -> int:
 
 def vocabulary_size(path: Path, trust_remote_code: bool = False) -> int:
     """The number of tokens that the model has logits for."""
-    return int(_text_config(path, trust_remote_code).vocab_size)
+    return int(text_config(path, trust_remote_code).vocab_size)
 
 
-def _text_config(path: Path, trust_remote_code: bool) -> Any:
+def text_config(path: Path, trust_remote_code: bool = False) -> Any:
+    """The configuration of a policy's language model, as transformers reads it.
+
+    Raises:
+        PolicyError: it cannot be read.
+    """
     from transformers import AutoConfig
 
     path = config_folder(path, trust_remote_code=trust_remote_code)

@@ -104,7 +104,7 @@ class Recipe(Section):
     shard_prompts: int = Field(256, ge=1)
     """Prompts in one shard, the most that an interruption can lose."""
     cpu_threads: int | None = Field(None, ge=1, le=1024)
-    """Threads that torch uses on a CPU; None leaves the choice to torch. Small models are fastest with 1."""
+    """Threads that torch uses on a CPU; None: a measurement of about a second finds the number when a run begins."""
     report_to: Trackers = Field(default_factory=list)
     """Transformers' experiment trackers, e.g. wandb, or [wandb, tensorboard]."""
 

@@ -10,6 +10,7 @@ from functools import cache
 from importlib import metadata
 
 PACKAGES = ("sppo", "torch", "transformers", "accelerate", "numpy", "pyarrow")
+CPU_THREADS = "CPU threads"
 
 
 def environment() -> dict[str, str]:
@@ -17,7 +18,7 @@ def environment() -> dict[str, str]:
     found = dict(_installed())
     torch = sys.modules.get("torch")
     if torch is not None:
-        found["CPU threads"] = str(torch.get_num_threads())
+        found[CPU_THREADS] = str(torch.get_num_threads())
         found["bfloat16 products"] = "native" if multiplies_bfloat16() else "emulated"
     return found
 
@@ -42,10 +43,15 @@ def header(environment: dict[str, str]) -> str:
     return f"# {', '.join(f'{name} {value}' for name, value in environment.items())}\n"
 
 
-def changes(recipe_text: str, environment: dict[str, str]) -> list[str]:
-    """The differences to the environment at the head of a recipe.yaml, for instance `torch 2.12.0 -> 2.13.0`."""
-    first = recipe_text.partition("\n")[0].removeprefix("# ")
-    before = {name: value for name, _, value in (item.rpartition(" ") for item in first.split(", "))}
+def read_header(text: str) -> dict[str, str]:
+    """The environment in the first line of a text, as :func:`header` writes it; empty if the line is no comment."""
+    first = text.partition("\n")[0]
+    items = first.removeprefix("# ").split(", ") if first.startswith("# ") else []
+    return {name: value for name, _, value in (item.rpartition(" ") for item in items)}
+
+
+def changes(before: dict[str, str], environment: dict[str, str]) -> list[str]:
+    """The differences between two environments in what both of them have, for instance `torch 2.12.0 -> 2.13.0`."""
     return [
         f"{name} {before[name]} -> {value}"
         for name, value in environment.items()

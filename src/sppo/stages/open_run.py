@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from sppo import training
 from sppo.executors import Executor
-from sppo.executors.local import Local
+from sppo.executors.local import Local, computes_with_a_model, count_workers
+from sppo.policy import cpu_threads
 from sppo.progress import Terminal, counted_text
 from sppo.recipe import Recipe, RecipeError, dump, load
 from sppo.rundir import storage
-from sppo.rundir.environment import changes, environment, header
+from sppo.rundir.environment import CPU_THREADS, changes, environment, header, read_header
 from sppo.rundir.folder import RunFolder, StageFolder, StaleRun, read_stage_record, write_text
 from sppo.rundir.records import holds_digest, with_digest
 from sppo.rundir.summary import flatten
 from sppo.stages.capabilities import Items
 from sppo.stages.evaluate import evaluate_base
 from sppo.stages.iterations import iterations
+from sppo.stages.jobs import Kind
 from sppo.stages.models import Models
 from sppo.stages.oracle_trial import try_oracles
 from sppo.stages.prompts import all_prompts
@@ -40,11 +43,11 @@ def open_run(
         StaleRun: the content belongs to another recipe; the message names the changed keys and the stale stages.
         ValueError: something that the recipe needs is missing or wrong.
     """
+    is_given = recipe.cpu_threads is not None
     recipe = _keep_parts(recipe, folder, terminal)
-    recipe = _keep_pack_tokens(recipe, folder)
+    recipe = _keep_cpu_threads(_keep_pack_tokens(recipe, folder), folder)
     executor = executor or Local(recipe)
-    executor.use(recipe)
-    run = Run(recipe, folder, terminal, executor)
+    run = _run(recipe, folder, terminal, executor)
     planned = planned_files(run)
     done = _done(run, planned)
     stale = [stage for stage in planned if stage.is_stale()]
@@ -53,6 +56,7 @@ def open_run(
     _say_what_is_damaged(run, planned)
     unfinished = bool(stale) or not all(done)
     if unfinished:
+        run = run if is_given else _choose_cpu_threads(run, planned)
         check(run)
         if not all(stage.is_done() for prompts in all_prompts(run) for stage in prompts.all_files()):
             _ = run.split_prompts  # reads and checks all prompts
@@ -67,6 +71,11 @@ def open_run(
         storage.remove(folder.path / "summary.json")
     _record(run, unfinished=unfinished)
     return run
+
+
+def _run(recipe: Recipe, folder: RunFolder, terminal: Terminal, executor: Executor) -> Run:
+    executor.use(recipe)
+    return Run(recipe, folder, terminal, executor)
 
 
 def _keep_parts(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> Recipe:
@@ -105,6 +114,57 @@ def _keep_pack_tokens(recipe: Recipe, folder: RunFolder) -> Recipe:
         policy = recipe.policy.model_copy(update={"model": str(Models(recipe).base)})
         tokens = memory.pack_tokens(policy, recipe.training) or "auto"
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"pack_tokens": tokens})})
+
+
+def _keep_cpu_threads(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe with the number of threads that the run was begun with, if neither says anything else."""
+    if recipe.cpu_threads is not None:
+        return recipe
+    try:
+        return recipe.model_copy(update={"cpu_threads": load(folder.path / "recipe.yaml").cpu_threads})
+    except RecipeError:
+        return recipe
+
+
+def _choose_cpu_threads(run: Run, planned: Sequence[StageFolder]) -> Run:
+    """The run with a number of threads: the one that it was begun with, or else the one that is measured to be fast here.
+
+    A run of an earlier version, or one with a damaged recipe.yaml, was begun with the number that its environment names. A
+    number that was chosen on a larger machine is chosen anew. On a GPU the choice is left to torch.
+    """
+    from sppo.policy.load import default_device
+
+    if default_device() != "cpu":
+        return run
+    recipe, cores = run.recipe, run.executor.cores()
+    before = str(recipe.cpu_threads or _environment_before(run, planned).get(CPU_THREADS))
+    if before.isdigit() and 1 <= int(before) <= cores:
+        threads = int(before)
+    else:
+        threads = _measure_cpu_threads(run, max(1, cores // _most_processes(recipe)))
+    recipe = recipe.model_copy(update={"cpu_threads": threads})
+    return _run(recipe, run.folder, run.terminal, run.executor)
+
+
+def _measure_cpu_threads(run: Run, most: int) -> int:
+    if most == 1:
+        return 1
+    policy = run.recipe.policy
+    seconds = cpu_threads.measure(
+        run.base.folder, policy.dtype, most, trust_remote_code=policy.trust_remote_code
+    )
+    threads = cpu_threads.fewest_near_the_fastest(seconds)
+    times = ", ".join(f"{1000 * taken:.3g} ms with {number}" for number, taken in seconds.items())
+    run.terminal.say(
+        f"cpu_threads: {threads}, as measured now for matrices of the policy's sizes ({times}); the run keeps this number"
+    )
+    return threads
+
+
+def _most_processes(recipe: Recipe) -> int:
+    """The most processes that compute with a model side by side on a machine without GPUs, where `auto` is one."""
+    kinds = [kind for kind in get_args(Kind) if computes_with_a_model(recipe, kind)]
+    return max(count_workers(recipe, kind, gpus=0) for kind in kinds)
 
 
 def _done(run: Run, planned: Sequence[StageFolder]) -> list[bool]:
@@ -154,15 +214,10 @@ def _record(run: Run, *, unfinished: bool) -> None:
     elif text.partition("\n")[2].startswith(resolved) and not unfinished:
         return
     run.models.limit_threads()
-    before = text.partition("\n")[0] + "\n" if text else ""
-    if text and not holds_digest(text):
-        records = (read_stage_record(stage.record) or {} for stage in reversed(planned_files(run)))
-        before = next(
-            (header(record["environment"]) for record in records if "environment" in record), before
-        )
+    before = _environment_before(run, planned_files(run))
     now = environment()
-    changed = changes(before, now) if before else []
-    head = header(now) if unfinished or not before else before
+    changed = changes(before, now)
+    head = header(now if unfinished or not before else before)
     if changed and unfinished:
         run.terminal.say(
             f"note: this run was begun with other versions or threads ({', '.join(changed)}), so what is computed from now"
@@ -172,6 +227,18 @@ def _record(run: Run, *, unfinished: bool) -> None:
         )
     if text != with_digest(head + resolved):
         write_text(path, with_digest(head + resolved))
+
+
+def _environment_before(run: Run, planned: Sequence[StageFolder]) -> dict[str, str]:
+    """What the run was computed with, as recipe.yaml says, or a stage's record if that is damaged; empty for a new run."""
+    path = run.folder.path / "recipe.yaml"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if text and not holds_digest(text):
+        for stage in reversed(planned):
+            record = read_stage_record(stage.record) or {}
+            if "environment" in record:
+                return dict(record["environment"])
+    return read_header(text)
 
 
 def planned_files(run: Run) -> list[StageFolder]:
