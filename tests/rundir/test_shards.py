@@ -159,8 +159,9 @@ def test_a_shard_in_the_place_of_another_is_refused_without_any_record(tmp_path,
     place, swapped = (renamed / path.relative_to(tmp_path / "run") for path in (place, swapped))
     assert read_shard(place).to_pylist() == ROWS
     swapped.replace(place)
-    with pytest.raises(DamagedShard, match=f"was written as {other}.parquet, so it belongs elsewhere"):
-        read_shard(place)
+    for read in (read_shard, shard_metadata):
+        with pytest.raises(DamagedShard, match=f"was written as {other}.parquet, so it belongs elsewhere"):
+            read(place)
 
 
 def test_shards_outside_of_iterations_may_be_renamed(shard):

@@ -85,9 +85,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
             for key, value in ((_ROWS, str(rows.num_rows)), (_SCHEMA, _schema_digest(parquet.schema_arrow))):
                 if checks.get(key.encode(), value.encode()) != value.encode():
                     raise DamagedShard(f"{path}: not a whole shard: its footer has been altered")
-            written_as = checks.get(_PLACE.encode(), b"").decode()
-            if written_as and written_as != _place(path):
-                raise DamagedShard(f"{path}: this shard was written as {written_as}, so it belongs elsewhere")
+            _check_place(path, checks)
             return rows
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedShard(f"{path}: not a whole shard: {error}") from error
@@ -97,10 +95,11 @@ def shard_metadata(path: Path) -> dict[str, str]:
     """The shard's own account of what it was computed from.
 
     Raises:
-        DamagedShard: the file is missing, truncated or altered.
+        DamagedShard: the file is missing, truncated, altered, or another shard that has been put in its place.
     """
     try:
         raw: Mapping[bytes, bytes] = pq.read_schema(regular(path)).metadata or {}
+        _check_place(path, raw)
         metadata = {key.decode(): value.decode() for key, value in raw.items()}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedShard(f"{path}: not a whole shard: {error}") from error
@@ -133,6 +132,12 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_place(path: Path, metadata: Mapping[bytes, bytes]) -> None:
+    written_as = metadata.get(_PLACE.encode(), b"").decode()
+    if written_as and written_as != _place(path):
+        raise DamagedShard(f"{path}: this shard was written as {written_as}, so it belongs elsewhere")
 
 
 def _place(path: Path) -> str:
