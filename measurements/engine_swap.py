@@ -18,6 +18,13 @@ from safetensors.torch import load_file, save_file
 from sppo.sampling.vllm_engine import VllmEngine
 
 
+def swap(engine: VllmEngine, policy: Path) -> float:
+    """The seconds in which an engine takes another policy."""
+    begin = time.perf_counter()
+    engine.load_weights(policy)
+    return time.perf_counter() - begin
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("policy", type=Path)
@@ -37,9 +44,7 @@ def main() -> None:
         print(f"start {time.perf_counter() - begin:.1f} s", flush=True)
         for _ in range(options.repeats):
             for folder in (moved, options.policy):
-                begin = time.perf_counter()
-                engine.load_weights(folder)
-                print(f"another policy in place {time.perf_counter() - begin:.2f} s", flush=True)
+                print(f"another policy in place {swap(engine, folder):.2f} s", flush=True)
         engine.end()
 
 

@@ -175,7 +175,7 @@ class Original:
         return json.loads(line)
 
 
-def parse_arguments():
+def parse_arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="xsmall")
     parser.add_argument("--prompts", type=int, default=2)
@@ -197,7 +197,7 @@ def parse_arguments():
         "--llm-blender", metavar="PYTHON", help="python of an environment with llm-blender 0.0.2"
     )
     parser.add_argument("--opponents", type=int, help="add rows with this number of comparisons per response")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def take_turns(runners, repeats, clock):
@@ -219,8 +219,8 @@ def take_turns(runners, repeats, clock):
     return seconds, results
 
 
-def main():
-    arguments = parse_arguments()
+def measure(arguments):
+    """Print the rows; the median seconds of each, by its name, are returned."""
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -253,6 +253,7 @@ def main():
             print(f"{original.versions}: its scores are within {apart:.1e} of ours")
             original.process.stdin.close()
             original.process.wait()
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
 def report(arguments, seconds, results):
@@ -275,4 +276,4 @@ def report(arguments, seconds, results):
 
 
 if __name__ == "__main__":
-    main()
+    measure(parse_arguments())

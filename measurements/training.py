@@ -309,9 +309,9 @@ def time_row(args, responses, folder):
         )
         found[what] = {"sppo": tokens / ours, "trl": tokens / theirs, "ratio": theirs / ours}
     rate = matmul_rate(args)
-    share = model_flops(args, rows) / medians["sppo", "step"] / rate
-    print(f"K={responses} sppo: {share:.0%} of the matmul rate of {rate / 1e12:.2f} TFLOP/s")
-    return found | {"matmul_rate": rate, "share_of_matmul_rate": share}
+    flops = model_flops(args, rows) / medians["sppo", "step"]
+    print(f"K={responses} sppo: {flops / rate:.0%} of the matmul rate of {rate / 1e12:.2f} TFLOP/s")
+    return found | {"flops": flops, "matmul_rate": rate, "share_of_matmul_rate": flops / rate}
 
 
 def peak_over_state(args, name, batch):
@@ -387,7 +387,7 @@ def memory_row(args):
     return found
 
 
-def main():
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="58m")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -409,12 +409,17 @@ def main():
     parser.add_argument("--cpu-time", action="store_true", help="for a machine with other work to do")
     parser.add_argument("--json", help="a file for the figures")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.pack_tokens is None:
+        args.pack_tokens = 16384 if args.device == "cuda" else 1024
+    return args
+
+
+def main():
+    args = parse_arguments()
     transformers.utils.logging.set_verbosity_error()
     os.environ["TQDM_DISABLE"] = "1"
     warnings.simplefilter("ignore")
-    if args.pack_tokens is None:
-        args.pack_tokens = 16384 if args.device == "cuda" else 1024
     if args.peak_of:
         print(peak_over_state(args, args.peak_of, args.memory_batch))
         return
