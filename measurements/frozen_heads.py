@@ -65,6 +65,7 @@ def main():
     parser.add_argument("--sources", default=",".join(SOURCES))
     parser.add_argument("--heads", default=",".join(HEADS))
     parser.add_argument("--pairs", type=int, default=250, help="pairs that are drawn of GPT-4's")
+    parser.add_argument("--dtype", default="float32", help="of the backbone")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/frozen-heads"))
@@ -76,7 +77,12 @@ def main():
                 {
                     "seed": given.seed,
                     "pairs": {**pairs, "held_out": 0.25},
-                    "head": {"type": head, "model": given.backbone, "max_tokens": given.max_tokens},
+                    "head": {
+                        "type": head,
+                        "model": given.backbone,
+                        "max_tokens": given.max_tokens,
+                        "dtype": given.dtype,
+                    },
                     "cpu_threads": 1,
                 }
             )

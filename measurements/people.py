@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from sppo import oracle, randomness
-from sppo.oracle.training import predict
 from sppo.oracle.training.measures import LengthBaseline
 from sppo.oracle.training.pairs import JudgedPair
+from sppo.oracle.training.results import predict
 from sppo.progress import Terminal
 
 PARTS, SEED, RESAMPLES = 3, 0, 2000

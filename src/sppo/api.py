@@ -243,6 +243,7 @@ def train_oracle(
         sppo.oracle.OracleError: the pairs cannot be used.
     """
     from sppo.oracle import training
+    from sppo.oracle.training.results import show
 
     folder = Path(output).expanduser()
     replaced = dict(overrides or {})
@@ -252,7 +253,7 @@ def train_oracle(
     terminal = Terminal(None if progress else Console(quiet=True))
     read = load_oracle_training(settings or {}, replaced)
     result = training.train(read, folder, terminal)
-    training.show(result, terminal)
+    show(result, terminal)
     return result
 
 

@@ -5,12 +5,10 @@ import shutil
 from io import StringIO
 
 import pytest
-import torch
-import transformers
 from rich.console import Console
 
 from sppo.oracle import OracleError, load
-from sppo.oracle.training import heads, train
+from sppo.oracle.training import backbones, heads, train
 from sppo.oracle.training.pairs import published_votes, read
 from sppo.progress import Terminal
 from sppo.recipe import RecipeError, load_oracle_training
@@ -87,14 +85,8 @@ def test_features_that_are_there_are_not_computed_again(tmp_path, tiny_model, mo
         patch.setattr(heads, "fit", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path, games(), head)
-    load_backbone, asked = heads.load, []
-
-    def counted(settings):
-        backbone = load_backbone(settings)
-        return backbone._replace(features=lambda *texts: asked.append(texts))
-
-    monkeypatch.setattr(heads, "load", counted)
-    assert trained(tmp_path, games(), head)[1]["held_out"]["pairs"] == 18 and asked == []
+    monkeypatch.setattr(backbones.Backbone, "features", None)
+    assert trained(tmp_path, games(), head)[1]["held_out"]["pairs"] == 18
     with pytest.raises(OracleError, match="trained from other pairs or settings"):
         trained(tmp_path, games(12), head)
 
@@ -116,15 +108,6 @@ def test_what_cannot_be_trained_is_said(tmp_path, tiny_model):
         load_oracle_training(
             {"pairs": {"source": "x"}, "head": {"type": "general_preference", "model": "x", "dimensions": 3}}
         )
-    shutil.copytree(backbone, encoder := tmp_path / "encoder", ignore=shutil.ignore_patterns("*.safetensors"))
-    torch.manual_seed(0)
-    size = len(transformers.AutoTokenizer.from_pretrained(encoder))
-    config = transformers.RobertaConfig(
-        vocab_size=size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
-    transformers.RobertaModel(config).save_pretrained(encoder)
-    with pytest.raises(OracleError, match=r"weights are missing .*classifier\.dense"):
-        trained(tmp_path, games(), {"type": "reward_model", "model": str(encoder)})
 
 
 PANDALM = {
@@ -223,6 +206,7 @@ def test_votes_that_name_their_texts_are_joined_with_them(tmp_path):
         read(Pairs(source=str(crowd / "crowd.csv")))
 
 
+@pytest.mark.slow
 def test_the_published_files_give_the_votes_that_they_hold(shared):
     """3,355 votes in MT-Bench's file, of which some name a model whose answers are not there; PandaLM's 999 pairs of three."""
     data = shared / "data" / "human_votes"

@@ -18,8 +18,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from sppo.oracle import OracleError, load
 from sppo.oracle.pairrm import PairRM
 from sppo.oracle.pairrm_encoder import deberta
-from sppo.oracle.training import fit, pairs, show, train
+from sppo.oracle.training import fit, pairs, train
 from sppo.oracle.training.measures import LengthBaseline, auc, measures
+from sppo.oracle.training.results import show
 from sppo.progress import Terminal
 from sppo.recipe import OracleTraining, RecipeError, load_oracle_training
 
@@ -306,7 +307,7 @@ def test_a_vote_more_counts_as_a_row_more(tmp_path):
             pairs.JudgedPair("x", "a", "c", 0.75, votes=pairs.Votes(2, 0, 2)),
         ],
         [(0, False), (1, True)],
-        _Ids(),
+        _Inputs(),
     )
     assert [(item["probability"], item["weight"]) for item in map(places.__getitem__, range(2))] == [
         (1, 0.4),
@@ -314,12 +315,9 @@ def test_a_vote_more_counts_as_a_row_more(tmp_path):
     ]
 
 
-class _Ids:
-    def parts(self, prompt, texts):
-        return [0], [[1], [2]]
-
-    def pair(self, source, first, second):
-        return [0, 1, 2], (0, 1, 2)
+class _Inputs:
+    def item(self, pair, swapped, weight):
+        return fit.item_of(pair, swapped, weight)
 
 
 def test_settings_that_cannot_be_are_named(tmp_path):
@@ -501,18 +499,6 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     of = of.model_copy(update={"training": of.training.model_copy(update={"max_grad_norm": 0.0})})
     with pytest.raises(OracleError, match=r"loss is (nan|inf); lower training.learning_rate"):
         train(of, tmp_path / "ranker", quiet())
-
-
-def test_a_causal_language_model_is_no_encoder(tmp_path, tiny_model):
-    """Its hidden states at the prefixes would not depend on the responses behind them."""
-    of = settings(
-        write_jsonl(tmp_path / "pairs.jsonl", made_up()[:40]), encoder={"model": str(tiny_model("llama-3"))}
-    )
-    with pytest.raises(
-        OracleError, match=r"encoder\.model: .* is a causal language model.*such as microsoft/deberta"
-    ):
-        train(of, tmp_path / "ranker", quiet())
-    assert not (tmp_path / "ranker").exists()
 
 
 def test_any_encoder_that_transformers_loads(trained, tmp_path):

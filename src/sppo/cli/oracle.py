@@ -45,10 +45,14 @@ def train_oracle(
     terminal = common.terminal
     result = training.train(load_oracle_training(settings, read_overrides(set_)), folder, terminal)
     if result:
-        training.show(result, terminal)
+        from sppo.oracle.training.results import oracle_type, show
+
+        show(result, terminal)
         terminal.show_json(result)
+        kind = oracle_type(result)
+        probability = ", probability: calibrated" if kind == "pairrm" else ""
         terminal.show(
-            f"\nThe oracle is in {folder}; use it in a recipe as oracle: {{type: {training.oracle_type(result)}, model: {folder}}}"
+            f"\nThe oracle is in {folder}; use it in a recipe as oracle: {{type: {kind}, model: {folder}{probability}}}"
         )
 
 

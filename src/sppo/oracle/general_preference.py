@@ -12,18 +12,20 @@ of `prompt_head.weight` [d/2, H] times the hidden state at the end of the user's
 :math:`\lambda = 1`. Embeddings are scaled to length 1, as in the authors' example.
 
 Token ids are made as in the models' training: the template's text is encoded with the tokenizer's own special tokens
-around it, so that a Llama has its BOS twice, and the last id is replaced by EOS. One point departs from the authors:
+around it, so that a Llama has its BOS twice, and the last id is replaced by EOS. A tokenizer without a template, as encoders have it,
+encodes prompt and response as a pair of texts instead. One point departs from the authors:
 :math:`\lambda` is the mean over the responses, which differ by rounding only, where the authors take that of the first.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from scipy.special import expit
 
@@ -31,6 +33,7 @@ from sppo.oracle import OracleError, Preferences, Prompts, Responses
 from sppo.oracle.model_folder import ScoringOracle, check_weights, oracle_folder, refuse_non_finite
 from sppo.oracle.transcript import (
     EncodesTexts,
+    Row,
     Transcript,
     batches,
     encoded,
@@ -134,8 +137,13 @@ class GeneralPreference(EncodesTexts):
             name, heads, backbone.config.get_text_config().hidden_size
         )
         tokenizer = load_tokenizer(folder)
-        if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
-            raise OracleError(f"{name}: its tokenizer has no chat template or no EOS; a GPM needs both")
+        if tokenizer.chat_template is None:
+            if prompt_head is not None:
+                raise OracleError(
+                    f"{name}: its tokenizer has no chat template, by which {PROMPT_HEAD} finds the end of the user's turn"
+                )
+        elif tokenizer.eos_token_id is None:
+            raise OracleError(f"{name}: its tokenizer has no EOS, in which a GPM's exchanges end")
         limit = token_limit(max_tokens, backbone.config, tokenizer)
         place = torch.device(device or policy.default_device())
         return cls(
@@ -183,7 +191,7 @@ class GeneralPreference(EncodesTexts):
         """
         import torch
 
-        rows = encoded(self.transcript, prompts, responses)
+        rows = exchanges(self.transcript, prompts, responses)
         k, d = len(rows) // max(1, len(prompts)), len(self.value_head)
         ends = (
             [self.transcript.prompt_length(prompt) for prompt in prompts]
@@ -191,24 +199,50 @@ class GeneralPreference(EncodesTexts):
             else []
         )
         values, scales = np.zeros((len(rows), d)), np.ones((len(rows), d // 2))
-        for row in rows:
-            row.ids[-1] = self.transcript.tokenizer.eos_token_id
         for batch in batches(rows, self.batch_tokens):
             part = [rows[index] for index in batch]
             padding = padding_for(part, self.backbone.config.pad_token_id, len(self.transcript.tokenizer))
             inputs = padded(part, padding, self.backbone.device)
-            hidden = self.backbone(**inputs, use_cache=False).last_hidden_state.float()
-            row_numbers = torch.arange(len(part), device=hidden.device)
-            last = inputs["attention_mask"].sum(-1) - 1  # padding is on the right
-            values[batch] = (hidden[row_numbers, last] @ self.value_head.T).cpu().numpy()
+            hidden = hidden_states(self.backbone, inputs)
+            last = at_end(hidden, inputs["attention_mask"])
+            values[batch] = (last @ self.value_head.T).cpu().numpy()
             if self.prompt_head is not None:
                 end = torch.tensor([min(ends[index // k], len(rows[index].ids)) - 1 for index in batch])
+                row_numbers = torch.arange(len(part), device=hidden.device)
                 logits = hidden[row_numbers, end.to(hidden.device)] @ self.prompt_head.T
                 scales[batch] = logits.softmax(-1).cpu().numpy()
         if not np.isfinite(values).all():
             bad = int(np.argmin(np.isfinite(values).all(-1)))
             raise OracleError(f"the embedding of response {bad % k} is not finite", bad // k)
         return values.reshape(len(prompts), k, d), scales.reshape(len(prompts), k, d // 2).mean(1)
+
+
+def exchanges(transcript: Transcript, prompts: Prompts, responses: Responses) -> list[Row]:
+    """The exchanges as token ids; with a chat template the last id is replaced by EOS, as in the published models' training.
+
+    Raises:
+        OracleError: a text cannot be encoded.
+    """
+    rows = encoded(transcript, prompts, responses)
+    if transcript.tokenizer.chat_template is not None:
+        for row in rows:
+            row.ids[-1] = transcript.tokenizer.eos_token_id
+    return rows
+
+
+def hidden_states(backbone: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "rows tokens H"]:
+    """The last hidden states in float32, with gradients."""
+    causal = {"use_cache": False} if hasattr(backbone.config.get_text_config(), "use_cache") else {}
+    states: Tensor = backbone(**inputs, **causal).last_hidden_state
+    return states.float()
+
+
+def at_end(
+    hidden: Float[Tensor, "rows tokens H"], mask: Int[Tensor, "rows tokens"]
+) -> Float[Tensor, "rows H"]:
+    """The hidden state of the last token of each row; padding is on the right."""
+    last = mask.sum(-1) - 1
+    return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
 
 
 def skew_product(first: Any, second: Any) -> Any:

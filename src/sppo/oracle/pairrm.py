@@ -195,7 +195,11 @@ class PairRM:
             {"source_maxlength": source_maxlength, "candidate_maxlength": candidate_maxlength},
         )
         inputs = PairInput(
-            checkpoint.tokenizer_json, checkpoint.limits, checkpoint.declared_ids, checkpoint.markers
+            checkpoint.tokenizer_json,
+            checkpoint.limits,
+            checkpoint.declared_ids,
+            checkpoint.markers,
+            checkpoint.reads,
         )
         encoder, head = pairrm_checkpoint.build(checkpoint, getattr(torch, dtype))
         rows = encoder.config.vocab_size

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,12 +20,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from sppo.oracle import OracleError
 from sppo.oracle.model_folder import refuse_non_finite
 from sppo.oracle.pairrm_encoder import deberta
-from sppo.oracle.pairrm_input import CANDIDATE, CANDIDATE_1, CANDIDATE_2, SOURCE, Limits
+from sppo.oracle.pairrm_input import CANDIDATE, CANDIDATE_1, CANDIDATE_2, SOURCE, Limits, Reads
 from sppo.policy import model_files
 from sppo.policy.model_files import INDEX, WEIGHTS, load_errors, weight_map
 from sppo.reading import read_mapping
 
 PICKLED_WEIGHTS, PICKLED_SHARDS = "pytorch_model.bin", "pytorch_model*.bin"
+READS = "pairrm_reads"
+"""The field of a transformers folder that says whose hidden states are read, where they are not those of the prefixes."""
 ARCHITECTURE = "PairRM"
 """The end of the architecture's name in a transformers folder, as in DebertaV2PairRM."""
 
@@ -45,6 +47,7 @@ class Checkpoint:
         n_tasks: the number of outputs of the head, whose mean is the logit.
         declared_ids: the token ids of the prefixes, as the configuration states them.
         markers: the tokens that begin and end each part.
+        reads: the positions whose hidden states are read.
         assumed_limits: the names of the limits that the configuration does not state.
     """
 
@@ -56,6 +59,7 @@ class Checkpoint:
     n_tasks: int
     declared_ids: Mapping[str, int]
     markers: tuple[str, str] = ("[CLS]", "[SEP]")
+    reads: Reads = "prefixes"
     assumed_limits: tuple[str, ...] = ()
 
 
@@ -219,11 +223,12 @@ def _hf_layout(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
         n_tasks=_n_tasks(config, where),
         declared_ids={prefix: config[name] for prefix, name in fields.items() if name in config},
         markers=markers(folder),
+        reads=_reads(config, where),
     )
 
 
 def markers(folder: Path) -> tuple[str, str]:
-    """The tokens that begin and end a part, as the tokenizer's configuration names them."""
+    """The tokens that begin and end a part, as the tokenizer's configuration names them: CLS and SEP, or else BOS and EOS."""
     path = folder / "tokenizer_config.json"
     config = _read_json(path) if path.is_file() else {}
 
@@ -231,7 +236,8 @@ def markers(folder: Path) -> tuple[str, str]:
         value = config.get(key) or default
         return str(value.get("content", default)) if isinstance(value, dict) else str(value)
 
-    return named("cls_token", "[CLS]"), named("sep_token", "[SEP]")
+    end = named("sep_token", named("eos_token", "[SEP]"))
+    return named("cls_token", named("bos_token", end if config.get("eos_token") else "[CLS]")), end
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -256,6 +262,14 @@ def _limits(config: Mapping[str, Any], where: str) -> Limits:
         )
     except ValueError as error:
         raise OracleError(f"{where}: {error}") from error
+
+
+def _reads(config: Mapping[str, Any], where: str) -> Reads:
+    reads = config.get(READS, "prefixes")
+    if reads not in get_args(Reads):
+        raise OracleError(f"{where}: {READS}: {reads!r}; known are {', '.join(get_args(Reads))}")
+    found: Reads = reads
+    return found
 
 
 def _n_tasks(config: Mapping[str, Any], where: str) -> int:

@@ -40,6 +40,8 @@ class AnyEncoder:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        if getattr(model.config, "use_cache", False):
+            model.config.use_cache = False  # a causal model would keep the keys and values of every pair
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, lengths: Tensor, rows: Tensor) -> Float[Tensor, "pairs rows hidden"]:

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -28,6 +29,10 @@ SOURCE, CANDIDATE_1, CANDIDATE_2, CANDIDATE = PREFIXES = (
     "<|candidate|>",
 )
 """The prefixes in the order in which the original adds them to the backbone's vocabulary."""
+
+
+Reads = Literal["prefixes", "ends"]
+"""Whose hidden states are read: an encoder's prefixes, or the ends of a causal model's parts, since no token sees what follows it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class PairInput:
         limits: the lengths that parts are truncated at.
         declared: the ids of prefixes according to the configuration, which must be the tokenizer's.
         markers: the tokens that begin and end each part.
+        reads: the positions whose hidden states are read; with `ends`, special tokens in a text are plain text.
 
     Raises:
         OracleError: the file is no tokenizer, lacks a marker, or has other ids than declared.
@@ -90,7 +96,9 @@ class PairInput:
         limits: Limits | None = None,
         declared: Mapping[str, int] | None = None,
         markers: tuple[str, str] = ("[CLS]", "[SEP]"),
+        reads: Reads = "prefixes",
     ) -> None:
+        self.reads = reads
         self.limits = limits or Limits()
         self.truncation = Truncation()
         # Prefixes must be encoded together with their text, as the normaliser sees both, and yet not be found
@@ -105,6 +113,7 @@ class PairInput:
         self._tokenizer.add_tokens([AddedToken(alias, normalized=True, special=False) for alias in lacking])
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = reads == "ends"
         self.prefix_ids = {prefix: self._id(alias, tokenizer_json) for prefix, alias in self._alias.items()}
         self._cls, self._sep = (self._id(token, tokenizer_json) for token in markers)
         self._separator = markers[1]
@@ -141,11 +150,13 @@ class PairInput:
     def pair(
         self, source: Sequence[int], first: Sequence[int], second: Sequence[int]
     ) -> tuple[list[int], tuple[int, int, int]]:
-        """The ids of one ordered pair, and the positions of its three prefixes."""
+        """The ids of one ordered pair, and the three positions that are read."""
         ids = [*source, *first, *second]
         rows = 1, len(source) + 1, len(source) + len(first) + 1
         for row, prefix in zip(rows, (SOURCE, CANDIDATE_1, CANDIDATE_2), strict=True):
             ids[row] = self.prefix_ids[prefix]
+        if self.reads == "ends":
+            return ids, (len(source) - 1, len(source) + len(first) - 1, len(ids) - 1)
         return ids, rows
 
     def _part(self, prefix: str, text: str, limit: int) -> tuple[list[int], bool]:

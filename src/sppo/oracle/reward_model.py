@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -31,6 +31,9 @@ from sppo.oracle.transcript import (
 from sppo.policy import load as policy
 from sppo.policy.model_files import load_errors
 from sppo.winrates import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RewardModelOracle(ScoringOracle):
@@ -144,11 +147,18 @@ class RewardModel(EncodesTexts):
         for batch in batches(rows, self.batch_tokens):
             part = [rows[index] for index in batch]
             padding = padding_for(part, config.pad_token_id, config.vocab_size)
-            with torch.inference_mode(), _padded_with(config, padding):
-                logits = self.model(**padded(part, padding, self.model.device)).logits.double().cpu().numpy()
-            for index, outputs in zip(batch, logits, strict=True):
-                found[index] = outputs
+            with torch.inference_mode():
+                outputs = logits(self.model, padded(part, padding, self.model.device), padding)
+            for index, of_row in zip(batch, outputs.double().cpu().numpy(), strict=True):
+                found[index] = of_row
         return np.stack(found).reshape(len(prompts), len(rows) // len(prompts), -1)
+
+
+def logits(model: Any, inputs: Mapping[str, Tensor], padding: int) -> Float[Tensor, "rows outputs"]:
+    """All that a classifier's head gives for rows that are padded with an id that none of them has, with gradients."""
+    with _padded_with(model.config.get_text_config(), padding):
+        outputs: Tensor = model(**inputs).logits
+    return outputs
 
 
 @contextlib.contextmanager

@@ -12,10 +12,13 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sppo.policy.model_files import load_errors
 from sppo.reading import read_mapping
+
+if TYPE_CHECKING:
+    from sppo.recipe.training import Lora
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base_policy.json"
 
@@ -46,6 +49,11 @@ class BasePolicy:
 def is_adapter(folder: Path) -> bool:
     """Whether a policy's folder holds an adapter rather than whole weights."""
     return (folder / CONFIG).is_file()
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model in memory has an adapter that is not merged."""
+    return hasattr(model, "peft_config")
 
 
 def base_of(folder: Path) -> BasePolicy:
@@ -164,6 +172,55 @@ def inject(model: Any, config: Any) -> Any:
         # peft has patterns for the experts of mixtures, which `all-linear` does not adapt.
         warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not")
         return get_peft_model(model, config, low_cpu_mem_usage=True)
+
+
+def lora_config(settings: "Lora", task_type: str | None = None) -> Any:
+    """peft's configuration of an adapter, as `training.adapter` describes it."""
+    from peft import LoraConfig
+
+    # Dropout would add noise to the log-ratios, and those of the first step would not be 0.
+    return LoraConfig(
+        task_type=task_type,
+        lora_dropout=0.0,
+        **settings.model_dump(include={"r", "lora_alpha", "target_modules", "use_rslora"}),
+    )
+
+
+def added(model: Any, settings: "Lora", seed: int, task_type: str | None = None) -> Any:
+    """Add a fresh trainable adapter to a model, whose own weights get no gradients.
+
+    Args:
+        model: the model.
+        settings: the recipe's `training.adapter`.
+        seed: decides the matrices A of the adapter; the matrices B are zero.
+        task_type: peft's name of the model's task; None if it has no class for it.
+
+    Raises:
+        AdapterError: a name matches no layer, or peft is not installed.
+    """
+    require_peft()
+    import torch
+    from peft import get_peft_model
+
+    if missing := unmatched_target(model, settings):
+        raise AdapterError(f"target_modules: {missing}")
+    # The adapter is initialised with a seed of its own, so that the training's random numbers do not depend on it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, lora_config(settings, task_type))
+
+
+def unmatched_target(model: Any, settings: "Lora") -> str | None:
+    """What is wrong with the names of layers to adapt, with those that there are; None: each matches a layer."""
+    import torch
+
+    names = [name for name, _ in model.named_modules()]
+    for target in settings.target_modules if isinstance(settings.target_modules, list) else []:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"}))
+            return f"{target!r} matches no layer of the model; its linear layers are {known}"
+    return None
 
 
 def adapts_embeddings(model: Any) -> bool:

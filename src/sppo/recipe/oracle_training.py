@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sppo.recipe.section import Section, Trackers
+from sppo.recipe.training import Lora
 
 
 class Pairs(Section):
@@ -44,7 +45,11 @@ class Encoder(Section):
     """The encoder: the pretrained `model`, or a DeBERTa-v2 of the given sizes that is trained from scratch."""
 
     model: str | None = Field(None, min_length=1)
-    """A folder or a hub name; None trains from scratch."""
+    """A folder or a hub name of an encoder or a causal language model; None trains from scratch."""
+    frozen: bool = False
+    """True trains the head alone, on hidden states that are computed once."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of a frozen model's weights; use the oracle with the same."""
     revision: str | None = None
     tokenizer: str | None = None
     """A tokenizer.json or its folder; None takes the model's own, or trains one on the pairs."""
@@ -68,32 +73,42 @@ class Encoder(Section):
             raise ValueError(
                 f"hidden_size: {self.hidden_size} is not a multiple of heads, which is {self.heads}"
             )
+        if self.frozen and self.model is None:
+            raise ValueError("frozen: true needs a pretrained model; name it as encoder.model")
+        if not self.frozen and self.dtype != "float32":
+            raise ValueError("dtype: it belongs to a frozen model; use training.mixed_precision")
         return self
 
 
 class Head(Section):
-    """A head on a frozen, pretrained backbone, instead of a PairRM; the backbone's features are computed once."""
+    """A pretrained backbone with a head that gives each response a reward or an embedding, instead of a PairRM."""
 
     type: Literal["reward_model", "general_preference"]
     """A Bradley-Terry reward, or a general preference model, whose preferences may be cyclic."""
     model: str = Field(min_length=1)
-    """The backbone, a folder or a hub name: a causal language model, or an encoder for a reward model."""
+    """The backbone, a folder or a hub name: a causal language model or an encoder."""
     revision: str | None = None
+    frozen: bool = True
+    """True trains the head alone, on features that are computed once; false trains the backbone too, by `training`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of a frozen backbone's weights; use the oracle with the same."""
     dimensions: int = Field(8, ge=2, multiple_of=2)
     """general_preference: the numbers of an embedding."""
     l2: float | None = Field(None, gt=0)
-    """The strength of the penalty on the weights; None chooses it by cross-validation on the training pairs."""
+    """The strength of the penalty on a frozen backbone's head; None chooses it by cross-validation on the training pairs."""
     max_tokens: int | None = Field(None, ge=8)
     """The most tokens of a prompt and response; None takes what the model holds."""
     batch_tokens: int = Field(8192, ge=1)
-    """Tokens that are computed side by side, padding included."""
+    """Tokens of a frozen backbone that are computed side by side, padding included."""
 
 
 class PairTraining(Section):
     """The training of the network. An optimiser step takes `batch_pairs` pairs, each in an order drawn by the seed."""
 
     learning_rate: float | None = Field(None, gt=0)
-    """None takes 1e-5 for a pretrained encoder and 5e-4 from scratch."""
+    """None takes 1e-5 for all weights of a pretrained model, 1e-4 for an adapter and 5e-4 from scratch."""
+    adapter: Lora | None = None
+    """Train an adapter beside a pretrained model's weights, which is merged into them at the end; None trains all weights."""
     batch_pairs: int = Field(32, ge=1)
     """Pairs in one optimiser step, over all devices."""
     epochs: float = Field(1.0, gt=0, le=10_000)
@@ -110,7 +125,7 @@ class PairTraining(Section):
 
 
 class OracleTraining(Section):
-    """All settings of the training of an oracle: a PairRM, or a head on a frozen backbone."""
+    """All settings of the training of an oracle: a PairRM, or a pretrained backbone with a head."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     pairs: Pairs
@@ -128,7 +143,34 @@ class OracleTraining(Section):
 
     @model_validator(mode="after")
     def _trains_one_thing(self) -> "OracleTraining":
-        others = {"encoder", "training", "source_maxlength", "candidate_maxlength"} & self.model_fields_set
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        own = ("encoder", "source_maxlength", "candidate_maxlength")
+        others = [name for name in own if getattr(self, name) != defaults[name]]
         if self.head is not None and others:
             raise ValueError(f"head: {', '.join(sorted(others))} belong to a PairRM; leave them out, or head")
+        section, frozen = (
+            ("encoder", self.encoder.frozen) if self.head is None else ("head", self.head.frozen)
+        )
+        if frozen and self.training != defaults["training"]:
+            raise ValueError(
+                f"training: {section}.frozen is true, so that a head is fitted and no step is taken; leave training out, or set"
+                f" {section}.frozen: false"
+            )
+        if self.head is not None and not frozen:
+            instead = {"l2": "training.weight_decay", "dtype": "training.mixed_precision"}
+            for key in (name for name in instead if getattr(self.head, name) not in (None, "float32")):
+                raise ValueError(f"head.{key}: it belongs to a frozen backbone; use {instead[key]}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_has_a_base(self) -> "OracleTraining":
+        adapter = self.training.adapter
+        if adapter is None:
+            return self
+        if self.head is None and self.encoder.model is None:
+            raise ValueError(
+                "training.adapter: a network from scratch has no weights to stand beside; name encoder.model, or leave it out"
+            )
+        if "merge" in adapter.model_fields_set and not adapter.merge:
+            raise ValueError("training.adapter.merge: an oracle's adapter is always merged; leave it out")
         return self

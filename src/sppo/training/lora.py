@@ -19,6 +19,7 @@ from sppo.policy.model_files import load_errors, weights_digest
 from sppo.recipe import Lora, RecipeError, Sampling
 
 _log = logging.getLogger(__name__)
+_TASK = "CAUSAL_LM"
 
 
 def check(
@@ -67,7 +68,7 @@ def check(
             f"training.adapter.merge: true, but the weights of {base} are quantised ({method}), so that the update would be"
             " lost in rounding; set it to false"
         )
-    layers = _adapted_layers(base, _config(settings), settings, trust_remote_code)
+    layers = _adapted_layers(base, adapters.lora_config(settings, _TASK), settings, trust_remote_code)
     if is_adapter:
         _check_continued(settings, policy, base, layers, quantization, trust_remote_code)
 
@@ -115,15 +116,12 @@ def prepare(model: Any, settings: Lora, seed: int) -> Any:
         settings: the recipe's `training.adapter`.
         seed: decides the matrices A of a fresh adapter.
     """
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
 
     if isinstance(model, PeftModel):
         model.set_adapter("default")
         return model
-    # The adapter is initialised with a seed of its own, so that the training's random numbers do not depend on it.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_peft_model(model, _config(settings))
+    return adapters.added(model, settings, seed, _TASK)
 
 
 def save(
@@ -179,17 +177,6 @@ def merged(model: Any, dtype: torch.dtype) -> Any:
     return adapters.merge(model)
 
 
-def _config(settings: Lora) -> Any:
-    from peft import LoraConfig
-
-    # Dropout would add noise to the log-ratios, and those of the first step would not be 0.
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        lora_dropout=0.0,
-        **settings.model_dump(include={"r", "lora_alpha", "target_modules", "use_rslora"}),
-    )
-
-
 def _adapted_layers(base: Path, config: Any, settings: Lora, trust_remote_code: bool) -> set[str]:
     """The names of the layers that a configuration adapts, determined without loading weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -204,12 +191,8 @@ def _adapted_layers(base: Path, config: Any, settings: Lora, trust_remote_code: 
     experts = {name: value.numel() for name, value in model.named_parameters() if value.ndim == 3}
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     known = ", ".join(sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"}))
-    names = [name for name, _ in model.named_modules()]
-    for target in settings.target_modules if isinstance(settings.target_modules, list) else []:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise RecipeError(
-                f"training.adapter.target_modules: {target!r} matches no layer of {base}; its linear layers are {known}"
-            )
+    if missing := adapters.unmatched_target(model, settings):
+        raise RecipeError(f"training.adapter.target_modules: {missing.replace('the model', str(base), 1)}")
     try:
         adapted = adapters.inject(model, config)
     except ValueError as error:

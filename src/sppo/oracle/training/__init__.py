@@ -1,25 +1,26 @@
 """Trains an oracle on judged pairs, a PairRM or a head on a frozen backbone, and measures it on held-out prompts."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sppo.oracle import Oracle, OracleError
+from sppo.oracle import OracleError
 from sppo.progress import Terminal, counted_text
 from sppo.reading import read_mapping
-from sppo.recipe.oracle_training import Head, OracleTraining
+from sppo.recipe.oracle_training import OracleTraining
 
 if TYPE_CHECKING:
     from sppo.oracle.training.pairs import JudgedPair
+    from sppo.winrates import Array
 
 RESULT = "train_oracle.json"
-_EVALUATED_AT_ONCE = 64
 
 
 def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
         The content of train_oracle.json: `data`, the measures `held_out` and `length_only`, and `settings`.
     """
     from sppo.oracle.training import pairs as judged
+    from sppo.oracle.training.results import beside_length
 
     if settings.cpu_threads is not None:
         import torch
@@ -62,19 +64,17 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
             " hold less out, or choose another seed"
         )
     work = _work_folder(output, fingerprint)
-    if settings.head is not None:
-        saved, measured = _train_head(settings.head, settings.seed, train_pairs, held_out, work, terminal)
-    else:
-        network = _fit(settings, train_pairs, work, terminal)
-        if network is None:
-            return {}  # another process saves
-        saved, measured = network, _measure(network, train_pairs, held_out, terminal)
+    made = _trained(settings, train_pairs, held_out, work, terminal)
+    if made is None:
+        return {}  # another process saves
     result = {
         "fingerprint": fingerprint,
         "data": {**described, "training_pairs": len(train_pairs), "held_out_pairs": len(held_out)},
-        **measured,
+        **beside_length(made.predicted, train_pairs, held_out),
+        **made.details,
         "settings": settings.model_dump(mode="json"),
     }
+    saved = made.folder
     (saved / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     output.parent.mkdir(parents=True, exist_ok=True)
     os.replace(saved, output)
@@ -82,158 +82,179 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
     return result
 
 
-def _fit(
-    settings: OracleTraining, pairs: Sequence["JudgedPair"], work: Path, terminal: Terminal
-) -> Path | None:
-    from sppo.oracle.training import fit, network
-    from sppo.policy import load as policy
+class _Made(NamedTuple):
+    """A trained oracle.
 
-    with policy.quiet():
-        model, inputs, folder = network.create(settings, pairs, work)
-        count = sum(weight.numel() for weight in model.parameters())
-        terminal.say(f"{folder.config['architectures'][0]}, {count / 1e6:.2f}M parameters")
-        with terminal.bar("train", fit.steps(settings, len(pairs)), "steps") as advance:
-            if not fit.fit(model, inputs, pairs, settings, work, advance):
-                return None
-    network.save(model, folder, work / "model")
-    return work / "model"
+    Attributes:
+        folder: where it is saved, until all is finished.
+        predicted: its P(a is preferred) of each held-out pair.
+        details: what else the result says.
+    """
+
+    folder: Path
+    predicted: "Array"
+    details: dict[str, Any]
 
 
-def _measure(
-    folder: Path, train_pairs: Sequence["JudgedPair"], held_out: Sequence["JudgedPair"], terminal: Terminal
-) -> dict[str, Any]:
-    from sppo.oracle.pairrm import PairRM
-
-    oracle = PairRM.from_pretrained(folder, probability="calibrated")
-    predicted = predict(oracle, held_out, terminal)
-    return _beside_length(predicted, train_pairs, held_out) | {"truncation": vars(oracle.truncation)}
-
-
-def _beside_length(
-    predicted: Any, train_pairs: Sequence["JudgedPair"], held_out: Sequence["JudgedPair"]
-) -> dict[str, Any]:
-    """The measures of predictions of held-out pairs by each judgment of them, beside those of the lengths alone."""
-    from sppo.oracle.training.measures import LengthBaseline, cycles_within_prompts, measures
-    from sppo.oracle.training.pairs import unfolded
-
-    number, target = unfolded(held_out)
-    groups = [held_out[n].group for n in number] if any(pair.group for pair in held_out) else []
-    baseline = LengthBaseline(
-        _lengths(train_pairs),
-        np.array([pair.probability for pair in train_pairs]),
-        np.array([pair.judgments for pair in train_pairs], dtype=np.float64),
-    )
-    return {
-        "held_out": measures(predicted[number], target, groups),
-        "length_only": {
-            **measures(baseline.predict(_lengths(held_out))[number], target, groups),
-            "weights": baseline.weights.tolist(),
-        },
-        "cycles": cycles_within_prompts(held_out, predicted),
-    }
-
-
-_SAME = 1e-3
-"""How far the saved oracle's P may be from the head's; batches of other lengths round differently."""
-
-
-def _train_head(
-    head: Head,
-    seed: int,
+def _trained(
+    settings: OracleTraining,
     train_pairs: Sequence["JudgedPair"],
     held_out: Sequence["JudgedPair"],
     work: Path,
     terminal: Terminal,
-) -> tuple[Path, dict[str, Any]]:
-    from sppo.oracle.training import heads
+) -> _Made | None:
+    """The oracle that the settings describe; None in processes that do not save it."""
+    if settings.head is None:
+        make = _frozen_pairrm if settings.encoder.frozen else _pairrm
+        return make(settings, train_pairs, held_out, work, terminal)
+    return (_frozen_head if settings.head.frozen else _head)(settings, train_pairs, held_out, work, terminal)
 
-    backbone = heads.load(head)
+
+def _pairrm(
+    settings: OracleTraining,
+    train_pairs: Sequence["JudgedPair"],
+    held_out: Sequence["JudgedPair"],
+    work: Path,
+    terminal: Terminal,
+) -> _Made | None:
+    from sppo.oracle.training import fit, network
+    from sppo.policy import load as policy
+
+    with policy.quiet(), _adapter_errors():
+        model, inputs, folder = network.create(settings, train_pairs, work)
+        terminal.say(f"{folder.config['architectures'][0]}, {_size(model)}")
+        with terminal.bar("train", fit.steps(settings, len(train_pairs)), "steps") as advance:
+            if not fit.fit(model, inputs, train_pairs, settings, work, advance):
+                return None
+    network.save(model, folder, work / "model")
+    return _measured_pairrm(work / "model", held_out, terminal)
+
+
+def _measured_pairrm(
+    folder: Path, held_out: Sequence["JudgedPair"], terminal: Terminal, dtype: Any = "float32"
+) -> _Made:
+    from sppo.oracle.pairrm import PairRM
+    from sppo.oracle.training.results import predict
+
+    oracle = PairRM.from_pretrained(folder, probability="calibrated", dtype=dtype)
+    predicted = predict(oracle, held_out, terminal)
+    return _Made(folder, predicted, {"truncation": vars(oracle.truncation)})
+
+
+def _frozen_pairrm(
+    settings: OracleTraining,
+    train_pairs: Sequence["JudgedPair"],
+    held_out: Sequence["JudgedPair"],
+    work: Path,
+    terminal: Terminal,
+) -> _Made:
+    from sppo.oracle.training import network, pair_heads
+    from sppo.policy import load as policy
+
+    with policy.quiet():
+        model, inputs, folder = network.create(settings, train_pairs, work)
+    pairs = [*train_pairs, *held_out]
+    features = pair_heads.features(model, inputs, pairs, work / "features", terminal)
+    trained = pair_heads.fit(features[: len(train_pairs)], train_pairs, settings.seed)
+    pair_heads.place(trained, model)
+    network.save(model, folder, work / "model")
+    predicted = trained.probability(features[len(train_pairs) :])
+    few = _measured_pairrm(work / "model", held_out[:_COMPARED], terminal, settings.encoder.dtype)
+    _check_saved(few.predicted, predicted[:_COMPARED], few.folder, settings.encoder.dtype)
+    details = {"head": {"l2": trained.l2, "cross_validation": trained.cross_validation}}
+    return _Made(few.folder, predicted, {"truncation": vars(inputs.truncation), **details})
+
+
+_SAME, _COMPARED = {"float32": 1e-3, "bfloat16": 0.1}, 4
+"""How far the saved oracle's P may be from the head's on so many pairs; batches of other lengths round differently."""
+
+
+def _frozen_head(
+    settings: OracleTraining,
+    train_pairs: Sequence["JudgedPair"],
+    held_out: Sequence["JudgedPair"],
+    work: Path,
+    terminal: Terminal,
+) -> _Made:
+    from sppo.oracle.training import backbones, heads
+    from sppo.oracle.training.results import predict
+
+    assert settings.head is not None
+    backbone = backbones.load(settings.head, settings.seed)
     texts = heads.Texts([*train_pairs, *held_out])
     features = texts.features(backbone, work / "features", terminal)
-    trained = heads.fit(head, texts, features, train_pairs, seed)
+    trained = heads.fit(settings.head, texts, features, train_pairs, settings.seed)
     saved = work / "model"
     shutil.rmtree(saved, ignore_errors=True)
     backbone.save(trained.weight, saved)
-    first, second = texts.of(held_out)
-    predicted = trained.probability(first, second)
-    few = held_out[:4]
-    off = np.abs(predict(backbone.reload(saved), few, terminal) - predicted[: len(few)]).max()
-    if not off <= _SAME:
+    predicted = trained.probability(*texts.of(held_out))
+    few = predict(backbone.reload(saved), held_out[:_COMPARED], terminal)
+    _check_saved(few, predicted[:_COMPARED], saved, settings.head.dtype)
+    details = {"l2": trained.l2, "cross_validation": trained.cross_validation}
+    return _Made(saved, predicted, {"head": details})
+
+
+def _check_saved(saved: "Array", trained: "Array", folder: Path, dtype: str) -> None:
+    off = np.abs(saved - trained).max()
+    if not off <= _SAME[dtype]:
         raise OracleError(
-            f"{saved}: the saved oracle's probabilities are {off:.2g} from those of its training; do not use it, and report"
-            f" this with the backbone {head.model}"
-        )
-    return saved, {
-        **_beside_length(predicted, train_pairs, held_out),
-        "head": {"l2": trained.l2, "cross_validation": trained.cross_validation},
-    }
-
-
-def predict(oracle: Oracle, pairs: Sequence["JudgedPair"], terminal: Terminal) -> Any:
-    """An oracle's P(a is preferred) for each pair, [pairs]."""
-    found = []
-    with terminal.bar("evaluate", len(pairs), "pairs") as advance:
-        for start in range(0, len(pairs), _EVALUATED_AT_ONCE):
-            part = pairs[start : start + _EVALUATED_AT_ONCE]
-            texts = [[pair.response_a, pair.response_b] for pair in part]
-            found.append(oracle.compare([pair.prompt for pair in part], texts)[:, 0, 1])
-            advance(len(part))
-    return np.concatenate(found)
-
-
-_TITLES = {"pairrm": "PairRM", "reward_model": "reward model", "general_preference": "GPM"}
-
-
-def oracle_type(result: Mapping[str, Any]) -> str:
-    """The type of the oracle that a training has made, as recipes name it."""
-    head = result["settings"].get("head")
-    return "pairrm" if head is None else str(head["type"])
-
-
-def show(result: Mapping[str, Any], terminal: Terminal) -> None:
-    """Show the measures of the trained oracle beside those of the length-only baseline."""
-    name = _TITLES[oracle_type(result)]
-    columns = {name: result["held_out"], "length only": result["length_only"]}
-    pairs = result["held_out"]["pairs"]
-    terminal.show(
-        f"\n{f'on {pairs:,} judgments of held-out prompts':44}" + "".join(f"{title:>14}" for title in columns)
-    )
-    rows = {
-        "accuracy": "accuracy",
-        "AUC, each pair from both sides": "auc",
-        "AUC as given": "auc_as_given",
-        "log loss, nats": "log_loss",
-        "calibration error": "calibration_error",
-    }
-    for title, measure in rows.items():
-        terminal.show(f"{title:44}" + "".join(f"{of[measure]:14.4f}" for of in columns.values()))
-    if "within_groups" in result["held_out"]:
-        within = {title: of["within_groups"] for title, of in columns.items()}
-        count = within[name]["groups"]
-        for title, measure in {
-            "accuracy": "accuracy",
-            "balanced accuracy": "balanced_accuracy",
-            "AUC": "auc",
-        }.items():
-            terminal.show(
-                f"{f'{title}, mean within {count} groups':44}"
-                + "".join(f"{of[measure]:14.4f}" for of in within.values())
-            )
-    if result.get("cycles", {}).get("triples"):
-        cycles = result["cycles"]
-        terminal.show(
-            f"triples of responses to a held-out prompt that go round: {cycles['cyclic']:,} of {cycles['triples']:,},"
-            f" and {cycles['judged_cyclic']:,} by the judgments"
-        )
-    terminal.show("\nprobability   judgments   predicted   preferred")
-    for row in result["held_out"]["calibration"]:
-        terminal.show(
-            f"{row['from']:.1f} to {row['to']:.1f}  {row['pairs']:10,}      {row['predicted']:.3f}       {row['target']:.3f}"
+            f"{folder}: the saved oracle's probabilities are {off:.2g} from those of its training; do not use it, and report"
+            " this with the backbone's name"
         )
 
 
-def _lengths(pairs: Sequence["JudgedPair"]) -> Any:
-    return np.array([[len(pair.response_a), len(pair.response_b)] for pair in pairs], dtype=np.float64)
+def _head(
+    settings: OracleTraining,
+    train_pairs: Sequence["JudgedPair"],
+    held_out: Sequence["JudgedPair"],
+    work: Path,
+    terminal: Terminal,
+) -> _Made | None:
+    from sppo.oracle.training import backbones, exchanges, fit
+    from sppo.oracle.training.results import predict
+    from sppo.policy import load as policy
+
+    assert settings.head is not None
+    backbone = backbones.load(settings.head, settings.seed)
+    with policy.quiet(), _adapter_errors():
+        network = exchanges.ExchangeNetwork(backbone, settings.training.adapter, settings.seed)
+        terminal.say(f"{type(backbone.model).__name__}, {_size(network)}")
+        inputs = exchanges.ExchangeInputs(backbone)
+        with terminal.bar("train", fit.steps(settings, len(train_pairs)), "steps") as advance:
+            if not fit.fit(network, inputs, train_pairs, settings, work, advance):
+                return None
+        saved = work / "model"
+        shutil.rmtree(saved, ignore_errors=True)
+        backbone.save(network.finish(), saved)
+    return _Made(saved, predict(backbone.reload(saved), held_out, terminal), {})
+
+
+@contextlib.contextmanager
+def _adapter_errors() -> Iterator[None]:
+    from sppo.policy.adapter import AdapterError
+
+    try:
+        yield
+    except AdapterError as error:
+        raise OracleError(f"training.adapter: {error}") from error
+
+
+def _size(model: Any) -> str:
+    """How many weights a network has, and how many of them are trained."""
+    count = sum(weight.numel() for weight in model.parameters())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    part = "" if trained == count else f", of which {trained / 1e6:.2f}M are trained"
+    return f"{count / 1e6:.2f}M parameters{part}"
+
+
+_NEWER = (
+    ("encoder", "frozen", False),
+    ("encoder", "dtype", "float32"),
+    ("head", "frozen", True),
+    ("head", "dtype", "float32"),
+    ("training", "adapter", None),
+)
+"""Settings that an earlier version's trainings do not have, which had these values."""
 
 
 def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str:
@@ -243,6 +264,9 @@ def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str
         del kept["pairs"][name]  # the pairs themselves count, not where they lie
     for name in ("checkpoint_steps", "logging_steps"):
         del kept["training"][name]
+    for section, name, default in _NEWER:
+        if kept[section] is not None and kept[section][name] == default:
+            del kept[section][name]
     if settings.head is None:
         del kept["head"]  # an earlier version's settings had no such key
     else:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,15 +14,38 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from sppo import randomness
 from sppo.oracle import OracleError
-from sppo.oracle.pairrm_input import PairInput
-from sppo.oracle.training.network import PairRMNetwork
 from sppo.oracle.training.pairs import JudgedPair
 from sppo.progress import Advance, unseen
 from sppo.recipe.oracle_training import OracleTraining
 
 _CHUNK = 16
 """Batches that are sorted by length together: little padding, and nearly random batches."""
-SCRATCH_LEARNING_RATE, PRETRAINED_LEARNING_RATE = 5e-4, 1e-5
+SCRATCH_LEARNING_RATE, PRETRAINED_LEARNING_RATE, ADAPTER_LEARNING_RATE = 5e-4, 1e-5, 1e-4
+
+
+class Inputs(Protocol):
+    """Makes the inputs of a network from pairs."""
+
+    def item(self, pair: JudgedPair, swapped: bool, weight: float) -> dict[str, Any]:
+        """The input of one pair, whose two responses may be swapped."""
+        ...
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Several inputs as the arguments of the network's `forward`."""
+        ...
+
+
+def item_of(pair: JudgedPair, swapped: bool, weight: float) -> dict[str, Any]:
+    """The target and the weight of a pair, which every input has."""
+    return {"probability": 1 - pair.probability if swapped else pair.probability, "weight": weight}
+
+
+def numbers(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """The targets and the weights of a batch."""
+    return {
+        name: torch.tensor([item[name] for item in items], dtype=torch.float32)
+        for name in ("probability", "weight")
+    }
 
 
 def steps(settings: OracleTraining, pairs: int) -> int:
@@ -67,7 +90,7 @@ class Places(Dataset[dict[str, Any]]):
     """The pairs in the order in which the training sees them."""
 
     def __init__(
-        self, pairs: Sequence[JudgedPair], places: Sequence[tuple[int, bool]], inputs: PairInput
+        self, pairs: Sequence[JudgedPair], places: Sequence[tuple[int, bool]], inputs: Inputs
     ) -> None:
         self.pairs, self.places, self.inputs = pairs, places, inputs
         self.judgments = float(np.mean([pair.judgments for pair in pairs]))
@@ -78,31 +101,7 @@ class Places(Dataset[dict[str, Any]]):
     def __getitem__(self, place: int) -> dict[str, Any]:
         number, swapped = self.places[place]
         pair = self.pairs[number]
-        source, (a, b) = self.inputs.parts(pair.prompt, [pair.response_a, pair.response_b])
-        ids, rows = self.inputs.pair(source, b, a) if swapped else self.inputs.pair(source, a, b)
-        return {
-            "ids": ids,
-            "rows": rows,
-            "probability": 1 - pair.probability if swapped else pair.probability,
-            "weight": pair.judgments / self.judgments,
-        }
-
-
-def collate(items: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
-    """Collate items into a batch, padded on the right."""
-    longest = max(len(item["ids"]) for item in items)
-    ids = torch.full((len(items), longest), padding)
-    for row, item in enumerate(items):
-        ids[row, : len(item["ids"])] = torch.tensor(item["ids"])
-    return {
-        "ids": ids,
-        "lengths": torch.tensor([len(item["ids"]) for item in items]),
-        "rows": torch.tensor([item["rows"] for item in items]),
-        **{
-            name: torch.tensor([item[name] for item in items], dtype=torch.float32)
-            for name in ("probability", "weight")
-        },
-    }
+        return self.inputs.item(pair, swapped, pair.judgments / self.judgments)
 
 
 class _InOrder(Trainer):  # type: ignore[misc]
@@ -140,7 +139,9 @@ def _arguments(settings: OracleTraining, total: int, checkpoints: Path) -> Train
     training = settings.training
     rate = training.learning_rate
     if rate is None:
-        rate = SCRATCH_LEARNING_RATE if settings.encoder.model is None else PRETRAINED_LEARNING_RATE
+        scratch = settings.head is None and settings.encoder.model is None
+        whole = SCRATCH_LEARNING_RATE if scratch else PRETRAINED_LEARNING_RATE
+        rate = whole if training.adapter is None else ADAPTER_LEARNING_RATE
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=total,
@@ -166,8 +167,8 @@ def _arguments(settings: OracleTraining, total: int, checkpoints: Path) -> Train
 
 
 def fit(
-    network: PairRMNetwork,
-    inputs: PairInput,
+    network: Any,
+    inputs: Inputs,
     pairs: Sequence[JudgedPair],
     settings: OracleTraining,
     work: Path,
@@ -176,8 +177,8 @@ def fit(
     """Train a network in place, from its last checkpoint where there is one.
 
     Args:
-        network: what is trained.
-        inputs: its tokenizer.
+        network: what is trained, a module with its pretrained part under `encoder`.
+        inputs: makes its inputs.
         pairs: what it is trained on.
         settings: of the training.
         work: where checkpoints and the log are kept.
@@ -198,8 +199,7 @@ def fit(
         )
     arguments.per_device_train_batch_size = training.batch_pairs // arguments.world_size
     if training.gradient_checkpointing:
-        network.pretrained_model.gradient_checkpointing_enable({"use_reentrant": False})
-    padding = network.pretrained_model.config.pad_token_id or 0
+        network.encoder.gradient_checkpointing_enable({"use_reentrant": False})
     characters = [pair.characters for pair in pairs]
     places = order(
         characters, arguments.max_steps * training.batch_pairs, training.batch_pairs, settings.seed
@@ -209,7 +209,7 @@ def fit(
         model=network,
         args=arguments,
         train_dataset=Places(pairs, places, inputs),
-        data_collator=lambda items: collate(items, padding),
+        data_collator=inputs.collate,
         callbacks=[_Report(work / "log.jsonl", on_step)],
     )
     trainer.remove_callback(PrinterCallback)  # the log has its lines

@@ -1,7 +1,7 @@
 """A PairRM that can be trained: it is made from scratch or from a pretrained encoder, and saved as a folder."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,22 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sppo import randomness
 from sppo.oracle import OracleError, pairrm_checkpoint
+from sppo.oracle.pairrm_checkpoint import READS
 from sppo.oracle.pairrm_encoder import deberta, row_encoder
-from sppo.oracle.pairrm_input import CANDIDATE, CANDIDATE_1, CANDIDATE_2, PREFIXES, SOURCE, Limits, PairInput
+from sppo.oracle.pairrm_input import (
+    CANDIDATE,
+    CANDIDATE_1,
+    CANDIDATE_2,
+    PREFIXES,
+    SOURCE,
+    Limits,
+    PairInput,
+    Reads,
+    Truncation,
+)
+from sppo.oracle.training.fit import item_of, numbers
 from sppo.oracle.training.pairs import JudgedPair
+from sppo.policy import adapter as adapters
 from sppo.policy import load as policy
 from sppo.policy import model_files
 from sppo.policy.model_files import WEIGHTS, load_errors
@@ -29,13 +42,32 @@ TOKENIZER_TEXTS, TOKENIZER_CHARACTERS = 4_000, 2_000
 
 
 class PairRMNetwork(nn.Module):
-    """The network of :mod:`sppo.oracle.pairrm` with gradients and dropout; its weights are named as there."""
+    """The network of :mod:`sppo.oracle.pairrm` with gradients and dropout; its weights are named as there.
+
+    Args:
+        encoder: the encoder, or one with an adapter.
+        dropout: that of the head.
+    """
 
     def __init__(self, encoder: Any, dropout: float) -> None:
         super().__init__()
         self.pretrained_model = encoder
-        self._rows = row_encoder(encoder)
+        self._rows = row_encoder(
+            encoder
+        )  # with an adapter it is the model's own forward, which the adapter changes
         self.head_layer = pairrm_checkpoint.new_head(encoder.config.hidden_size, 1, dropout)
+
+    @property
+    def encoder(self) -> Any:
+        """The pretrained part."""
+        return self.pretrained_model
+
+    def rows(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "pairs 3 hidden"]:
+        """The hidden states that the head reads, without gradients."""
+        device = next(self.pretrained_model.parameters()).device
+        placed = [batch[name].to(device) for name in ("ids", "lengths", "rows")]
+        with torch.inference_mode():
+            return self._rows.differentiable(*placed).float().cpu()
 
     def forward(
         self,
@@ -52,6 +84,37 @@ class PairRMNetwork(nn.Module):
         return {"loss": binary_cross_entropy_with_logits(margin, probability, weight), "logits": margin}
 
 
+class PairRMInputs:
+    """The inputs of a :class:`PairRMNetwork`."""
+
+    def __init__(self, inputs: PairInput, padding: int) -> None:
+        self.inputs, self.padding = inputs, padding
+
+    @property
+    def truncation(self) -> Truncation:
+        """The numbers of texts that have been encoded, and of those that were truncated."""
+        return self.inputs.truncation
+
+    def item(self, pair: JudgedPair, swapped: bool, weight: float) -> dict[str, Any]:
+        """The ids of a pair, the rows that are read, its target and its weight."""
+        source, (a, b) = self.inputs.parts(pair.prompt, [pair.response_a, pair.response_b])
+        ids, rows = self.inputs.pair(source, b, a) if swapped else self.inputs.pair(source, a, b)
+        return {"ids": ids, "rows": rows, **item_of(pair, swapped, weight)}
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch, padded on the right."""
+        longest = max(len(item["ids"]) for item in items)
+        ids = torch.full((len(items), longest), self.padding)
+        for row, item in enumerate(items):
+            ids[row, : len(item["ids"])] = torch.tensor(item["ids"])
+        return {
+            "ids": ids,
+            "lengths": torch.tensor([len(item["ids"]) for item in items]),
+            "rows": torch.tensor([item["rows"] for item in items]),
+            **numbers(items),
+        }
+
+
 @dataclass(frozen=True)
 class Folder:
     """The contents of a trained PairRM's folder beside its weights."""
@@ -63,7 +126,7 @@ class Folder:
 
 def create(
     settings: OracleTraining, pairs: Sequence[JudgedPair], work: Path
-) -> tuple[PairRMNetwork, PairInput, Folder]:
+) -> tuple[PairRMNetwork, PairRMInputs, Folder]:
     """The network before its first step, the encoder of its input, and what will be saved with it.
 
     Args:
@@ -77,19 +140,19 @@ def create(
     of = settings.encoder
     limits = Limits(settings.source_maxlength, settings.candidate_maxlength)
     given = None if of.model is None else pairrm_checkpoint.find(of.model, of.revision)
-    encoder = None if given is None else _pretrained(given)
+    encoder = None if given is None else _pretrained(given, of.dtype)
     tokenizer, markers = _tokenizer(of, given, pairs, settings.seed)
     tokenizer.add_tokens([AddedToken(prefix, normalized=True, special=False) for prefix in PREFIXES])
     work.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(work / "tokenizer.json"))
-    inputs = PairInput(work / "tokenizer.json", limits, markers=markers)
+    reads: Reads = "ends" if encoder is not None and _is_causal(encoder) else "prefixes"
+    inputs = PairInput(work / "tokenizer.json", limits, markers=markers, reads=reads)
     torch.manual_seed(randomness.seed("train-oracle", settings.seed, "weights"))
     if encoder is None:
         pad = tokenizer.token_to_id("[PAD]") or 0
         encoder = deberta.DebertaV2Model(_from_scratch(of, inputs.vocabulary, limits, pad))
     elif encoder.get_input_embeddings().weight.shape[0] < inputs.vocabulary:
         encoder.resize_token_embeddings(inputs.vocabulary)
-    network = PairRMNetwork(encoder, of.dropout)
     names = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id")
     ids = [inputs.prefix_ids[prefix] for prefix in (SOURCE, CANDIDATE_1, CANDIDATE_2, CANDIDATE)]
     config = {
@@ -102,12 +165,20 @@ def create(
         "source_maxlength": limits.source,
         "candidate_maxlength": limits.candidate,
         "vocab_size": encoder.get_input_embeddings().weight.shape[0],
+        **({READS: reads} if reads != "prefixes" else {}),
     }
-    return network, inputs, Folder(config, tokenizer, markers)
+    padding = encoder.config.pad_token_id or 0
+    adapter = settings.training.adapter
+    if adapter is not None:
+        encoder = adapters.added(encoder, adapter, randomness.seed("train-oracle", settings.seed, "adapter"))
+    network = PairRMNetwork(encoder, of.dropout)
+    return network, PairRMInputs(inputs, padding), Folder(config, tokenizer, markers)
 
 
 def save(network: PairRMNetwork, folder: Folder, target: Path) -> None:
-    """Write the folder in the layout of `llm-blender/PairRM-hf`."""
+    """Write the folder in the layout of `llm-blender/PairRM-hf`, with an adapter merged."""
+    if adapters.is_adapted(network.pretrained_model):
+        network.pretrained_model = adapters.merge(network.pretrained_model)
     weights = {
         name: value.detach().float().cpu().contiguous() for name, value in network.state_dict().items()
     }
@@ -193,28 +264,23 @@ def _from_scratch(of: Encoder, vocabulary: int, limits: Limits, pad: int) -> Any
     )
 
 
-def _pretrained(folder: Path) -> Any:
+def _pretrained(folder: Path, dtype: str) -> Any:
     from transformers import AutoModel
 
     with load_errors(f"encoder.model: {folder}: no encoder that transformers loads", OracleError):
         model_files.check(folder)
         with policy.quiet():
             encoder = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+                folder, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
             )
         model_files.refuse_non_finite(encoder.named_parameters())
-    _refuse_causal(encoder, folder)
     return encoder
 
 
-def _refuse_causal(encoder: Any, folder: Path) -> None:
-    """Check that a hidden state depends on later tokens: the network reads those of the prefixes, before what they stand for."""
+def _is_causal(encoder: Any) -> bool:
+    """Whether no hidden state depends on later tokens: then those of the prefixes would not know what they stand for."""
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
     encoder.eval()
     with torch.inference_mode():
         first, second = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
-    if torch.allclose(first, second, rtol=0, atol=1e-7):
-        raise OracleError(
-            f"encoder.model: {folder} is a causal language model, in which no token sees what follows it; PairRM needs an"
-            " encoder, such as microsoft/deberta-v3-small"
-        )
+    return bool(torch.allclose(first, second, rtol=0, atol=1e-7))
