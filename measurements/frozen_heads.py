@@ -1,10 +1,12 @@
 """Heads on a frozen backbone, trained on people's votes and on GPT-4's preferences, beside length alone.
 
-    nice -n 5 env OMP_NUM_THREADS=1 python measurements/frozen_heads.py BACKBONE --output runs/frozen-heads
+    nice -n 5 env OMP_NUM_THREADS=1 python measurements/frozen_heads.py BACKBONE --dtype bfloat16 --output runs/frozen-heads
+    nice -n 5 env OMP_NUM_THREADS=1 python measurements/frozen_heads.py BACKBONE --dtype bfloat16 --heads pairrm --sources pandalm
+    nice -n 5 env OMP_NUM_THREADS=1 python measurements/frozen_heads.py BACKBONE --adapter --heads reward_model --sources pandalm
 
 The files are read as they were published: MT-Bench's votes on first turns about the models whose answers lie there, PandaLM's test set,
 llmfao's crowd, and AlpacaEval's judgments of GPT-4 against other models, of which --pairs pairs are drawn by the seed. A quarter of the
-prompts of each source is held out. The hidden states are kept as they are computed: the same command goes on where it was interrupted, and
+prompts of each source is held out. With --adapter the backbone is not frozen: an adapter is trained for an epoch. The hidden states are kept as they are computed: the same command goes on where it was interrupted, and
 reads what is finished.
 """
 
@@ -21,7 +23,7 @@ from sppo.progress import Terminal
 from sppo.recipe import load_oracle_training
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-HEADS = ("reward_model", "general_preference")
+HEADS = ("reward_model", "general_preference")  # and pairrm, whose pairs take more passes
 FIGURES = ("accuracy", "auc", "log_loss", "calibration_error")
 
 
@@ -56,6 +58,19 @@ def preferences(given):
 SOURCES = {"mt_bench": mt_bench, "pandalm": pandalm, "llmfao": llmfao, "preferences": preferences}
 
 
+def trained(given, head):
+    """The settings of what is trained."""
+    steps = {"training": {"adapter": {}, "batch_pairs": 16, "epochs": 1.0}} if given.adapter else {}
+    frozen = {"frozen": not given.adapter, **({} if given.adapter else {"dtype": given.dtype})}
+    if head == "pairrm":
+        limits = {"source_maxlength": given.max_tokens, "candidate_maxlength": given.max_tokens}
+        return {"encoder": {"model": given.backbone, **frozen}, **limits, **steps}
+    return {
+        "head": {"type": head, "model": given.backbone, "max_tokens": given.max_tokens, **frozen},
+        **steps,
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -65,7 +80,8 @@ def main():
     parser.add_argument("--sources", default=",".join(SOURCES))
     parser.add_argument("--heads", default=",".join(HEADS))
     parser.add_argument("--pairs", type=int, default=250, help="pairs that are drawn of GPT-4's")
-    parser.add_argument("--dtype", default="float32", help="of the backbone")
+    parser.add_argument("--adapter", action="store_true", help="train an adapter with the head")
+    parser.add_argument("--dtype", default="float32", help="of a frozen backbone")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/frozen-heads"))
@@ -77,23 +93,26 @@ def main():
                 {
                     "seed": given.seed,
                     "pairs": {**pairs, "held_out": 0.25},
-                    "head": {
-                        "type": head,
-                        "model": given.backbone,
-                        "max_tokens": given.max_tokens,
-                        "dtype": given.dtype,
-                    },
+                    **trained(given, head),
                     "cpu_threads": 1,
                 }
             )
             began = time.process_time()
-            result = train(settings, given.output / f"{name}-{head}", Terminal())
-            row = {"source": name, "head": head, **result["data"], **result["cycles"]}
+            result = train(settings, given.output / f"{name}-{head}{'-adapter' * given.adapter}", Terminal())
+            row = {
+                "source": name,
+                "head": head,
+                "adapter": given.adapter,
+                **result["data"],
+                **result["cycles"],
+            }
             for column in ("held_out", "length_only"):
                 row[column] = {figure: round(result[column][figure], 4) for figure in FIGURES}
                 row[column]["judgments"] = result[column]["pairs"]
             spent = round(time.process_time() - began)
-            print(json.dumps({**row, "l2": result["head"]["l2"], "cpu_seconds": spent}), flush=True)
+            print(
+                json.dumps({**row, "l2": result.get("head", {}).get("l2"), "cpu_seconds": spent}), flush=True
+            )
 
 
 if __name__ == "__main__":
