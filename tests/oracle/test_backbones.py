@@ -74,7 +74,7 @@ WAYS = pytest.mark.parametrize(
 
 
 @WAYS
-@pytest.mark.parametrize("kind", ["reward_model", "general_preference"])
+@pytest.mark.parametrize("kind", ["reward_model", pytest.param("general_preference", marks=pytest.mark.slow)])
 def test_a_backbone_is_trained_with_its_head(tmp_path, tiny_model, kind, adapter):
     """Also without a padding token; the folder holds whole weights, of which an adapter has changed the linear layers only."""
     shutil.copytree(tiny_model("llama-3"), backbone := tmp_path / "backbone")

@@ -66,8 +66,11 @@ class ExchangeNetwork(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        outputs = self.head_layer(self.backbone.hidden(inputs, padding).float()).float()
-        first, second = outputs.chunk(2)
+        hidden = self.backbone.hidden(inputs, padding).float()
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # a head in bfloat16 would round what P depends on
+            first, second = self.head_layer(hidden).chunk(2)
         if self.backbone.head.type == "reward_model":
             score = (first - second)[:, 0]
         else:
