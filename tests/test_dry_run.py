@@ -49,6 +49,11 @@ def test_few_optimiser_steps_are_said_before_the_run():
     assert "WARNING" not in shown(**{"training.batch_prompts": 4})
 
 
+def test_the_number_of_threads_is_said_or_how_it_will_be_found():
+    assert "threads     1 on a CPU (cpu_threads)" in shown(cpu_threads=1)
+    assert "threads     on a CPU as many as a measurement of about a second finds fastest" in shown()
+
+
 def test_what_lies_on_this_machine_is_checked(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "dry_oracle.py").write_text("def prefer(prompts, responses):\n    return 0.5\n")

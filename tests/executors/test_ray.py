@@ -179,6 +179,14 @@ def test_ray_goes_on_after_local_and_local_after_ray_whose_workers_died(address,
 
 
 @pytest.mark.long
+def test_a_process_may_use_the_cores_of_the_smallest_node(address, tmp_path, monkeypatch):
+    for here, cores in ((64, 2), (1, 1)):
+        monkeypatch.setattr("sppo.policy.cpu_threads.cores", lambda here=here: here)
+        with RayCluster(parse(RECIPE), tmp_path, address) as cluster:
+            assert cluster.cores() == cores
+
+
+@pytest.mark.long
 def test_errors_come_out_as_they_were(address, sampled):
     (sampled / "broken").touch()
     failed = sppo(sampled, "--run-dir", "run", "--ray", address)

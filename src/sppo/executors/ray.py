@@ -231,9 +231,9 @@ class RayCluster(Executor):
 
     def _share(self, kind: Kind) -> dict[str, Any]:
         """The CPUs and GPUs that Ray reserves for one worker of a stage."""
-        on_gpu = _resources("GPU") and computes_with_a_model(self.recipe, kind)
-        gpus = devices_of_an_engine(self.recipe, kind) if on_gpu else 0
-        return {"num_cpus": self.recipe.cpu_threads or 1, "num_gpus": gpus}
+        with_a_model = computes_with_a_model(self.recipe, kind)
+        gpus = devices_of_an_engine(self.recipe, kind) if _resources("GPU") and with_a_model else 0
+        return {"num_cpus": (with_a_model and self.recipe.cpu_threads) or 1, "num_gpus": gpus}
 
     def cores(self) -> int:
         """See :meth:`Executor.cores`. Every node may be given every process, so the smallest node counts."""
