@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -41,6 +42,31 @@ def test_tokens_and_flops_by_hand():
     assert flops["sample"] == 2e6 * 1700
     assert flops["annotate"] == 2e5 * 16000
     assert flops["train"] == 3 * 3 * flops["select"]
+
+
+def test_models_that_read_each_response_by_itself():
+    load = dataclasses.replace(LOAD, oracle_response_parameters=1e4, evaluation_response_parameters=1e3)
+    # 5 responses to 10 prompts; 2 responses of the policy and of each of 2 opponents to 4 prompts
+    assert load.flops()["annotate"] == LOAD.flops()["annotate"] + 2e4 * 50 * (20 + 30)
+    more = load.seconds(RATES)["evaluate"] - LOAD.seconds(RATES)["evaluate"]
+    assert more == pytest.approx(2e3 * 4 * (2 * 2 * 2) * (20 + 30) / 1e9)
+
+
+def test_an_oracle_that_computes_with_a_policy_of_the_run_is_as_large_as_that():
+    gate = {"type": "similarity", "measure": "hidden_states", "oracle": {"type": "panel"}}
+
+    def annotating(oracle, **changes):
+        mapping = {"policy": {"model": "tinyworld"}, "prompts": {"train": "tinyworld/train", "held_out": 10}}
+        recipe = parse({**mapping, "oracle": oracle, "evaluation": {"oracle": {"type": "panel"}}}, changes)
+        return seconds(recipe, estimate(recipe), read_rates("h100", "20,30"))[0]["annotate"]
+
+    assert annotating({"type": "panel"}) == 0 < annotating(gate)
+    assert (
+        annotating(gate)
+        == annotating({**gate, "policy": "base"})
+        == annotating({**gate, "policy": "tinyworld"})
+    )
+    assert annotating(gate, **{"sampling.k": 10}) == pytest.approx(2 * annotating(gate, **{"sampling.k": 5}))
 
 
 def test_seconds_by_hand_and_devices_divide_them():

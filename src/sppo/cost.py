@@ -1,15 +1,17 @@
 """The cost of an iteration: tokens and FLOPs of each stage, and the seconds that they take at given rates.
 
-With N parameters of the policy, M of the oracle's model (0: none), X prompts of P tokens, K responses of L tokens of
+With N parameters of the policy, M of the oracle's models that read pairs and S of those that read each response by itself (0:
+none), X prompts of P tokens, K responses of L tokens of
 which m are trained on over E epochs, and H held-out prompts with R responses:
 
     sample    2 N X (P + K L)                 each prompt once, each response token once
     annotate  2 M X 2 A (P + 2 L)             each of the A pairs of a prompt's responses that are compared, in both orders
+              + 2 S X K (P + L)               each response
     select    2 N X (P + m L)                 forward, responses of a prompt together
     train     6 N E X (P + m L)               forward and backward; 8 with gradient checkpointing
     evaluate  2 N H (P + R L) to sample, at the rate of sample, and the same under the base at the rate of select;
-              2 M H 2 R^2 (P + 2 L) for each of the two opponents (one in the first iteration), because each of the
-              policy's R responses is compared with each of the opponent's, in both orders
+              2 M H 2 R^2 (P + 2 L) + 2 S H 2 R (P + L) for each of the two opponents (one in the first iteration), because
+              each of the policy's R responses is compared with each of the opponent's, in both orders
 
 Attention is left out: it adds about 2 n_layers d (P + L) / N of this, a tenth at 4k tokens and 7B parameters.
 """
@@ -49,6 +51,8 @@ class Load:
         response_tokens: L, the mean length of a response.
         oracle_parameters: M of the oracle that annotates.
         evaluation_parameters: M summed over the oracles that compute win rates.
+        oracle_response_parameters: S of the oracle that annotates.
+        evaluation_response_parameters: S summed over the oracles that compute win rates.
         gradient_checkpointing: whether the forward pass is computed twice.
         opponents: 1 in the first iteration, whose previous policy is the base, otherwise 2.
     """
@@ -65,6 +69,8 @@ class Load:
     response_tokens: float
     oracle_parameters: float = 0.0
     evaluation_parameters: float = 0.0
+    oracle_response_parameters: float = 0.0
+    evaluation_response_parameters: float = 0.0
     gradient_checkpointing: bool = False
     opponents: int = 2
 
@@ -83,10 +89,11 @@ class Load:
 
     def flops(self) -> dict[str, float]:
         """The FLOPs of each stage except `evaluate`, whose parts run at the rates of other stages (:meth:`seconds`)."""
-        tokens = self.tokens()
+        tokens, single = self.tokens(), self.prompt_tokens + self.response_tokens
         return {
             "sample": 2 * self.parameters * tokens["sample"],
-            "annotate": 2 * self.oracle_parameters * tokens["annotate"],
+            "annotate": 2 * self.oracle_parameters * tokens["annotate"]
+            + 2 * self.oracle_response_parameters * self.prompts * self.k * single,
             "select": 2 * self.parameters * tokens["select"],
             "train": (8 if self.gradient_checkpointing else 6) * self.parameters * tokens["train"],
         }
@@ -107,6 +114,10 @@ class Load:
         pairs = self.held_out * count_pairs(across(1, self.responses, self.responses)[0]) * self.opponents
         pair = self.prompt_tokens + 2 * self.response_tokens
         compared = 2 * self.evaluation_parameters * 2 * pairs * pair
+        read = self.held_out * 2 * self.responses * self.opponents
+        compared += (
+            2 * self.evaluation_response_parameters * read * (self.prompt_tokens + self.response_tokens)
+        )
         scored = sampled / rates["select"] + compared / rates["annotate"]
         spent["evaluate"] = sampled / speed["sample"] + scored / devices.get("evaluate", 1)
         return spent

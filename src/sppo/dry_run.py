@@ -9,7 +9,8 @@ from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
 from sppo.progress import Terminal, counted_text
 from sppo.reading import read_mapping
-from sppo.recipe import OracleSection, PromptSource, Recipe, RecipeError, Training, load
+from sppo.recipe import OracleSection, Policy, PromptSource, Recipe, RecipeError, Training, load
+from sppo.recipe.run_policies import RunPolicy, in_run
 from sppo.rundir.guard import few_steps, said_once
 from sppo.rundir.summary import settings_text
 from sppo.sampling.dtype import weights_dtype
@@ -152,6 +153,8 @@ def seconds(recipe: Recipe, estimated: Estimate, rates: Rates) -> list[dict[str,
     An iteration is None if the number of its prompts or of the policy's parameters is not known.
     """
     k, training, evaluation = _sampled(recipe), recipe.training, recipe.evaluation
+    annotates = _oracles(recipe, recipe.oracle)
+    evaluates = [*annotates, *_oracles(recipe, evaluation.oracle)]
     counts = {**recipe.workers.model_dump(), "train": training.devices}
     devices = {name: count for name, count in counts.items() if isinstance(count, int)}
     return [
@@ -168,8 +171,10 @@ def seconds(recipe: Recipe, estimated: Estimate, rates: Rates) -> list[dict[str,
             responses=evaluation.responses,
             prompt_tokens=rates.prompt_tokens,
             response_tokens=_response_tokens(recipe, rates),
-            oracle_parameters=_oracle_parameters(recipe.oracle),
-            evaluation_parameters=_oracle_parameters(recipe.oracle) + _oracle_parameters(evaluation.oracle),
+            oracle_parameters=sum(oracle.parameters() for oracle in annotates),
+            evaluation_parameters=sum(oracle.parameters() for oracle in evaluates),
+            oracle_response_parameters=sum(oracle.response_parameters() for oracle in annotates),
+            evaluation_response_parameters=sum(oracle.response_parameters() for oracle in evaluates),
             gradient_checkpointing=training.gradient_checkpointing,
             opponents=1 if number == 1 else 2,
         ).seconds(rates.flops, devices)
@@ -442,8 +447,10 @@ def _source_count(source: PromptSource, notes: list[str], invalid: str) -> int |
     return counts.read - counts.skipped.total()
 
 
-def _oracle_parameters(oracle: OracleSection | None) -> float:
-    return 0.0 if oracle is None else oracle.parameters()
+def _oracles(recipe: Recipe, oracle: OracleSection | None) -> list[OracleSection]:
+    """The oracle, if there is one; every policy of the run that it computes with is as large as the base."""
+    policies: dict[RunPolicy, Policy] = {"base": recipe.policy, "current": recipe.policy}
+    return [] if oracle is None else [in_run(oracle, policies, recipe.sampling)]
 
 
 def parameters_text(value: float | None) -> str:

@@ -241,6 +241,38 @@ def test_another_ensemble_is_another_selection_of_the_same_comparisons(inputs):
     assert found == stages("sppo", LEARNT) | stages("sppo", ["sample", "annotate"], iterations=(2,))
 
 
+def gated(policy):
+    """An oracle that computes with a policy; the held-out oracle does not."""
+    return {"type": "similarity", "measure": "hidden_states", "policy": policy, "oracle": FUNCTION}
+
+
+def test_oracles_that_compute_with_a_policy_depend_on_it(inputs):
+    """On pi_t in its own iteration, on the base in all, and on another policy by its files."""
+    shutil.copytree(inputs / "base", inputs / "other")
+
+    def plan(policy):
+        recipe = recipe_of(inputs, "sppo", oracle=gated(policy))
+        with open(os.devnull, "w") as nowhere:
+            run = Run(recipe, RunFolder(inputs / "run"), Terminal(Console(file=nowhere)), Local(recipe))
+        return run, list(iterations(run))
+
+    run, (first, second) = plan("current")
+    assert first.annotate.reads()[1:] == (run.base.fingerprint,)
+    assert second.annotate.reads()[1:] == (second.policy.fingerprint,) != (run.base.fingerprint,)
+    assert second.annotate.work().policy == second.policy.folder.resolve()
+    assert second.policy.fingerprint in second.evaluate.reads()
+    assert second.evaluate.work().current == second.policy.folder.resolve()
+    run, (_, second) = plan("base")
+    assert second.annotate.reads()[1:] == (run.base.fingerprint,)
+    _, (_, second) = plan(str(inputs / "other"))
+    assert second.annotate.reads()[1:] == ()
+    before = fingerprints(inputs, "sppo", oracle=gated(str(inputs / "other")))
+    (inputs / "other" / "config.json").write_text((inputs / "other" / "config.json").read_text() + " ")
+    found = changed(before, fingerprints(inputs, "sppo", oracle=gated(str(inputs / "other"))))
+    later = stages("sppo", ["sample"], iterations=(2,))
+    assert found == stages("sppo", ["annotate", *LEARNT]) | later | {(n, "evaluate") for n in (0, 1, 2)}
+
+
 def test_egpo_as_released_trains_every_second_policy_from_where_the_look_ahead_began(inputs):
     def plan(**changes):
         recipe = recipe_of(inputs, "egpo_released", **changes)

@@ -249,7 +249,8 @@ def read_oracle(text: str) -> OracleConfig:
     """
     path = Path(text)
     if (path / "recipe.yaml").is_file():
-        return recipe.load(path / "recipe.yaml").needed_held_out_oracle(f"--oracle {text}")
+        reader = RunReader(path)
+        return reader.with_policies(reader.recipe.needed_held_out_oracle(f"--oracle {text}"))
     value = _value(text, "--oracle")
     if isinstance(value, str):
         value = {"type": value}

@@ -237,7 +237,7 @@ def _best(
 ) -> list[dict[str, Any]]:
     """The rows with the response to each prompt that has the highest win rate against the others."""
     together = evaluation_stage(home, "draws", "together", {}, [stage.fingerprint for stage in stages])
-    config = models.recipe.needed_oracle("the best of n")
+    config = RunReader(home.parent).with_policies(models.recipe.needed_oracle("the best of n"))
     title, settings = "draws: best of n", best_of.settings(config)
     stage = evaluation_stage(home, title, "choices", settings, [together.fingerprint])
     prompts = models.prompt_texts([row["messages"] for row in rows])

@@ -134,6 +134,12 @@ def _write_prompts(reader: RunReader, home: Path, limit: int) -> None:
         (home / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
+def _oracle(reader: RunReader) -> dict[str, Any]:
+    """The run's oracle; the policies of the run that it computes with are named, since another run has others."""
+    oracle = reader.with_policies(reader.recipe.needed_oracle("a certificate"))
+    return oracle.model_dump(mode="json")
+
+
 def _recipe(reader: RunReader, home: Path, policy: Path, changes: Mapping[str, Any]) -> Recipe:
     """The run's recipe, for a policy that begins where the run has ended."""
     values = reader.recipe.model_dump(mode="json", exclude_unset=True)
@@ -141,6 +147,7 @@ def _recipe(reader: RunReader, home: Path, policy: Path, changes: Mapping[str, A
     values["evaluation"] = {**values.get("evaluation", {}), "oracle": None, "tasks": []}
     values["algorithm"] = values["algorithm"] if reader.recipe.algorithm.type == "sppo" else {"type": "sppo"}
     values["guard"] = {"on_failure": "keep"}
+    values["oracle"] = _oracle(reader)
     return parse(values, {"policy.model": str(policy.resolve()), **changes})
 
 
@@ -175,7 +182,7 @@ def _train(
     reader: RunReader, home: Path, target: Target, opponent: Path, effort: Effort, terminal: Terminal
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Train a best response for each seed and step size; those that fail are named with the reason."""
-    oracle = reader.recipe.needed_oracle("a certificate").model_dump(mode="json")
+    oracle = _oracle(reader)
     trained: dict[str, Path] = {}
     diverged: dict[str, str] = {}
     for seed in range(effort.seeds):

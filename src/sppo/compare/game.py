@@ -69,8 +69,9 @@ def oracle_of(run: Path) -> Any:
     """Loads the oracle that annotates a run."""
     from sppo import oracle
 
-    recipe = keep_answers_in(RunReader(run).recipe, run / ANSWERS)
-    return oracle.load(recipe.needed_oracle("the game between policies").model_dump())
+    reader = RunReader(run)
+    config = reader.with_policies(reader.recipe.needed_oracle("the game between policies"))
+    return oracle.load(keep_answers_in(config, run / ANSWERS).model_dump())
 
 
 def is_transitive(run: Path) -> bool:

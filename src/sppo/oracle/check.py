@@ -110,7 +110,7 @@ def check_oracle(
 ) -> Check:
     """Compare all responses and measure the oracle; a judge's answers are kept in the run's folder if a run is given."""
     if run is not None:
-        config = keep_answers_in(config, run / ANSWERS)
+        config = keep_answers_in(RunReader(run).with_policies(config), run / ANSWERS)
     oracle = oracles.load(config.model_dump())
     scale = getattr(config, "scale", 500.0)
     with terminal.bar("oracle check", len(material.prompts), "prompts") as advance:

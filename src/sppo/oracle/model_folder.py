@@ -60,6 +60,13 @@ class ScoringOracle(ModelOracle):
     template_date: TemplateDate | None = None
     """The date, as YYYY-MM-DD, that the model's chat template writes as today's; None takes the clock's."""
 
+    def response_parameters(self) -> float:
+        """The folder's; 0 before a download."""
+        try:
+            return float(policies.count_parameters(self.folder))
+        except (OSError, ValueError, KeyError):
+            return 0.0
+
     def identity(self) -> dict[str, Any]:
         """Like :meth:`ModelOracle.identity`; the date only if it is set."""
         identity = super().identity()

@@ -119,6 +119,14 @@ class PanelOracle(PairsOracleSection):
         )
         return super().identity() | {"members": members}
 
+    def parameters(self) -> float:
+        """Those of all members."""
+        return sum(member.parameters() for member in self.members or [])
+
+    def response_parameters(self) -> float:
+        """Those of all members."""
+        return sum(member.response_parameters() for member in self.members or [])
+
     @property
     def holds_a_model(self) -> bool:
         """Whether a member holds a model."""

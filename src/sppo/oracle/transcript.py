@@ -113,9 +113,18 @@ class Transcript:
         ids = self._rendered([Message(role="user", content=self._plain(prompt))])
         return min(len(ids), self.limit)
 
-    def _rendered(self, messages: Sequence[Message]) -> list[int]:
+    def response_begin(self, prompt: str, row: Row) -> int:
+        """The place in a row of this prompt at which the response begins, behind what every response begins with."""
+        before = self._rendered([Message(role="user", content=self._plain(prompt))], generation_prompt=True)
+        pairs = zip(before, row.ids, strict=False)
+        return next(
+            (place for place, (one, other) in enumerate(pairs) if one != other),
+            min(len(before), len(row.ids)),
+        )
+
+    def _rendered(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> list[int]:
         assert self._template is not None
-        text = self._template.render(messages)
+        text = self._template.render(messages, generation_prompt=generation_prompt)
         return list(self.tokenizer(text, add_special_tokens=self.bos_again)["input_ids"])
 
     def _plain(self, text: str) -> str:

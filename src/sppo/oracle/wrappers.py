@@ -7,33 +7,37 @@ Each changes P entry by entry with an odd function of :math:`P_{ij} - \frac12` a
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from scipy.special import expit
 
 from sppo.oracle import (
     CheckedOracle,
     Comparison,
     Composite,
+    Counting,
     Oracle,
     OracleSection,
     Pairs,
     Preferences,
     Prompts,
     Responses,
+    own_policy,
 )
 from sppo.recipe.comparisons import Comparisons
 from sppo.recipe.oracle import OracleConfig, Text, refuse_inner_ensemble
+from sppo.recipe.run_policies import OraclePolicy
 from sppo.winrates import Array
 
 Lengths = Float[Array, "prompts K"]
 """The characters of each response."""
-Adjust = Callable[[Preferences, Responses], Preferences]
+Adjust = Callable[[Preferences, Prompts, Responses], Preferences]
+"""(P, prompts, responses) -> P'."""
 
 
 class WrapperOracle(OracleSection):
@@ -48,8 +52,8 @@ class WrapperOracle(OracleSection):
         refuse_inner_ensemble(value)
         return value
 
-    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
-        """The adjusted P from the inner oracle's P and the responses."""
+    def adjust(self, matrix: Preferences, prompts: Prompts, responses: Responses) -> Preferences:
+        """The adjusted P from the inner oracle's P, the prompts and the responses."""
         raise NotImplementedError(f"{type(self).__name__} has no adjust")
 
     def load(self) -> "Wrapper":
@@ -78,6 +82,14 @@ class WrapperOracle(OracleSection):
         """Whether the inner oracle does."""
         return self.oracle.answers_any_prompt
 
+    def parameters(self) -> float:
+        """The parameters of the inner oracle's models that read pairs."""
+        return self.oracle.parameters()
+
+    def response_parameters(self) -> float:
+        """The parameters of the inner oracle's models that read each response by itself."""
+        return self.oracle.response_parameters()
+
 
 class LengthControlledOracle(WrapperOracle):
     """logit P'_ij = logit P_ij - penalty tanh((l_i - l_j) / scale), with l the length in characters."""
@@ -88,7 +100,7 @@ class LengthControlledOracle(WrapperOracle):
     scale: float = Field(500, gt=0)
     """The difference of lengths, in characters, beyond which longer counts little more."""
 
-    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
+    def adjust(self, matrix: Preferences, prompts: Prompts, responses: Responses) -> Preferences:
         """:func:`length_controlled` with these settings."""
         return length_controlled(matrix, lengths(responses), penalty=self.penalty, scale=self.scale)
 
@@ -100,7 +112,7 @@ class LengthMatchedOracle(WrapperOracle):
     max_ratio: float = Field(1.5, ge=1)
     """The largest ratio of the longer response's length to the shorter one's."""
 
-    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
+    def adjust(self, matrix: Preferences, prompts: Prompts, responses: Responses) -> Preferences:
         """:func:`length_matched` with these settings."""
         return length_matched(matrix, lengths(responses), max_ratio=self.max_ratio)
 
@@ -112,7 +124,7 @@ class NearTieOracle(WrapperOracle):
     delta: float = Field(0.1, gt=0, le=0.5)
     """The |P - 1/2| below which a pair is a near tie."""
 
-    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
+    def adjust(self, matrix: Preferences, prompts: Prompts, responses: Responses) -> Preferences:
         """:func:`near_tie` with these settings."""
         return near_tie(matrix, delta=self.delta)
 
@@ -121,13 +133,68 @@ class SimilarityOracle(WrapperOracle):
     """P' - 1/2 = (P - 1/2) min(1, (1 - s) / (1 - threshold)), with s how alike two responses are: the same text ties."""
 
     type: Literal["similarity"] = "similarity"
-    measure: Literal["words"] = "words"
-    """How alike two responses are: the share of words and of pairs of neighbouring words that they have in common."""
+    measure: Literal["words", "hidden_states"] = "words"
+    """How alike two responses are: the share of words and of pairs of neighbouring words that they have in common, or the
+    cosine of a policy's hidden states."""
     threshold: float = Field(0.8, ge=0, lt=1)
-    """The similarity up to which P is left as it is."""
+    """The similarity up to which P is left as it is; hidden states need one nearer to 1."""
+    policy: OraclePolicy | None = None
+    """hidden_states: whose they are: `current`, which is pi_t and what is taken if nothing is named, `base`, or another policy."""
 
-    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
-        """:func:`similarity_gated` with these settings."""
+    @model_validator(mode="before")
+    @classmethod
+    def _current_policy(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if value.get("measure") == "hidden_states":
+            return {**value, "policy": "current" if value.get("policy") is None else value["policy"]}
+        if value.get("policy") is not None:
+            raise ValueError(
+                "policy: only for measure: hidden_states; set this measure, or remove the policy"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _reads_plain_prompts(self) -> "SimilarityOracle":
+        if self.policy is not None and self.oracle.prompt_form() != "prompt":
+            raise ValueError(
+                "measure: hidden_states writes prompts by the policy's own template, but the oracle inside has text: chat;"
+                " set its text to prompt, or the measure to words"
+            )
+        return self
+
+    def load(self) -> "Wrapper":
+        """The wrapper around the inner oracle, with the policy if hidden states are compared."""
+        if self.policy is None:
+            return super().load()
+        from sppo.oracle.hidden_states import HiddenStates
+
+        states = HiddenStates.of_policy(self.policy)
+
+        def adjust(matrix: Preferences, prompts: Prompts, responses: Responses) -> Preferences:
+            return similarity_gated(matrix, states.similarity(prompts, responses), threshold=self.threshold)
+
+        return Wrapper(CheckedOracle(self.oracle.load()), self.oracle.label, adjust, states)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, with the identities of the inner oracle and of the policy, if there is one."""
+        identity = super().identity()
+        if self.policy is None:  # as earlier versions recorded it
+            return {key: value for key, value in identity.items() if key != "policy"}
+        return identity | {"policy": own_policy.identity(self.policy)}
+
+    @property
+    def holds_a_model(self) -> bool:
+        """Whether it computes hidden states, or the inner oracle holds a model."""
+        return self.policy is not None or super().holds_a_model
+
+    def response_parameters(self) -> float:
+        """Those of the inner oracle, and of the policy whose hidden states are compared."""
+        own = 0.0 if self.policy is None else own_policy.parameters(self.policy)
+        return own + super().response_parameters()
+
+    def adjust(self, matrix: Preferences, prompts: Prompts, responses: Responses) -> Preferences:
+        """:func:`similarity_gated` by the overlap of words."""
         return similarity_gated(matrix, word_overlap(responses), threshold=self.threshold)
 
 
@@ -137,23 +204,33 @@ class Wrapper(Composite):
     Args:
         inner: the oracle.
         name: the name of the inner oracle's answer among the components.
-        adjust: (P, responses) -> P'.
+        adjust: (P, prompts, responses) -> P'.
+        counted: what it counts by while it adjusts; None: nothing.
     """
 
-    def __init__(self, inner: CheckedOracle, name: str, adjust: Adjust) -> None:
+    def __init__(
+        self, inner: CheckedOracle, name: str, adjust: Adjust, counted: Counting | None = None
+    ) -> None:
         self.inner = inner
         self.name = name
         self.adjust = adjust
+        self.counted = counted
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What was counted while answers were adjusted, such as truncated texts."""
+        return {} if self.counted is None else self.counted.counts
 
     def compare_with_components(self, prompts: Prompts, responses: Responses) -> Comparison:
         """Like :meth:`compare`, but also returns the matrices of the inner oracle and of its components."""
         matrix, inside = self.inner.compare_with_components(prompts, responses)
         components = {self.name: matrix} | {f"{self.name}/{name}": part for name, part in inside.items()}
-        return Comparison(self.adjust(matrix, responses), components)
+        return Comparison(self.adjust(matrix, prompts, responses), components)
 
     def compare_pairs(self, prompts: Prompts, responses: Responses, wanted: Pairs) -> Preferences:
         """Like :meth:`compare` for some pairs only; the inner oracle is asked about no others, where it can be."""
-        return self.adjust(self.inner.compare_pairs(prompts, responses, wanted), responses)
+        matrix = self.inner.compare_pairs(prompts, responses, wanted)
+        return self.adjust(matrix, prompts, responses)
 
     @property
     def inner_oracles(self) -> Sequence[Oracle]:

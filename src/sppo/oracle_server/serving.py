@@ -59,7 +59,7 @@ def serve(
     key = _key(api_key_env)
     questions = Questions(Limits(responses, characters, waiting), _Shown(config, run))
     if run is not None:
-        config = keep_answers_in(config, (run / ANSWERS).resolve())
+        config = keep_answers_in(RunReader(run).with_policies(config), (run / ANSWERS).resolve())
     oracle = oracles.load(config.model_dump(), allow_gaps=True)
     name = oracle_name(config)
     socket = listening.listen(host, port)

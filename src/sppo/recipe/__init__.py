@@ -30,6 +30,7 @@ from sppo.recipe.oracle import OracleConfig, OracleSection
 from sppo.recipe.oracle_training import OracleTraining
 from sppo.recipe.presets import PRESETS
 from sppo.recipe.renamed import current_key, with_current_keys
+from sppo.recipe.run_policies import run_policies
 from sppo.recipe.sampling import Sampling, SamplingConfig
 from sppo.recipe.section import RecipeError, Section, Trackers
 from sppo.recipe.training import MOST_PACK_TOKENS, Lora, Training
@@ -180,6 +181,20 @@ class Recipe(Section):
                 " needs all of them; choose another log_partition, or comparisons: {type: random, ...}"
             )
         chosen.check_budget(self.sampling.k)
+        return self
+
+    @model_validator(mode="after")
+    def _win_rates_are_by_one_oracle(self) -> "Recipe":
+        other = "another policy in each iteration, so win rates of different iterations could not be compared"
+        if "current" in run_policies(self.evaluation.oracle):
+            raise ValueError(
+                f"evaluation.oracle: computes with policy: current, which is {other}; set policy: base, or name a policy"
+            )
+        if self.evaluation.oracle is None and "current" in run_policies(self.oracle):
+            raise ValueError(
+                f"evaluation.oracle: missing, but oracle computes with policy: current, which is {other}; name an oracle that"
+                " stays the same, such as the same one with policy: base"
+            )
         return self
 
     @model_validator(mode="after")

@@ -99,7 +99,11 @@ class OracleSection(Section):
         return False
 
     def parameters(self) -> float:
-        """The number of its model's parameters, for the dry run's estimate; 0 where there are none or it is unknown."""
+        """The parameters of the models that read pairs of responses, for the dry run's estimate; 0 where they are unknown."""
+        return 0.0
+
+    def response_parameters(self) -> float:
+        """The parameters of the models that read each response by itself, for the estimate; 0 where they are unknown."""
         return 0.0
 
     def prompt_form(self) -> Text:

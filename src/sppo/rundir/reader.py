@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float
 
 from sppo import recipe as recipes
+from sppo.recipe.run_policies import in_run, policy_of_run, run_policies
 from sppo.rundir.folder import RunError, RunFolder, read_stage_record
 from sppo.rundir.records import read_record
 from sppo.rundir.shards import DamagedShard, read_shard, shard_metadata
@@ -262,6 +263,16 @@ class RunReader:
             raise RunError(f"{self.path}: no iteration of this run is finished")
         place = run_and_iteration(folder)
         return Policy(BASE if place is None else place[1], folder)
+
+    def with_policies(self, oracle: "recipes.OracleSection") -> "recipes.OracleSection":
+        """An oracle with the run's policies that it computes with; `current` is the one that the run goes on from."""
+        names = run_policies(oracle)
+        if not names:
+            return oracle
+        recipe = self.recipe
+        last = last_policy(self.path)
+        current = recipe.policy if last is None else policy_of_run(recipe.policy, last)
+        return in_run(oracle, {"base": recipe.policy, "current": current}, recipe.sampling)
 
     def owns(self, recorded: Path | str) -> bool:
         """Whether a recorded path names a policy of this run, even if the run has been moved since."""

@@ -35,13 +35,16 @@ class CompareResponses(Work):
 
     Attributes:
         metrics: the file to which a line with the oracle's counts is appended: truncated texts, requests, tokens.
+        policy: the folder of pi_t, with which some oracles compute; None: the base.
     """
 
     metrics: Path
+    policy: Path | None
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """Ask the oracle about the responses of the shard, and return its preferences."""
         rows = read_rows(sources[0], ResponsesRow)
+        models.play(self.policy)
         before: Mapping[str, int] = models.oracle.counts
         if models.recipe.comparisons.in_rounds:
             compared = _compare_in_rounds(models, rows, advance)
@@ -186,8 +189,9 @@ class Annotate(ShardedStage):
         return settings
 
     def reads(self) -> Sequence[str]:
-        """The responses."""
-        return (self.sample.fingerprint,)
+        """The responses, and the policies that the oracle computes with."""
+        of_oracle = self.run.policies_of(self.run.recipe.oracle, self.sample.policy)
+        return (self.sample.fingerprint, *of_oracle)
 
     def sources(self) -> list[list[Path]]:
         """The shard of responses that each shard compares."""
@@ -199,7 +203,8 @@ class Annotate(ShardedStage):
 
     def work(self) -> CompareResponses:
         """Ask the oracle about one shard of responses."""
-        return CompareResponses(self.run.folder.metrics(self.iteration).resolve())
+        metrics = self.run.folder.metrics(self.iteration).resolve()
+        return CompareResponses(metrics, self.run.weights(self.sample.policy))
 
     def summary(self, shards: Sequence[Path]) -> Mapping[str, Any]:
         """Cycles among the preferences, the mean number of pairs compared, and how far the oracle's components disagree."""

@@ -67,11 +67,13 @@ class CompareWithOpponents(Work):
         opponents: the policies whose responses the second and further sources hold.
         oracles: the oracles that give win rates.
         responses: the number of responses per prompt and policy.
+        current: the folder of pi_t, with which some oracles compute; None: the base.
     """
 
     opponents: tuple[Opponent, ...]
     oracles: tuple[OracleName, ...]
     responses: int
+    current: Path | None
 
     def __call__(self, models: Models, sources: Sequence[Path], advance: Advance) -> pa.Table:
         """Make the comparisons of a shard; sources are the policy's responses, then those of each opponent."""
@@ -80,6 +82,7 @@ class CompareWithOpponents(Work):
             [row.prompt_token_ids for row in rows],
             [[response.token_ids for response in row.responses] for row in rows],
         )
+        models.play(self.current)
         rates: list[list[WinRate]] = []
         for start in range(0, len(rows), ORACLE_PROMPTS):
             part = slice(start, start + ORACLE_PROMPTS)
@@ -155,6 +158,12 @@ class Evaluate(ShardedStage):
         """The oracles that give win rates; those of the first one are the run's."""
         return evaluating_oracles(self.run.recipe)
 
+    @property
+    def current(self) -> PolicyState:
+        """pi_t, which the iteration's responses were drawn from; the base itself where there is no iteration."""
+        opponent = self.opponents.get("previous", self.opponents.get("base", self))
+        return opponent.responses.policy
+
     def settings(self) -> Mapping[str, Any]:
         """The oracles, how intervals are computed, and how log-probabilities under the base are."""
         recipe = self.run.recipe
@@ -173,11 +182,12 @@ class Evaluate(ShardedStage):
     def reads(self) -> Sequence[str]:
         """The responses that are compared, the base, under which their log-probabilities are computed, and the scores.
 
-        The scores on watched tasks are those of the policy and of the base.
+        The scores on watched tasks are those of the policy and of the base. Oracles may compute with pi_t.
         """
         opponents = [opponent.responses.fingerprint for opponent in self.opponents.values()]
         scores = [stage.fingerprint for stage in self._scored()]
-        return [self.responses.fingerprint, *opponents, self.run.base.fingerprint, *scores]
+        of_oracle = self.run.policies_of(self.run.recipe.oracle, self.current)
+        return [self.responses.fingerprint, *opponents, self.run.base.fingerprint, *of_oracle, *scores]
 
     def _scored(self) -> list[Capabilities]:
         """The scores on watched tasks: the policy's, and for a policy that is compared with the base, the base's."""
@@ -209,7 +219,8 @@ class Evaluate(ShardedStage):
     def work(self) -> CompareWithOpponents:
         """Compare one shard of responses."""
         responses = self.run.recipe.evaluation.responses
-        return CompareWithOpponents(tuple(self.opponents), self.oracles, responses)
+        current = self.run.weights(self.current)
+        return CompareWithOpponents(tuple(self.opponents), self.oracles, responses, current)
 
     def make(self) -> StageFolder:
         """Make the scores, the responses and the comparisons that are missing, and publish the stage."""

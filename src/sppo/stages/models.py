@@ -17,7 +17,8 @@ from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.policy.chat_format import Message
 from sppo.policy.opening import load_chat
-from sppo.recipe import Recipe
+from sppo.recipe import OracleSection, Recipe
+from sppo.recipe.run_policies import RunPolicy, in_run, policy_of_run, run_policies
 from sppo.rundir import storage
 from sppo.rundir.tables import PromptRow
 from sppo.sampling import Sampler
@@ -46,6 +47,7 @@ class Models:
         self.recipe = recipe
         self._threads = recipe.cpu_threads or threads
         self._policy: tuple[str, Path | None, Any] | None = None
+        self._current: Path | None = None
 
     @cached_property
     def base(self) -> Path:
@@ -96,10 +98,27 @@ class Models:
         return sorted(dict.fromkeys(policies), key=lambda policy: self._holds("scorer", policy), reverse=True)
 
     def release(self) -> None:
-        """Unload the policy and free the memory of its weights."""
+        """Unload the policy, and oracles that compute with one, and free the memory of their weights."""
         if self._policy is not None and self._policy[0] == "sampler":
             self._policy[2].close()
         self._policy = None
+        self._release_oracles({"current", "base"})
+
+    def play(self, policy: Path | None) -> None:
+        """Let a policy be pi_t, which oracles with `policy: current` compute with; None: the base."""
+        if policy != self._current:
+            self._release_oracles({"current"})
+        self._current = policy
+
+    def _release_oracles(self, policies: set[RunPolicy]) -> None:
+        """Unload the oracles that compute with one of the given policies of the run."""
+        sections = {"oracle": self.recipe.oracle, "held_out_oracle": self.recipe.evaluation.oracle}
+        for name, section in sections.items():
+            if name in self.__dict__ and run_policies(section) & policies:
+                for part in oracles.parts_of(self.__dict__.pop(name)):
+                    getattr(part, "close", lambda: None)()
+                if name == "oracle" and self.recipe.evaluation.oracle is None:
+                    self.__dict__.pop("held_out_oracle", None)
 
     def _held(self, use: str, policy: Path | None, load: Callable[[Path], Any]) -> Any:
         if not self._holds(use, policy):
@@ -180,8 +199,7 @@ class Models:
         Raises:
             RecipeError: the recipe has no oracle.
         """
-        config = self.recipe.needed_oracle("comparing responses")
-        loaded = oracles.load(config.model_dump(), allow_gaps=True)
+        loaded = self._loaded(self.recipe.needed_oracle("comparing responses"))
         if "torch" in sys.modules:  # an oracle with a model has imported torch
             self.limit_threads()
         return loaded
@@ -190,7 +208,18 @@ class Models:
     def held_out_oracle(self) -> oracles.CheckedOracle:
         """The oracle that policies are compared by: `evaluation.oracle`, or else the one that they learn from."""
         config = self.recipe.evaluation.oracle
-        return self.oracle if config is None else oracles.load(config.model_dump(), allow_gaps=True)
+        return self.oracle if config is None else self._loaded(config)
+
+    def _loaded(self, config: OracleSection) -> oracles.CheckedOracle:
+        """An oracle, with the policies of the run that it computes with."""
+        folders: dict[RunPolicy, Path | None] = {"current": self._current, "base": None}
+        policies = {}
+        for name in run_policies(config):
+            folder = folders[name]
+            if folder is not None:
+                storage.fetch(folder)
+            policies[name] = policy_of_run(self.recipe.policy, folder or self.base)
+        return oracles.load(in_run(config, policies, self.recipe.sampling).model_dump(), allow_gaps=True)
 
     def compare(
         self,

@@ -17,6 +17,7 @@ from sppo.policy import chat_format
 from sppo.policy import load as policies
 from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, OracleConfig, PromptSource, Recipe, keep_answers_in
+from sppo.recipe.run_policies import RunPolicy, run_policies
 from sppo.rundir.folder import RunFolder
 from sppo.rundir.shards import file_digest
 from sppo.rundir.tables import ItemRow
@@ -93,6 +94,11 @@ class Run:
 
     def _identity(self, oracle: OracleConfig | None) -> dict[str, Any] | None:
         return None if oracle is None else oracles.identity(oracle)
+
+    def policies_of(self, oracle: OracleConfig | None, current: PolicyState) -> list[str]:
+        """The fingerprints of the run's policies that an oracle computes with, where `current` is pi_t."""
+        policies: dict[RunPolicy, PolicyState] = {"base": self.base, "current": current}
+        return [policies[name].fingerprint for name in sorted(run_policies(oracle))]
 
     @cached_property
     def tokenizer_identity(self) -> str:
