@@ -22,7 +22,7 @@ from scipy.special import expit, logit
 
 from sppo.cli.tables import show_table
 from sppo.instructions import INPUTS
-from sppo.oracle import Preferences, Responses
+from sppo.oracle import Preferences, Prompts, Responses
 from sppo.oracle.wrappers import WrapperOracle
 from sppo.progress import Terminal
 
@@ -47,7 +47,7 @@ class WeakOracle(WrapperOracle):
     type: Literal["planted_weakness"] = "planted_weakness"
     weakness: Weakness
 
-    def adjust(self, matrix: Preferences, responses: Responses) -> Preferences:
+    def adjust(self, matrix: Preferences, prompts: Prompts, responses: Responses) -> Preferences:
         strength, score = BONUSES[self.weakness]
         bonus = strength * np.array([[score(text) for text in texts] for texts in responses])
         return expit(logit(np.clip(matrix, 0.05, 0.95)) + bonus[..., :, None] - bonus[..., None, :])
