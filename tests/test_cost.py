@@ -69,6 +69,21 @@ def test_an_oracle_that_computes_with_a_policy_of_the_run_is_as_large_as_that():
     assert annotating(gate, **{"sampling.k": 10}) == pytest.approx(2 * annotating(gate, **{"sampling.k": 5}))
 
 
+def test_a_policy_as_the_judge_is_counted_with_its_anchors():
+    judge = {"type": "policy_judge"}
+    mapping = {"policy": {"model": "tinyworld"}, "prompts": {"train": "tinyworld/train", "held_out": 10}}
+    fixed = {"evaluation": {"oracle": {"type": "panel"}}, "sampling": {"k": 4}}
+    recipe = parse({**mapping, **fixed, "oracle": judge})
+    anchors = {"type": "fixed_opponent", "policy": "base", "draw": 2, "weight": 0.5, "oracle": judge}
+    anchored = parse({**mapping, **fixed, "oracle": {"type": "near_tie", "oracle": anchors}})
+    assert pairs_per_prompt(recipe) == 6
+    assert pairs_per_prompt(anchored) == 6 + 4 * 2
+    rates = read_rates("h100", "20,30")
+    alone, beside = (seconds(of, estimate(of), rates)[0]["annotate"] for of in (recipe, anchored))
+    # 12 questions of 80 tokens; 28 of them, and each response once more for the anchors that are drawn
+    assert beside / alone == pytest.approx((28 * 80 + 4 * 50) / (12 * 80))
+
+
 def test_seconds_by_hand_and_devices_divide_them():
     found = LOAD.seconds(RATES)
     assert found["sample"] == pytest.approx(3.4)

@@ -204,8 +204,10 @@ def _sampled(recipe: Recipe) -> int:
 
 
 def pairs_per_prompt(recipe: Recipe) -> int:
-    """The most pairs of a prompt's responses that the oracle compares."""
-    return recipe.comparisons.most_pairs if recipe.algorithm.preferences else 0
+    """The most pairs that the oracle compares for a prompt: of its responses, and of these with anchors."""
+    if recipe.oracle is None or not recipe.algorithm.preferences:
+        return 0
+    return recipe.comparisons.most_pairs + recipe.oracle.further_pairs(recipe.sampling.k)
 
 
 def _trained(recipe: Recipe) -> int:

@@ -237,6 +237,7 @@ def test_the_docs_show_every_type_and_the_report_as_it_is(sppo, tmp_path):
         "reward_model",
         "general_preference",
         "judge",
+        "policy_judge",
         "verifiable",
         "length_controlled",
         "length_matched",

@@ -40,7 +40,7 @@ from sppo.recipe import Recipe, RecipeError, load, parse, parse_oracle, trl_name
             [
                 "oracle.members.0.modle: unknown key; did you mean `model`?",
                 "oracle.members.1.type: 'functon' is unknown; did you mean 'function'? Known: function, panel, pairrm, reward_model,"
-                " general_preference, judge, verifiable, length_controlled, length_matched, near_tie, similarity, fixed_opponent",
+                " general_preference, judge, policy_judge, verifiable, length_controlled, length_matched, near_tie, similarity, fixed_opponent",
             ],
         ),
         (
@@ -214,7 +214,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
         (with_oracle("panel"), "oracle: must be a mapping of keys to values (got 'panel')"),
         (
             with_oracle("{function: mine:f}"),
-            "oracle.type: missing; one of function, panel, pairrm, reward_model, general_preference, judge, verifiable, length_controlled, length_matched, near_tie, similarity, fixed_opponent",
+            "oracle.type: missing; one of function, panel, pairrm, reward_model, general_preference, judge, policy_judge, verifiable, length_controlled, length_matched, near_tie, similarity, fixed_opponent",
         ),
         (with_oracle("{type: functon}"), "oracle.type: 'functon' is unknown; did you mean 'function'?"),
         (
@@ -329,7 +329,7 @@ def test_an_override_of_no_key_is_refused(tmp_path, key, refusal):
     [
         (
             {},
-            "type: missing; one of function, panel, pairrm, reward_model, general_preference, judge, verifiable, length_controlled, length_matched, near_tie, similarity, fixed_opponent",
+            "type: missing; one of function, panel, pairrm, reward_model, general_preference, judge, policy_judge, verifiable, length_controlled, length_matched, near_tie, similarity, fixed_opponent",
         ),
         ({"type": "function", "functon": "a:b"}, "functon: unknown key; did you mean `function`?"),
         ({"type": "panel", "weights": [1.0]}, "weights: 1 for 3 members; give one for each"),

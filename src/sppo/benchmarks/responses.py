@@ -18,13 +18,12 @@ from sppo.policy.chat_format import Message
 from sppo.policy.opening import OpenPolicy
 from sppo.progress import counted_text
 from sppo.recipe import Sampling
+from sppo.recipe.sampling import GREEDY
 from sppo.rundir.folder import RunError
 from sppo.rundir.shards import read_shard, table
 from sppo.rundir.tables import TOKEN_IDS
 from sppo.sampling import Response, Sampler
 
-GREEDY = 1e-4
-"""The temperature that stands for 0: the most probable token is the limit of a vanishing temperature."""
 _SHARD = 32
 _TURN = pa.struct([("text", pa.string()), ("token_ids", TOKEN_IDS), ("finish_reason", pa.string())])
 RESPONSES = pa.schema(

@@ -1,4 +1,4 @@
-r"""A language model as the judge, behind any OpenAI-compatible server.
+r"""A language model as the judge, behind any OpenAI-compatible server (or a policy: :mod:`sppo.oracle.policy_judge`).
 
 The judge sees the prompt and two responses, called A and B, and says which is better, or C for a tie. Every pair is
 asked about in both orders, K(K - 1) questions a prompt, since judges favour a position. With :math:`q_{ij}` the
@@ -14,9 +14,9 @@ because none can be read or the judge refuses to give one, is `unread`: the orac
 answer, or leaves the pair or the prompt out. No verdict is never taken for a tie.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -24,7 +24,16 @@ from scipy.special import expit, logit
 
 from sppo.endpoint.cache import AnswerCacheError
 from sppo.endpoint.client import Endpoint
-from sppo.endpoint.exchange import Answer, AnswerCheck, Choice, EndpointError, Request, accept_any, chat
+from sppo.endpoint.exchange import (
+    Answer,
+    AnswerCheck,
+    Choice,
+    EndpointError,
+    Request,
+    Usage,
+    accept_any,
+    chat,
+)
 from sppo.oracle import (
     BothOrders,
     OracleError,
@@ -44,15 +53,13 @@ TOP_LOGPROBS = 20
 """The most that OpenAI gives; the letters are among them if the judge means to give a verdict at all."""
 
 
-class JudgeOracle(PairsOracleSection):
-    """A language model behind an OpenAI-compatible server that says which of two responses is better."""
+class JudgeSettings(PairsOracleSection):
+    """What a judge is asked and how its verdicts are read, whatever gives the answers."""
 
     settings_without_effect: ClassVar[frozenset[str]] = frozenset(
         {"comparisons", "parse_retries", "max_left_out_share"}
     )
 
-    type: Literal["judge"] = "judge"
-    endpoint: EndpointConfig
     template: str | None = Field(None, min_length=1)
     """A jinja file with prompt, response_a and response_b; None takes the package's own template."""
     system: str | None = Field(None, min_length=1)
@@ -76,23 +83,58 @@ class JudgeOracle(PairsOracleSection):
     text: Text = "prompt"
     """The form in which the judge sees prompts: plain or templated."""
 
+    def identity(self) -> dict[str, Any]:
+        """The settings, and the template's text."""
+        return super().identity() | {"template": source(self.template, self.verdict)}
+
+
+class JudgeOracle(JudgeSettings):
+    """A language model behind an OpenAI-compatible server that says which of two responses is better."""
+
+    type: Literal["judge"] = "judge"
+    endpoint: EndpointConfig
+
     def load(self) -> "Judge":
         """The judge, ready to ask.
 
         Raises:
             OracleError: the template cannot be used, or the endpoint cannot be set up.
         """
-        return Judge(self)
+        try:
+            endpoint = Endpoint(self.endpoint)
+        except (EndpointError, AnswerCacheError) as error:
+            raise OracleError(f"oracle.endpoint: {error}") from error
+        return Judge(self, endpoint, f"the judge {self.endpoint.model} at {self.endpoint.url}")
 
     def identity(self) -> dict[str, Any]:
         """The settings, the served model, and the template's text; no answer depends on where the server stands."""
         endpoint = self.endpoint.model_dump(include={"model", "revision", "extra_body"})
-        return super().identity() | {"endpoint": endpoint, "template": source(self.template, self.verdict)}
+        return super().identity() | {"endpoint": endpoint}
 
     @property
     def label(self) -> str:
         """The model's name on its server."""
         return self.endpoint.model
+
+
+class Answers(Protocol):
+    """What a judge asks: a server, or a policy."""
+
+    @property
+    def usage(self) -> Usage:
+        """What it has been asked."""
+        ...
+
+    def ask(
+        self,
+        requests: Sequence[Request],
+        on_answer: Callable[[int], None] | None = None,
+        check: AnswerCheck = accept_any,
+        *,
+        allow_refusals: bool = False,
+    ) -> list[Answer]:
+        """See :meth:`sppo.endpoint.client.Endpoint.ask`."""
+        ...
 
 
 @dataclass
@@ -123,19 +165,19 @@ class Judge(BothOrders):
 
     Args:
         config: the judge's section of the recipe.
+        answers: gives the answers to its questions.
+        name: what it is called in messages.
 
     Raises:
-        OracleError: the template cannot be used, or the endpoint cannot be set up.
+        OracleError: the template cannot be used.
     """
 
-    def __init__(self, config: JudgeOracle) -> None:
+    def __init__(self, config: JudgeSettings, answers: Answers, name: str) -> None:
         self.config = config
-        name = config.template or f"the package's for {config.verdict}"
-        self.template = Template(source(config.template, config.verdict), name)
-        try:
-            self.endpoint = Endpoint(config.endpoint)
-        except (EndpointError, AnswerCacheError) as error:
-            raise OracleError(f"oracle.endpoint: {error}") from error
+        self.answers = answers
+        self.name = name
+        template = config.template or f"the package's for {config.verdict}"
+        self.template = Template(source(config.template, config.verdict), template)
         self._counts = dict.fromkeys(
             ("verdicts", "unreadable_verdicts", "one_order_pairs", "pairs_left_out"), 0
         )
@@ -144,8 +186,12 @@ class Judge(BothOrders):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Verdicts read and unreadable, pairs with one order or left out, the order's effect, and what the endpoint was asked."""
-        return self._counts | self._orders.counts | vars(self.endpoint.usage)
+        """Verdicts read and unreadable, pairs with one order or left out, the order's effect, and what was asked for them."""
+        return self._counts | self._orders.counts | vars(self.answers.usage)
+
+    def close(self) -> None:
+        """Free the memory of what gives the answers, if it takes any."""
+        getattr(self.answers, "close", lambda: None)()
 
     @property
     def leaves_gaps(self) -> bool:
@@ -253,7 +299,7 @@ class Judge(BothOrders):
             orders = "either order" if np.isnan(first[question.n, j, i]) else "one order"
             if self.config.unread == "error" or orders == "either order":
                 raise OracleError(
-                    f"{self._who} gives no verdict that can be read on responses {i} and {j} in {orders}; the last"
+                    f"{self.name} gives no verdict that can be read on responses {i} and {j} in {orders}; the last"
                     f" answer was {excerpt(question.unreadable, 500)}. {self._way_out(orders)}",
                     question.n,
                 )
@@ -277,7 +323,7 @@ class Judge(BothOrders):
         left_out, limit = self._counts["pairs_left_out"], self.config.max_left_out_share
         if left_out > limit * self._pairs:
             raise OracleError(
-                f"{self._who} gives no verdict on {left_out} of {self._pairs} pairs, which is more than"
+                f"{self.name} gives no verdict on {left_out} of {self._pairs} pairs, which is more than"
                 f" oracle.max_left_out_share: {limit:g}; the last answer was {excerpt(unread[-1].unreadable, 500)}."
                 f" {self._way_out('one order')}, or raise oracle.max_left_out_share",
                 unread[-1].n,
@@ -305,7 +351,7 @@ class Judge(BothOrders):
     ) -> list[Choice]:
         """Asks for all transcripts, and returns the one choice of each answer."""
         try:
-            answers = self.endpoint.ask(requests, check=check, allow_refusals=self.config.unread != "error")
+            answers = self.answers.ask(requests, check=check, allow_refusals=self.config.unread != "error")
             return [answer.choices[0] for answer in answers]
         except EndpointError as error:
             index = error.request_index
@@ -316,10 +362,6 @@ class Judge(BothOrders):
             raise OracleError(f"{error}{hint}", None if index is None else questions[index].n) from error
         except AnswerCacheError as error:
             raise OracleError(str(error)) from error
-
-    @property
-    def _who(self) -> str:
-        return f"the judge {self.config.endpoint.model} at {self.config.endpoint.url}"
 
 
 def _no_log_probs(request: Request, answer: Answer) -> str | None:

@@ -90,9 +90,13 @@ def verdict_probabilities(choice: Choice) -> dict[str, float]:
     first = choice.first_token
     masses = dict.fromkeys(SCORE, 0.0)
     for token in (first.top_logprobs or [first]) if first else []:
-        letter = token.token.strip(
-            _AROUND + "\u2581\u0120"
-        )  # the spaces of SentencePiece and byte-level tokenizers
-        if letter in masses:
+        letter = verdict_letter(token.token)
+        if letter is not None:
             masses[letter] += math.exp(token.logprob)
     return masses
+
+
+def verdict_letter(token: str) -> str | None:
+    """The verdict that a token stands for, whatever stands around its letter; None if it is no verdict."""
+    letter = token.strip(_AROUND + "\u2581\u0120")  # the spaces of SentencePiece and byte-level tokenizers
+    return letter if letter in SCORE else None

@@ -68,10 +68,7 @@ class Transcript:
             raise OracleError(
                 f"oracle.template_date: {date}, but the tokenizer has no chat template; remove this setting"
             )
-        added = tokenizer.added_tokens_decoder.values()
-        special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-        # the longest first: one may hold another
-        self._special = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
+        self._plain = Markup(tokenizer).as_text
 
     def row(self, prompt: str, response: str) -> Row:
         """Encode an exchange.
@@ -127,7 +124,22 @@ class Transcript:
         text = self._template.render(messages, generation_prompt=generation_prompt)
         return list(self.tokenizer(text, add_special_tokens=self.bos_again)["input_ids"])
 
-    def _plain(self, text: str) -> str:
+
+class Markup:
+    """The special tokens of a tokenizer, which texts must not be read as.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        added = tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+        # the longest first: one may hold another
+        self._special = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
+
+    def as_text(self, text: str) -> str:
+        """The text with a space behind the first character of each special token that is written out in it."""
         for token in self._special:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text

@@ -86,6 +86,10 @@ class WrapperOracle(OracleSection):
         """The parameters of the inner oracle's models that read pairs."""
         return self.oracle.parameters()
 
+    def further_pairs(self, k: int) -> int:
+        """Those of the inner oracle."""
+        return self.oracle.further_pairs(k)
+
     def response_parameters(self) -> float:
         """The parameters of the inner oracle's models that read each response by itself."""
         return self.oracle.response_parameters()
@@ -187,6 +191,11 @@ class SimilarityOracle(WrapperOracle):
     def holds_a_model(self) -> bool:
         """Whether it computes hidden states, or the inner oracle holds a model."""
         return self.policy is not None or super().holds_a_model
+
+    def check(self) -> None:
+        """Refuse a policy that is not there or has no chat template."""
+        if self.policy is not None:
+            own_policy.find(self.policy)
 
     def response_parameters(self) -> float:
         """Those of the inner oracle, and of the policy whose hidden states are compared."""

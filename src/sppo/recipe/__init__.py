@@ -30,7 +30,7 @@ from sppo.recipe.oracle import OracleConfig, OracleSection
 from sppo.recipe.oracle_training import OracleTraining
 from sppo.recipe.presets import PRESETS
 from sppo.recipe.renamed import current_key, with_current_keys
-from sppo.recipe.run_policies import run_policies
+from sppo.recipe.run_policies import in_run, run_policies
 from sppo.recipe.sampling import Sampling, SamplingConfig
 from sppo.recipe.section import RecipeError, Section, Trackers
 from sppo.recipe.training import MOST_PACK_TOKENS, Lora, Training
@@ -181,6 +181,15 @@ class Recipe(Section):
                 " needs all of them; choose another log_partition, or comparisons: {type: random, ...}"
             )
         chosen.check_budget(self.sampling.k)
+        return self
+
+    @model_validator(mode="after")
+    def _engine_suits_the_oracles(self) -> "Recipe":
+        for key, oracle in {"oracle": self.oracle, "evaluation.oracle": self.evaluation.oracle}.items():
+            try:
+                _ = oracle and in_run(oracle, {"base": self.policy, "current": self.policy}, self.sampling)
+            except ValueError as error:
+                raise ValueError(f"{key}.{error}") from None
         return self
 
     @model_validator(mode="after")

@@ -61,6 +61,20 @@ class OracleSection(Section):
         """The settings that its answers depend on, and in subclasses the source or the weights behind them."""
         return self.model_dump(exclude={*self.settings_without_effect})
 
+    def check(self) -> None:
+        """Refuse, before anything is computed, what is not there; called once all policies of a run that it computes with are known.
+
+        Raises:
+            sppo.oracle.OracleError: the message says what to change.
+        """
+
+    def refuse_engine(self) -> None:
+        """Refuse the run's engine, if it computes with a policy in it and the engine cannot give what it needs.
+
+        Raises:
+            ValueError: the message names the key and the way out.
+        """
+
     @property
     def label(self) -> str:
         """Its name among other oracles: its type, or in subclasses its function or model."""
@@ -102,6 +116,11 @@ class OracleSection(Section):
         """The parameters of the models that read pairs of responses, for the dry run's estimate; 0 where they are unknown."""
         return 0.0
 
+    def further_pairs(self, k: int) -> int:
+        """The pairs that annotation compares for K responses beside those of the K with each other, for the estimate."""
+        del k
+        return 0
+
     def response_parameters(self) -> float:
         """The parameters of the models that read each response by itself, for the estimate; 0 where they are unknown."""
         return 0.0
@@ -138,6 +157,8 @@ def oracle_name(config: OracleSection) -> str:
 
     def name(values: Mapping[str, Any]) -> str:
         own = [str(values[key]) for key in ("model", "function", "constraints") if values.get(key)]
+        policy = values.get("policy")
+        own += [str(policy["model"] if isinstance(policy, Mapping) else policy)] if policy else []
         server = [str(values["endpoint"]["model"])] if values.get("endpoint") else []
         inner = [*(values.get("members") or []), *(values.get(key) for key in ("oracle", "tie_break"))]
         parts = ", ".join(name(part) for part in inner if part)

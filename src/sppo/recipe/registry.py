@@ -46,6 +46,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "reward_model": "sppo.oracle.reward_model:RewardModelOracle",
         "general_preference": "sppo.oracle.general_preference:GeneralPreferenceOracle",
         "judge": "sppo.oracle.judge:JudgeOracle",
+        "policy_judge": "sppo.oracle.policy_judge:PolicyJudgeOracle",
         "verifiable": "sppo.oracle.verifiable:VerifiableOracle",
         "length_controlled": "sppo.oracle.wrappers:LengthControlledOracle",
         "length_matched": "sppo.oracle.wrappers:LengthMatchedOracle",

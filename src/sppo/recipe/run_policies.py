@@ -40,8 +40,17 @@ def in_run(oracle: OracleSection, policies: Mapping[RunPolicy, Policy], sampling
         oracle: the recipe's section.
         policies: the policies that the names stand for; at least those of :func:`run_policies`.
         sampling: the run's own, for oracles that draw with a policy and name no engine.
+
+    Raises:
+        ValueError: the run's engine cannot give what an oracle needs.
     """
     return _replaced(oracle, policies, sampling)  # type: ignore[no-any-return]
+
+
+def check(oracle: OracleSection) -> None:
+    """Refuse, before anything is computed, what an oracle or the oracles inside it lack (:meth:`OracleSection.check`)."""
+    for section in _sections(oracle):
+        section.check()
 
 
 def policy_of_run(policy: Policy, folder: Path) -> Policy:
@@ -71,4 +80,6 @@ def _replaced(value: Any, policies: Mapping[RunPolicy, Policy], sampling: Sampli
         changed["policy"] = policies[policy]  # type: ignore[index]
     if "sampling" in changed and changed["sampling"] is None:
         changed["sampling"] = sampling
-    return value.model_copy(update=changed)
+    replaced = value.model_copy(update=changed)
+    replaced.refuse_engine()
+    return replaced

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,8 @@ from sppo.recipe.registered import Registered
 from sppo.recipe.section import Section
 
 Key = tuple[str | int, ...]
+GREEDY = 1e-4
+"""The temperature that stands for 0: the most probable token is the limit of a vanishing temperature."""
 _ROUNDING = 1e-3
 """How far above 0 a log-probability may be."""
 _KEYS_OF_ENGINES = {"engine_args": "vllm", "endpoint": "openai", "batch_tokens": "transformers"}
@@ -57,6 +59,20 @@ class PromptBatch:
 
     prompts: Sequence[Sequence[int]]
     keys: Sequence[Key]
+
+
+class FirstToken(NamedTuple):
+    """The token behind a prompt, before any is drawn: at temperature 1 and without truncation, in nats.
+
+    Attributes:
+        log_probs: log pi of each token that was asked about.
+        best: the most probable token of all.
+        best_log_prob: its log pi.
+    """
+
+    log_probs: Sequence[float]
+    best: int
+    best_log_prob: float
 
 
 class Sampler(Protocol):
@@ -106,6 +122,16 @@ class Sampler(Protocol):
         for number, batch in enumerate(batches):
             yield number, self.sample(batch.prompts, batch.keys, k, on_response)
 
+    def first_tokens(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list["FirstToken"]:
+        """The probabilities of some tokens as the first behind each prompt, where :attr:`Sampling.gives_first_tokens`.
+
+        Args:
+            prompts: token ids, with the generation prompt.
+            tokens: the tokens whose log-probabilities are wanted.
+        """
+        missing = f"{type(self).__name__} has no first_tokens"
+        raise NotImplementedError(missing)
+
     def close(self) -> None:
         """Free the weights and all memory; the sampler cannot be used afterwards."""
         ...
@@ -143,10 +169,12 @@ class Sampling(Section):
     Attributes:
         holds_a_model: whether the weights lie in this process or one that it starts, so that each worker needs a GPU.
         takes_adapters: whether it can sample from an adapter that has not been merged into its base.
+        gives_first_tokens: whether its samplers have :meth:`Sampler.first_tokens`.
     """
 
     holds_a_model: ClassVar[bool] = True
     takes_adapters: ClassVar[bool] = False
+    gives_first_tokens: ClassVar[bool] = False
 
     engine: str
     """The engine that samples."""

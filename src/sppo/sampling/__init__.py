@@ -8,10 +8,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sppo.policy import load as policies
-from sppo.recipe.sampling import Key, PromptBatch, Response, SampledPolicy, Sampler, Sampling
+from sppo.recipe.sampling import FirstToken, Key, PromptBatch, Response, SampledPolicy, Sampler, Sampling
 from sppo.sampling.dtype import weights_dtype
 
-__all__ = ["Key", "PromptBatch", "Response", "SampledPolicy", "Sampler", "Sampling", "SamplingError", "load"]
+__all__ = [
+    "FirstToken",
+    "Key",
+    "PromptBatch",
+    "Response",
+    "SampledPolicy",
+    "Sampler",
+    "Sampling",
+    "SamplingError",
+    "load",
+]
 
 
 class SamplingError(RuntimeError):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sppo import randomness
-from sppo.sampling import Key, PromptBatch, Response, Sampler, SamplingError
+from sppo.sampling import FirstToken, Key, PromptBatch, Response, Sampler, SamplingError
 from sppo.sampling.drawing import choose
 from sppo.sampling.key_values import KeyValues
 from sppo.sampling.probe import fastest_right_way, rope_limit
@@ -127,6 +127,22 @@ class TransformersSampler(Sampler):
                 running.keep(order_kept)
                 chosen = chosen[order_kept]
             logits = rows.step(chosen) if rows.rows else None
+
+    def first_tokens(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[FirstToken]:
+        """See :meth:`sppo.sampling.Sampler.first_tokens`; prompts of like length go through the model together."""
+        wanted = torch.tensor(list(tokens), device=self.model.device)
+        waiting = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+        found: dict[int, FirstToken] = {}
+        while waiting:
+            rows, columns = self._key_values(self.model), len(prompts[waiting[0]]) + 1
+            count = 1 if rows.one_prompt else rows.room(columns, self.settings.batch_tokens)
+            part, waiting = waiting[:count], waiting[count:]
+            logits = rows.admit([prompts[index] for index in part], [1] * len(part), columns)
+            log_probs = logits.float().log_softmax(dim=-1)
+            best_log_probs, best = log_probs.max(dim=-1)
+            values = zip(log_probs[:, wanted].tolist(), best.tolist(), best_log_probs.tolist(), strict=True)
+            found |= {index: FirstToken(*of) for index, of in zip(part, values, strict=True)}
+        return [found[index] for index in range(len(prompts))]
 
     def _takes_another_batch(self, rows: KeyValues) -> bool:
         """Whether prompts of the next batch may begin beside the responses that are running, and have room."""

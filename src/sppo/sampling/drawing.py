@@ -57,7 +57,8 @@ def _first_above(weights: Tensor, totals: Tensor, uniform: Tensor) -> Tensor:
     cumulative = within.cumsum(dim=-1, dtype=torch.float64)
     # The block's own sum is rounded otherwise than `totals`, hence once more below the last value.
     offset = torch.searchsorted(cumulative, _below(threshold - before, cumulative[:, -1:]), right=True)
-    return block * _BLOCK + offset
+    # Logits that are not finite have no such token; any is returned, and its log-probability of NaN says so.
+    return (block * _BLOCK + offset).clamp(max=weights.shape[-1] - 1)
 
 
 def _below(value: Tensor, limit: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ class TransformersSampling(Sampling):
     """The engine `transformers`: this package's decode loop on a transformers model."""
 
     takes_adapters: ClassVar[bool] = True
+    gives_first_tokens: ClassVar[bool] = True
 
     engine: Literal["transformers"] = "transformers"
     batch_tokens: int = Field(65536, ge=1, description="Prompt and response tokens decoded side by side.")

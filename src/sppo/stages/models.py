@@ -211,6 +211,9 @@ class Models:
         return self.oracle if config is None else self._loaded(config)
 
     def _loaded(self, config: OracleSection) -> oracles.CheckedOracle:
+        return oracles.load(self.in_run(config).model_dump(), allow_gaps=True)
+
+    def in_run(self, config: OracleSection) -> OracleSection:
         """An oracle, with the policies of the run that it computes with."""
         folders: dict[RunPolicy, Path | None] = {"current": self._current, "base": None}
         policies = {}
@@ -219,7 +222,7 @@ class Models:
             if folder is not None:
                 storage.fetch(folder)
             policies[name] = policy_of_run(self.recipe.policy, folder or self.base)
-        return oracles.load(in_run(config, policies, self.recipe.sampling).model_dump(), allow_gaps=True)
+        return in_run(config, policies, self.recipe.sampling)
 
     def compare(
         self,

@@ -2,6 +2,7 @@
 
 from sppo.oracle import OracleError
 from sppo.recipe import OracleSection, Recipe
+from sppo.recipe.run_policies import check
 from sppo.rundir.summary import flatten
 from sppo.rundir.tables import PromptRow
 from sppo.stages.models import Models
@@ -16,7 +17,8 @@ RESPONSES = (
 def try_oracles(models: Models, *, local_only: bool = False) -> None:
     """Ask the oracle, and the held-out oracle, once about two toy prompts.
 
-    Oracles that hold a model are not asked: their code is this program's, and loading the model would take long.
+    Oracles that hold a model are not asked: their code is this program's, and loading the model would take long. What they need
+    is looked for.
 
     Args:
         models: the models of this process, whose oracles are asked.
@@ -26,6 +28,8 @@ def try_oracles(models: Models, *, local_only: bool = False) -> None:
         OracleError: an oracle cannot be loaded, fails, or gives a wrong answer.
     """
     for key, section in _sections(models.recipe).items():
+        if not local_only:
+            _check(models, key, section)
         calls_a_server = any("endpoint" in name.split(".") for name in flatten(section.model_dump()))
         if section.holds_a_model or not section.answers_any_prompt or (local_only and calls_a_server):
             continue
@@ -41,6 +45,13 @@ def try_oracles(models: Models, *, local_only: bool = False) -> None:
             raise OracleError(
                 f"{key}: a trial before the run, with two prompts of {k} responses, failed: {error}"
             ) from error
+
+
+def _check(models: Models, key: str, section: OracleSection) -> None:
+    try:
+        check(models.in_run(section))
+    except OracleError as error:
+        raise OracleError(f"{key}: {str(error).removeprefix('oracle.')}") from error
 
 
 def _sections(recipe: Recipe) -> dict[str, OracleSection]:
