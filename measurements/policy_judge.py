@@ -6,6 +6,7 @@ To each prompt there are a true answer, an answer to something else and a refusa
 """
 
 import argparse
+from typing import Any
 
 import numpy as np
 
@@ -29,16 +30,17 @@ def main() -> None:
     parser.add_argument("--policy", required=True)
     config = {"type": "policy_judge", "policy": parser.parse_args().policy, "min_mass": 1e-6}
     judge = oracle.load(config)
+    inner: Any = judge.inner
     prompts, responses = list(GROUPS), [[answer, *OTHERS] for answer in GROUPS.values()]
     found = check(judge, prompts, responses)
     matrices = judge.compare(prompts, responses)
     letters = [
         verdict_probabilities(answer.choices[0])
         for prompt, texts in zip(prompts, responses, strict=True)
-        for answer in judge.inner.answers.ask(
+        for answer in inner.answers.ask(
             [
                 chat(
-                    [{"role": "user", "content": judge.inner.template.render(prompt, texts[0], other)}],
+                    [{"role": "user", "content": inner.template.render(prompt, texts[0], other)}],
                     max_tokens=1,
                     logprobs=True,
                 )
@@ -54,7 +56,9 @@ def main() -> None:
     print(f"mean P of the response that stands first: {orders.first_wins:.3f}")
     print(f"mean |P - 1/2|: {found.mean_margin:.4f}")
     won = matrices[:, 0, 1:]
-    print(f"mean P of the true answer: {won.mean():.3f}; it is preferred in {(won > 0.5).sum()} of {won.size} pairs")
+    print(
+        f"mean P of the true answer: {won.mean():.3f}; it is preferred in {(won > 0.5).sum()} of {won.size} pairs"
+    )
 
 
 if __name__ == "__main__":
