@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from sppo import oracle
+from sppo.benchmarks.options import read_oracle
 from sppo.comparisons import Choice
 from sppo.oracle import CheckedOracle
 from sppo.oracle.wrappers import (
@@ -234,6 +235,12 @@ def test_which_oracles_cannot_go_round():
     assert not transitive(type="pairrm")
     assert not transitive(type="general_preference", model="m")
     assert not transitive(type="panel")
+
+
+def test_a_wrapper_on_the_command_line_is_not_taken_for_a_recipe():
+    wrapped = "{type: near_tie, delta: 0.2, oracle: {type: panel}}"
+    assert read_oracle(wrapped) == parse_oracle({"type": "near_tie", "delta": 0.2, "oracle": PANEL})
+    assert read_oracle("{oracle: {type: panel}}") == parse_oracle(PANEL)
 
 
 def test_what_a_wrapper_depends_on():

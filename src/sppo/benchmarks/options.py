@@ -255,8 +255,9 @@ def read_oracle(text: str) -> OracleConfig:
     if isinstance(value, str):
         value = {"type": value}
     mapping = _mapping(value, "--oracle")
-    # a recipe, or what a recipe says under `oracle:`
-    return recipe.parse_oracle(_mapping(mapping["oracle"], "oracle") if "oracle" in mapping else mapping)
+    # a recipe, or what a recipe says under `oracle:`, which has a type and may have an oracle inside it
+    is_recipe = "oracle" in mapping and "type" not in mapping
+    return recipe.parse_oracle(_mapping(mapping["oracle"], "oracle") if is_recipe else mapping)
 
 
 def read_judge(text: str) -> EndpointConfig:
