@@ -47,6 +47,9 @@ def main() -> None:
                 shown = context.new_page()
                 shown.goto((work / "report.html").as_uri())
                 shown.wait_for_selector(".detail h4")
+                shown.select_option("select[name=order]", "best")
+                shown.click(".browser .prompts button >> nth=0")  # a prompt with a best and a worst response
+                shown.evaluate("scrollTo(0, 0)")
                 for part, selector in PARTS.items():
                     save(shown, selector, given.to / f"report-{part}-{scheme}-{width}.png")
                 shown.goto(address)
