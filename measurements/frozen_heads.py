@@ -63,7 +63,8 @@ def trained(given, head):
     steps = {"training": {"adapter": {}, "batch_pairs": 16, "epochs": 1.0}} if given.adapter else {}
     frozen = {"frozen": not given.adapter, **({} if given.adapter else {"dtype": given.dtype})}
     if head == "pairrm":
-        limits = {"source_maxlength": given.max_tokens, "candidate_maxlength": given.max_tokens}
+        half = given.max_tokens // 2
+        limits = {"source_maxlength": half, "candidate_maxlength": half}
         return {"encoder": {"model": given.backbone, **frozen}, **limits, **steps}
     return {
         "head": {"type": head, "model": given.backbone, "max_tokens": given.max_tokens, **frozen},

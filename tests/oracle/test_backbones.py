@@ -212,6 +212,14 @@ def test_an_adapter_of_layers_that_are_not_there_is_refused(tmp_path, tiny_model
             train(of, tmp_path / sections.popitem()[0], quiet())
 
 
+def test_pairs_that_the_backbone_cannot_hold_are_refused_before_anything_is_computed(tmp_path, tiny_model):
+    of = settings(tmp_path, encoder={"model": str(tiny_model("llama-3"))}, source_maxlength=10**6)
+    with pytest.raises(
+        OracleError, match=r"encoder\.model: .* positions, but a pair may have 1000824 tokens; lower"
+    ):
+        train(of, tmp_path / "pairs", quiet())
+
+
 def test_from_votes_to_a_checked_oracle_by_the_command_line(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings(tmp_path)

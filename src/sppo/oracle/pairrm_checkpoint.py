@@ -21,6 +21,7 @@ from sppo.oracle import OracleError
 from sppo.oracle.model_folder import refuse_non_finite
 from sppo.oracle.pairrm_encoder import deberta
 from sppo.oracle.pairrm_input import CANDIDATE, CANDIDATE_1, CANDIDATE_2, SOURCE, Limits, Reads
+from sppo.oracle.transcript import positions
 from sppo.policy import model_files
 from sppo.policy.model_files import INDEX, WEIGHTS, load_errors, weight_map
 from sppo.reading import read_mapping
@@ -293,13 +294,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, torch.nn.Seq
         fields["vocab_size"] = embedding.shape[0]
     encoder = _backbone(checkpoint.folder, fields)
     config = encoder.config
-    if getattr(config, "position_biased_input", not _is_deberta(fields)):
-        positions = getattr(config, "max_position_embeddings", None)
-        if positions is not None and checkpoint.limits.pair > positions:
-            raise OracleError(
-                f"{checkpoint.folder}: the backbone has {positions} absolute positions, but"
-                f" a pair may have {checkpoint.limits.pair} tokens; lower source_maxlength, candidate_maxlength"
-            )
+    check_positions(config, checkpoint.limits, f"{checkpoint.folder}")
     with torch.device("meta"):
         head = new_head(config.hidden_size, checkpoint.n_tasks)
     whole = (
@@ -312,6 +307,21 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, torch.nn.Seq
     if _is_deberta(fields):  # a buffer that is not among the weights
         encoder.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
     return encoder, head
+
+
+def check_positions(config: Any, limits: Limits, where: str) -> None:
+    """Refuse limits by which a pair may be longer than the backbone has positions for.
+
+    Raises:
+        OracleError: it may be.
+    """
+    if getattr(config, "position_biased_input", config.model_type != "deberta-v2") and limits.pair > (
+        held := positions(config)
+    ):
+        raise OracleError(
+            f"{where}: the backbone has {held} absolute positions, but a pair may have {limits.pair} tokens; lower"
+            " source_maxlength, candidate_maxlength"
+        )
 
 
 def new_head(hidden: int, n_tasks: int, dropout: float = 0.0) -> torch.nn.Sequential:

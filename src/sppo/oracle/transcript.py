@@ -165,16 +165,22 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         return model_files.load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
 
+def positions(config: Any) -> int:
+    """The most tokens that a model has positions for; 2^20 if its configuration sets no limit."""
+    text_config = config.get_text_config()
+    held: int = getattr(text_config, "max_position_embeddings", None) or 1 << 20
+    if getattr(text_config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        held -= 2  # in these models positions are counted from the padding id + 1
+    return held
+
+
 def token_limit(wanted: int | None, config: Any, tokenizer: Any) -> int:
     """The most tokens of an exchange: the number wanted, or else what the model and its tokenizer hold.
 
     Raises:
         OracleError: more tokens are wanted than the model holds.
     """
-    text_config = config.get_text_config()
-    held = getattr(text_config, "max_position_embeddings", None) or 1 << 20
-    if getattr(text_config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        held -= 2  # in these models positions are counted from the padding id + 1
+    held = positions(config)
     if wanted is not None and wanted > held:
         raise OracleError(f"max_tokens: {wanted}, but the model holds {held}; lower it")
     return int(wanted or min(held, tokenizer.model_max_length))

@@ -141,6 +141,8 @@ def create(
     limits = Limits(settings.source_maxlength, settings.candidate_maxlength)
     given = None if of.model is None else pairrm_checkpoint.find(of.model, of.revision)
     encoder = None if given is None else _pretrained(given, of.dtype)
+    if encoder is not None:
+        pairrm_checkpoint.check_positions(encoder.config, limits, f"encoder.model: {of.model}")
     tokenizer, markers = _tokenizer(of, given, pairs, settings.seed)
     tokenizer.add_tokens([AddedToken(prefix, normalized=True, special=False) for prefix in PREFIXES])
     work.mkdir(parents=True, exist_ok=True)
