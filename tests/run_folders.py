@@ -1,6 +1,7 @@
 """Writes run folders with known figures, in the form in which a run leaves them behind."""
 
 import json
+from pathlib import Path
 
 import yaml
 
@@ -8,7 +9,7 @@ from sppo.recipe import dump, parse
 from sppo.rundir import summary
 from sppo.rundir.environment import environment, header
 from sppo.rundir.folder import write_json
-from sppo.rundir.shards import table, write_shard
+from sppo.rundir.shards import read_shard, shard_metadata, table, write_shard
 from sppo.rundir.tables import PREFERENCES, PROMPTS, RESPONSES, EvaluationRow, WinRate, to_table
 
 RECIPE = {
@@ -25,6 +26,11 @@ WIN_RATES = {1: (0.6, 0.6), 2: (0.7, 0.55)}
 
 def interval(mean):
     return {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
+
+
+def repeat_shard(shard: Path, target: Path) -> None:
+    """Write the rows of a shard again in another place, as a run would have written them there."""
+    write_shard(target, read_shard(shard), shard_metadata(shard))
 
 
 def write_run(

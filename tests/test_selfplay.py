@@ -17,7 +17,7 @@ from sppo.recipe import load
 from sppo.rundir.folder import RunFolder, StaleRun
 from sppo.rundir.reader import RunReader, read_summary
 from sppo.rundir.records import with_digest
-from sppo.rundir.shards import DamagedShard
+from sppo.rundir.shards import DamagedShard, read_shard, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +337,10 @@ def test_shards_of_another_iteration_are_not_read_as_this_ones(copied):
     first, second = (copied / f"iter-{t}" / "responses" / "part-00000.parquet" for t in (1, 2))
     swapped = first.read_bytes()
     first.write_bytes(second.read_bytes())
+    with pytest.raises(DamagedShard, match="was written as iter-2/responses/part-00000"):
+        list(reader.responses(1))
+    first.write_bytes(swapped)
+    write_shard(first, read_shard(first), {"fingerprint": "of another run"})
     with pytest.raises(DamagedShard, match="belongs to another stage"):
         list(reader.responses(1))
     first.unlink()

@@ -32,7 +32,7 @@ from sppo.game.dynamics import (
 )
 from sppo.game.dynamics.policies import as_policy, normalised
 from sppo.oracle import CheckedOracle
-from sppo.oracle.fixed_opponent import FixedOpponent
+from sppo.oracle.fixed_opponent import FixedOpponent, Recorded
 from sppo.rundir.shards import table, write_shard
 from sppo.rundir.tables import TRAINING
 from sppo.training import TrainingJob, train
@@ -189,7 +189,7 @@ class Table:
 
 def test_a_fixed_opponent_makes_the_win_rates_against_it_the_goal(tmp_path):
     eta, uniform, opponent = 6.0, np.zeros(4), ["0", "1", "1", "3"]
-    fixed = FixedOpponent(CheckedOracle(Table()), {"x": opponent})
+    fixed = FixedOpponent(CheckedOracle(Table()), Recorded({"x": opponent}))
     rates = win_rates(fixed.compare(["x"], [["0", "1", "2", "3"]]))[0]
     partition = float(np.log(np.mean(np.exp(eta * rates))))
     found, _ = trained_log_ratio(

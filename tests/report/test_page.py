@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import RECIPE, interval, write_run
+from run_folders import RECIPE, interval, repeat_shard, write_run
 from typer.testing import CliRunner
 
 from sppo.cli.main import app
@@ -361,11 +361,13 @@ def test_a_page_about_60_000_prompts_is_small(tmp_path):
         tmp_path / "big", prompts=500, held_out=200, text=lambda *_: " ".join(draw.choice(words, 190))
     )
     shutil.copytree(run / "iter-2", run / "iter-3")
+    for shard in (run / "iter-2").glob("*/part-*.parquet"):
+        repeat_shard(shard, run / "iter-3" / shard.relative_to(run / "iter-2"))
     for number in (1, 2, 3):
         for name in ("responses", "preferences"):
             folder = run / f"iter-{number}" / name
             for part in range(1, 40):
-                shutil.copy(folder / "part-00000.parquet", folder / f"part-{part:05d}.parquet")
+                repeat_shard(folder / "part-00000.parquet", folder / f"part-{part:05d}.parquet")
     page.write([run], tmp_path / "report.html")
     size = (tmp_path / "report.html").stat().st_size
     print(f"{size:,} bytes")

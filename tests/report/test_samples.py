@@ -1,11 +1,10 @@
 """The sample of responses, its statistics, and the data of the browser."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
-from run_folders import write_run
+from run_folders import repeat_shard, write_run
 
 from sppo.report import browser, samples
 
@@ -50,7 +49,7 @@ def test_a_sample_is_drawn_of_many_shards_and_says_so(tmp_path, monkeypatch):
     for name in ("responses", "preferences"):
         for number in range(1, 8):
             folder = run / "iter-1" / name
-            shutil.copy(folder / "part-00000.parquet", folder / f"part-{number:05d}.parquet")
+            repeat_shard(folder / "part-00000.parquet", folder / f"part-{number:05d}.parquet")
     monkeypatch.setattr(samples, "PROMPTS", 15)
     found = samples.compared(run, 1, [])
     assert (len(found.matrix), found.responses.total) == (15, 48)
