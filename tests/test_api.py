@@ -122,6 +122,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_the_same_program_continues_and_a_changed_function_is_noticed(tmp_path):
     prompts = [f"Describe {thing}." for thing in THINGS]
 

@@ -375,6 +375,7 @@ def test_the_text_of_an_error_is_never_megabytes(capsys, kind):
     assert len(said) < 11_000 and said.rstrip().endswith("the end")
 
 
+@pytest.mark.slow
 def test_bars_show_rate_and_time_left_on_a_terminal(recipe, tmp_path):
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -428,6 +429,7 @@ def test_what_cannot_work_is_said_before_anything_is_computed(
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_results_are_on_the_standard_output_and_progress_on_the_standard_error(
     capsys, recipe, tmp_path, monkeypatch
 ):
@@ -470,6 +472,7 @@ def test_stages_run_one_by_one_end_in_the_same_row_and_summary(capsys, recipe, t
     assert len(summary["iterations"]) == 1
 
 
+@pytest.mark.slow
 def test_a_stage_behind_a_failed_iteration_is_refused(capsys, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = recipe(iterations=2, guard={"on_failure": "stop", "min_length_ratio": 3.9})

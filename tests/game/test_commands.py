@@ -99,6 +99,7 @@ MEASURED = {f"figures/{name}.svg" for name in ("votes-cycles", "certificates", "
 """The figures that scripts in measurements/ have made."""
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     text = PAGE.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

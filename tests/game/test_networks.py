@@ -200,6 +200,7 @@ def test_a_fixed_opponent_makes_the_win_rates_against_it_the_goal(tmp_path):
     np.testing.assert_allclose(found, expected - np.log(np.mean(np.exp(expected))), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_ipo_on_all_pairs_is_multiplicative_weights_with_one_over_tau(tmp_path):
     found, before = trained_log_ratio(tmp_path, np.zeros(4), pairs(CYCLIC), {"type": "ipo", "tau": 0.5})
     policy = as_policy(np.exp(before))

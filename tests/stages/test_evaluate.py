@@ -84,6 +84,7 @@ def test_a_lost_shard_of_comparisons_is_made_again_and_no_other(copied):
     assert again == {lost}
 
 
+@pytest.mark.slow
 def test_workers_compare_as_one_process_does(finished, tmp_path):
     play(small(**CHANGES, **{"workers.evaluate": 2}), tmp_path / "run")
     assert digests(tmp_path / "run") == digests(finished[0])

@@ -30,6 +30,7 @@ def assert_same_trajectory(one, two):
     assert_same_weights(one, two, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_sharded_processes_follow_one(job, sharding):
     one = job("one", **UNEVEN)

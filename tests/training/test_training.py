@@ -348,6 +348,7 @@ def test_the_rate_of_a_matrix_product_is_measured():
     assert 1e7 < matmul_rate(torch.device("cpu"), torch.float32, size=128, repeats=3) < 1e15
 
 
+@pytest.mark.slow
 def test_two_processes_follow_one(job):
     one, two = job("one", count=10), job("two", count=10, devices=2)
     seen = []
@@ -389,6 +390,7 @@ def test_two_processes_train_a_model_with_weights_that_get_no_gradient(tmp_path)
     assert {name for name in after if "indexer" in name} <= unchanged < set(after)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the signal is Linux's")
 def test_processes_end_when_the_one_that_started_them_is_killed(job, tmp_path):
     long = job("long", devices=2, epochs=10_000)
@@ -413,6 +415,7 @@ def test_processes_end_when_the_one_that_started_them_is_killed(job, tmp_path):
         pytest.fail("the processes go on training")
 
 
+@pytest.mark.slow
 def test_a_failure_in_one_of_several_processes_is_said_once(job):
     broken = job(devices=2, log_partition=lambda number: 1e30 if number == 5 else 1.0)
     with pytest.raises(TrainingError, match="the loss is not finite for the prompts p5"):
