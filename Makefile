@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev
 
 # Those that .ci/run adds.
 test-slow: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "slow and not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long tests as well.
 test-all: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed

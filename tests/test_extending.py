@@ -102,7 +102,7 @@ def test_a_samplers_keys_are_checked_like_any_other(installed):
         parse(RAY | {"sampling": {"engine": "generat"}})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_place_computes_by_its_name(tmp_path, installed):
     installed("A place to compute")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RAY), encoding="utf-8")

@@ -57,7 +57,7 @@ print(json.dumps({"before": before, "peak": peak(), "responses": record["respons
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_sampling_streams_sixty_thousand_prompts_in_less_than_a_gigabyte(tmp_path):
     found = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True)

@@ -217,7 +217,7 @@ def test_another_recipe_in_the_same_folder_is_refused(compared, recipe, tmp_path
     assert content(home) == content(compared[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_seeds_a_held_out_oracle_and_a_side_that_the_guard_stops(recipe, tmp_path):
     home = tmp_path / "home"
     found = run(

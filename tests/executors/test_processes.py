@@ -147,7 +147,7 @@ def test_responses_do_not_depend_on_the_number_of_workers(tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_whole_run_by_three_workers_is_that_of_one_process(tmp_path):
     """One of the workers is killed."""

@@ -45,7 +45,7 @@ def test_the_bound_holds_on_a_thousand_games(iterations: int) -> None:
     assert worst_ratio(iterations) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_bound_holds_on_a_thousand_games_for_long() -> None:
     assert worst_ratio(10_000) <= 1
 

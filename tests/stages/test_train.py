@@ -45,7 +45,7 @@ def finish(folder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [1_000_000, 5_000_000])
+@pytest.mark.parametrize("limit", [pytest.param(1_000_000, marks=pytest.mark.long), 5_000_000])
 def test_a_full_disk_during_training_is_said_and_costs_nothing(tmp_path, limit):
     """The weights have 4 MB: the smaller limit stops them, the larger one the optimiser's state in a checkpoint."""
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))

@@ -72,7 +72,9 @@ def test_workers_end_with_their_launcher(job):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM, signal.SIGKILL]
+)
 def test_an_end_from_outside_leaves_a_checkpoint_of_all_processes(job, tmp_path, number):
     long = job(devices=2, epochs=10_000)
     (tmp_path / "job.json").write_text(long.to_json())

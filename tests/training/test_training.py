@@ -371,7 +371,7 @@ def weights_before_and_after(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
+@pytest.mark.parametrize("kind", ["gemma3", pytest.param("qwen3_5", marks=pytest.mark.long)])
 def test_two_processes_train_the_language_model_of_a_multimodal_base(tmp_path, kind):
     folder = multimodal_models.make(tmp_path / "base", kind)
     before, after = weights_before_and_after(folder, tmp_path)
@@ -380,7 +380,7 @@ def test_two_processes_train_the_language_model_of_a_multimodal_base(tmp_path, k
     assert changed and not changed & seen and bool(seen) == (kind == "gemma3")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_train_a_model_with_weights_that_get_no_gradient(tmp_path):
     folder = tmp_path / "base"
