@@ -269,6 +269,7 @@ def test_a_full_disk_is_said_and_the_same_command_continues(capsys, recipe, tmp_
     assert call(capsys, "run", path)[0] == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_every_finished_shard(recipe, tmp_path):
     path = recipe(shard_prompts=1)
     process = subprocess.Popen(

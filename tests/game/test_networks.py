@@ -210,6 +210,7 @@ def test_ipo_on_all_pairs_is_multiplicative_weights_with_one_over_tau(tmp_path):
     np.testing.assert_allclose(expected, weights, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_dpo_on_all_pairs_follows_the_bradley_terry_fit(tmp_path):
     found, before = trained_log_ratio(tmp_path, np.zeros(4), pairs(CYCLIC), {"type": "dpo", "beta": 0.7})
     policy = as_policy(np.exp(before))

@@ -127,7 +127,9 @@ def test_ctrl_c_and_sigterm_finish_the_step_and_leave_a_checkpoint(job, whole):
     assert bytes_of(again) == bytes_of(whole)
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.long)]
+)
 def test_killed_in_the_middle_of_training_a_run_goes_on_from_its_checkpoint(tmp_path, devices):
     changes = {"iterations": 1, "training.epochs": 5, "training.devices": devices, "evaluation.responses": 1}
     recipe = small(**changes)
