@@ -80,6 +80,7 @@ def play(weakness: str, run: Path, arguments: argparse.Namespace) -> None:
 
 def worths(run: Path) -> list[tuple[float, float, float]]:
     """The win rate of each policy against the base by the oracle without the weakness, with its 95% interval."""
+    from sppo.benchmarks.head_to_head.score import interval
     from sppo.oracle import CheckedOracle
     from sppo.recipe import parse
     from sppo.rundir.reader import RunReader
@@ -96,9 +97,8 @@ def worths(run: Path) -> list[tuple[float, float, float]]:
             texts = [*row.texts, *base[row.prompt_id].texts]
             matrix = oracle.compare([row.messages[-1]["content"]], [texts])[0]
             rates.append(matrix[: len(row.texts), len(row.texts) :].mean())
-        picked = np.random.default_rng(0).integers(len(rates), size=(2000, len(rates)))
-        low, high = np.quantile(np.array(rates)[picked].mean(-1), [0.025, 0.975])
-        found.append((float(np.mean(rates)), float(low), float(high)))
+        of_prompts = interval(np.array(rates), confidence=0.95, resamples=2000, seed=0)
+        found.append((of_prompts["mean"], of_prompts["low"], of_prompts["high"]))
     return found
 
 

@@ -54,7 +54,7 @@ def find(policy: RunPolicy | Policy) -> tuple[Path, ChatFormat]:
         )
         return folder, load_chat(folder, policy, "template")
     except (PolicyError, AdapterError, ChatError) as error:
-        raise OracleError(_said(error)) from error
+        raise refusal(error) from error
 
 
 def load_weights(policy: Policy, folder: Path) -> Any:
@@ -67,8 +67,9 @@ def load_weights(policy: Policy, folder: Path) -> Any:
     try:
         return policies.load(folder, **options)
     except (PolicyError, AdapterError) as error:
-        raise OracleError(_said(error)) from error
+        raise refusal(error) from error
 
 
-def _said(error: Exception) -> str:
-    return f"oracle.policy: {str(error).removeprefix('policy.model: ')}"
+def refusal(error: Exception) -> OracleError:
+    """The error of a policy that cannot be opened, with the oracle's key in the place of the run's."""
+    return OracleError(f"oracle.policy: {str(error).removeprefix('policy.model: ')}")

@@ -172,7 +172,7 @@ class PolicyAnswers:
         return (text, "length") if answer is None else (answer, response.finish_reason)
 
     def _refuse_invalid(self, number: int, log_probs: Sequence[float]) -> None:
-        wrong = next((value for value in log_probs if math.isnan(value) or value > 1e-3), None)
+        wrong = next((value for value in log_probs if math.isnan(value) or value > exchange.ROUNDING), None)
         if wrong is not None:
             raise EndpointError(
                 f"the policy gives a token the log-probability {wrong}, so its logits are not finite; it cannot be a"
@@ -275,7 +275,7 @@ def _load(policy: RunPolicy | Policy, sampling: Sampling) -> tuple[Sampler, Chat
         sampling.check()
         return sampling.load(sampled), chat, min(context, sampling.engine_context or context)
     except (PolicyError, AdapterError, RuntimeError) as error:  # samplers raise RuntimeErrors
-        raise OracleError(f"oracle.policy: {str(error).removeprefix('policy.model: ')}") from error
+        raise own_policy.refusal(error) from error
 
 
 def _answer(

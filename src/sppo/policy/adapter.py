@@ -202,25 +202,29 @@ def added(model: Any, settings: "Lora", seed: int, task_type: str | None = None)
     import torch
     from peft import get_peft_model
 
-    if missing := unmatched_target(model, settings):
-        raise AdapterError(f"target_modules: {missing}")
+    if fault := fault_of_targets(model, settings, "the model"):
+        raise AdapterError(f"target_modules: {fault}")
     # The adapter is initialised with a seed of its own, so that the training's random numbers do not depend on it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, lora_config(settings, task_type))
 
 
-def unmatched_target(model: Any, settings: "Lora") -> str | None:
-    """What is wrong with the names of layers to adapt, with those that there are; None: each matches a layer."""
+def fault_of_targets(model: Any, settings: "Lora", name: str) -> str | None:
+    """The fault of the names of layers to adapt, as a phrase that calls the model by `name`; None if each matches a layer."""
+    layers = [layer for layer, _ in model.named_modules()]
+    for target in settings.target_modules if isinstance(settings.target_modules, list) else []:
+        if not any(layer == target or layer.endswith(f".{target}") for layer in layers):
+            return f"{target!r} matches no layer of {name}; its linear layers are {linear_layers(model)}"
+    return None
+
+
+def linear_layers(model: Any) -> str:
+    """The last parts of the names of a model's linear layers, without the output head's, separated by commas."""
     import torch
 
-    names = [name for name, _ in model.named_modules()]
-    for target in settings.target_modules if isinstance(settings.target_modules, list) else []:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"}))
-            return f"{target!r} matches no layer of the model; its linear layers are {known}"
-    return None
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return ", ".join(sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"}))
 
 
 def adapts_embeddings(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What is asked of the Hugging Face hub beside downloads: the size of a model, and the upload of an exported policy."""
+"""The requests to the Hugging Face hub beside downloads: the size of a model, and the upload of an exported policy."""
 
 import re
 from pathlib import Path

@@ -69,7 +69,7 @@ def open_run(
         folder.forget_metrics(stage.iteration, stage.name)
     if stale:
         storage.remove(folder.path / "summary.json")
-    _record(run, unfinished=unfinished)
+    _record(run, planned, unfinished=unfinished)
     return run
 
 
@@ -197,7 +197,7 @@ def _say_what_is_damaged(run: Run, planned: Sequence[StageFolder]) -> None:
             )
 
 
-def _record(run: Run, *, unfinished: bool) -> None:
+def _record(run: Run, planned: Sequence[StageFolder], *, unfinished: bool) -> None:
     """Write recipe.yaml, and say how the packages and threads of this process differ from those before it.
 
     Neither is in a fingerprint, though both can change the last digits of a result, so a run that mixes them says so. A
@@ -214,7 +214,7 @@ def _record(run: Run, *, unfinished: bool) -> None:
     elif text.partition("\n")[2].startswith(resolved) and not unfinished:
         return
     run.models.limit_threads()
-    before = _environment_before(run, planned_files(run))
+    before = _environment_before(run, planned)
     now = environment()
     changed = changes(before, now)
     head = header(now if unfinished or not before else before)

@@ -189,10 +189,9 @@ def _adapted_layers(base: Path, config: Any, settings: Lora, trust_remote_code: 
         )
     total = model.num_parameters()
     experts = {name: value.numel() for name, value in model.named_parameters() if value.ndim == 3}
-    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    known = ", ".join(sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"}))
-    if missing := adapters.unmatched_target(model, settings):
-        raise RecipeError(f"training.adapter.target_modules: {missing.replace('the model', str(base), 1)}")
+    if fault := adapters.fault_of_targets(model, settings, str(base)):
+        raise RecipeError(f"training.adapter.target_modules: {fault}")
+    known = adapters.linear_layers(model)  # before peft puts its own into their places
     try:
         adapted = adapters.inject(model, config)
     except ValueError as error:

@@ -64,7 +64,7 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
             " hold less out, or choose another seed"
         )
     work = _work_folder(output, fingerprint)
-    made = _trained(settings, train_pairs, held_out, work, terminal)
+    made = _trained(_Job(settings, train_pairs, held_out, work, terminal))
     if made is None:
         return {}  # another process saves
     result = {
@@ -82,6 +82,24 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
     return result
 
 
+class _Job(NamedTuple):
+    """What is to be trained.
+
+    Attributes:
+        settings: the settings.
+        train_pairs: the pairs to learn from.
+        held_out: the pairs to measure on.
+        work: the folder of everything unfinished.
+        terminal: where progress is shown.
+    """
+
+    settings: OracleTraining
+    train_pairs: Sequence["JudgedPair"]
+    held_out: Sequence["JudgedPair"]
+    work: Path
+    terminal: Terminal
+
+
 class _Made(NamedTuple):
     """A trained oracle.
 
@@ -96,38 +114,26 @@ class _Made(NamedTuple):
     details: dict[str, Any]
 
 
-def _trained(
-    settings: OracleTraining,
-    train_pairs: Sequence["JudgedPair"],
-    held_out: Sequence["JudgedPair"],
-    work: Path,
-    terminal: Terminal,
-) -> _Made | None:
+def _trained(job: _Job) -> _Made | None:
     """The oracle that the settings describe; None in processes that do not save it."""
-    if settings.head is None:
-        make = _frozen_pairrm if settings.encoder.frozen else _pairrm
-        return make(settings, train_pairs, held_out, work, terminal)
-    return (_frozen_head if settings.head.frozen else _head)(settings, train_pairs, held_out, work, terminal)
+    if job.settings.head is None:
+        make = _frozen_pairrm if job.settings.encoder.frozen else _pairrm
+        return make(job)
+    return (_frozen_head if job.settings.head.frozen else _head)(job)
 
 
-def _pairrm(
-    settings: OracleTraining,
-    train_pairs: Sequence["JudgedPair"],
-    held_out: Sequence["JudgedPair"],
-    work: Path,
-    terminal: Terminal,
-) -> _Made | None:
+def _pairrm(job: _Job) -> _Made | None:
     from sppo.oracle.training import fit, network
     from sppo.policy import load as policy
 
     with policy.quiet(), _adapter_errors():
-        model, inputs, folder = network.create(settings, train_pairs, work)
-        terminal.say(f"{folder.config['architectures'][0]}, {_size(model)}")
-        with terminal.bar("train", fit.steps(settings, len(train_pairs)), "steps") as advance:
-            if not fit.fit(model, inputs, train_pairs, settings, work, advance):
+        model, inputs, folder = network.create(job.settings, job.train_pairs, job.work)
+        job.terminal.say(f"{folder.config['architectures'][0]}, {_size(model)}")
+        with job.terminal.bar("train", fit.steps(job.settings, len(job.train_pairs)), "steps") as advance:
+            if not fit.fit(model, inputs, job.train_pairs, job.settings, job.work, advance):
                 return None
-    network.save(model, folder, work / "model")
-    return _measured_pairrm(work / "model", held_out, terminal)
+    network.save(model, folder, job.work / "model")
+    return _measured_pairrm(job.work / "model", job.held_out, job.terminal)
 
 
 def _measured_pairrm(
@@ -141,26 +147,22 @@ def _measured_pairrm(
     return _Made(folder, predicted, {"truncation": vars(oracle.truncation)})
 
 
-def _frozen_pairrm(
-    settings: OracleTraining,
-    train_pairs: Sequence["JudgedPair"],
-    held_out: Sequence["JudgedPair"],
-    work: Path,
-    terminal: Terminal,
-) -> _Made:
+def _frozen_pairrm(job: _Job) -> _Made:
     from sppo.oracle.training import network, pair_heads
     from sppo.policy import load as policy
 
     with policy.quiet():
-        model, inputs, folder = network.create(settings, train_pairs, work)
-    pairs = [*train_pairs, *held_out]
-    features = pair_heads.features(model, inputs, pairs, work / "features", terminal)
-    trained = pair_heads.fit(features[: len(train_pairs)], train_pairs, settings.seed)
+        model, inputs, folder = network.create(job.settings, job.train_pairs, job.work)
+    pairs = [*job.train_pairs, *job.held_out]
+    features = pair_heads.features(model, inputs, pairs, job.work / "features", job.terminal)
+    trained = pair_heads.fit(features[: len(job.train_pairs)], job.train_pairs, job.settings.seed)
     pair_heads.place(trained, model)
-    network.save(model, folder, work / "model")
-    predicted = trained.probability(features[len(train_pairs) :])
-    few = _measured_pairrm(work / "model", held_out[:_COMPARED], terminal, settings.encoder.dtype)
-    _check_saved(few.predicted, predicted[:_COMPARED], few.folder, settings.encoder.dtype)
+    network.save(model, folder, job.work / "model")
+    predicted = trained.probability(features[len(job.train_pairs) :])
+    few = _measured_pairrm(
+        job.work / "model", job.held_out[:_COMPARED], job.terminal, job.settings.encoder.dtype
+    )
+    _check_saved(few.predicted, predicted[:_COMPARED], few.folder, job.settings.encoder.dtype)
     details = {"head": {"l2": trained.l2, "cross_validation": trained.cross_validation}}
     return _Made(few.folder, predicted, {"truncation": vars(inputs.truncation), **details})
 
@@ -169,27 +171,21 @@ _SAME, _COMPARED = {"float32": 1e-3, "bfloat16": 0.1}, 4
 """How far the saved oracle's P may be from the head's on so many pairs; batches of other lengths round differently."""
 
 
-def _frozen_head(
-    settings: OracleTraining,
-    train_pairs: Sequence["JudgedPair"],
-    held_out: Sequence["JudgedPair"],
-    work: Path,
-    terminal: Terminal,
-) -> _Made:
+def _frozen_head(job: _Job) -> _Made:
     from sppo.oracle.training import backbones, heads
     from sppo.oracle.training.results import predict
 
-    assert settings.head is not None
-    backbone = backbones.load(settings.head, settings.seed)
-    texts = heads.Texts([*train_pairs, *held_out])
-    features = texts.features(backbone, work / "features", terminal)
-    trained = heads.fit(settings.head, texts, features, train_pairs, settings.seed)
-    saved = work / "model"
+    assert job.settings.head is not None
+    backbone = backbones.load(job.settings.head, job.settings.seed)
+    texts = heads.Texts([*job.train_pairs, *job.held_out])
+    features = texts.features(backbone, job.work / "features", job.terminal)
+    trained = heads.fit(job.settings.head, texts, features, job.train_pairs, job.settings.seed)
+    saved = job.work / "model"
     shutil.rmtree(saved, ignore_errors=True)
     backbone.save(trained.weight, saved)
-    predicted = trained.probability(*texts.of(held_out))
-    few = predict(backbone.reload(saved), held_out[:_COMPARED], terminal)
-    _check_saved(few, predicted[:_COMPARED], saved, settings.head.dtype)
+    predicted = trained.probability(*texts.of(job.held_out))
+    few = predict(backbone.reload(saved), job.held_out[:_COMPARED], job.terminal)
+    _check_saved(few, predicted[:_COMPARED], saved, job.settings.head.dtype)
     details = {"l2": trained.l2, "cross_validation": trained.cross_validation}
     return _Made(saved, predicted, {"head": details})
 
@@ -203,30 +199,24 @@ def _check_saved(saved: "Array", trained: "Array", folder: Path, dtype: str) -> 
         )
 
 
-def _head(
-    settings: OracleTraining,
-    train_pairs: Sequence["JudgedPair"],
-    held_out: Sequence["JudgedPair"],
-    work: Path,
-    terminal: Terminal,
-) -> _Made | None:
+def _head(job: _Job) -> _Made | None:
     from sppo.oracle.training import backbones, exchanges, fit
     from sppo.oracle.training.results import predict
     from sppo.policy import load as policy
 
-    assert settings.head is not None
-    backbone = backbones.load(settings.head, settings.seed)
+    assert job.settings.head is not None
+    backbone = backbones.load(job.settings.head, job.settings.seed)
     with policy.quiet(), _adapter_errors():
-        network = exchanges.ExchangeNetwork(backbone, settings.training.adapter, settings.seed)
-        terminal.say(f"{type(backbone.model).__name__}, {_size(network)}")
+        network = exchanges.ExchangeNetwork(backbone, job.settings.training.adapter, job.settings.seed)
+        job.terminal.say(f"{type(backbone.model).__name__}, {_size(network)}")
         inputs = exchanges.ExchangeInputs(backbone)
-        with terminal.bar("train", fit.steps(settings, len(train_pairs)), "steps") as advance:
-            if not fit.fit(network, inputs, train_pairs, settings, work, advance):
+        with job.terminal.bar("train", fit.steps(job.settings, len(job.train_pairs)), "steps") as advance:
+            if not fit.fit(network, inputs, job.train_pairs, job.settings, job.work, advance):
                 return None
-        saved = work / "model"
+        saved = job.work / "model"
         shutil.rmtree(saved, ignore_errors=True)
         backbone.save(network.finish(), saved)
-    return _Made(saved, predict(backbone.reload(saved), held_out, terminal), {})
+    return _Made(saved, predict(backbone.reload(saved), job.held_out, job.terminal), {})
 
 
 @contextlib.contextmanager
