@@ -2,12 +2,13 @@
 
     nice -n 5 env OMP_NUM_THREADS=1 python measurements/frozen_heads.py BACKBONE --dtype bfloat16 --output runs/frozen-heads
     nice -n 5 env OMP_NUM_THREADS=1 python measurements/frozen_heads.py BACKBONE --dtype bfloat16 --heads pairrm --sources pandalm
-    nice -n 5 env OMP_NUM_THREADS=1 python measurements/frozen_heads.py BACKBONE --adapter --heads reward_model --sources pandalm
+    nice -n 5 env OMP_NUM_THREADS=1 python measurements/frozen_heads.py BACKBONE --weights adapter --heads reward_model --sources pandalm
 
 The files are read as they were published: MT-Bench's votes on first turns about the models whose answers lie there, PandaLM's test set,
 llmfao's crowd, and AlpacaEval's judgments of GPT-4 against other models, of which --pairs pairs are drawn by the seed. A quarter of the
-prompts of each source is held out. With --adapter the backbone is not frozen: an adapter is trained for an epoch. The hidden states are kept as they are computed: the same command goes on where it was interrupted, and
-reads what is finished.
+prompts of each source is held out. With `--weights adapter` or `all` the backbone is not frozen: an adapter or all of its weights are
+trained for an epoch. The hidden states of a frozen backbone are kept as they are computed: the same command goes on where it was
+interrupted, and reads what is finished.
 """
 
 import argparse
@@ -60,8 +61,19 @@ SOURCES = {"mt_bench": mt_bench, "pandalm": pandalm, "llmfao": llmfao, "preferen
 
 def trained(given, head):
     """The settings of what is trained."""
-    steps = {"training": {"adapter": {}, "batch_pairs": 16, "epochs": 1.0}} if given.adapter else {}
-    frozen = {"frozen": not given.adapter, **({} if given.adapter else {"dtype": given.dtype})}
+    if given.weights == "frozen":
+        steps, frozen = {}, {"frozen": True, "dtype": given.dtype}
+    else:
+        adapter = {"adapter": {}} if given.weights == "adapter" else {}
+        steps = {
+            "training": {
+                **adapter,
+                "batch_pairs": 16,
+                "epochs": 1.0,
+                "mixed_precision": given.mixed_precision,
+            }
+        }
+        frozen = {"frozen": False}
     if head == "pairrm":
         half = given.max_tokens // 2
         limits = {"source_maxlength": half, "candidate_maxlength": half}
@@ -81,7 +93,13 @@ def main():
     parser.add_argument("--sources", default=",".join(SOURCES))
     parser.add_argument("--heads", default=",".join(HEADS))
     parser.add_argument("--pairs", type=int, default=250, help="pairs that are drawn of GPT-4's")
-    parser.add_argument("--adapter", action="store_true", help="train an adapter with the head")
+    parser.add_argument(
+        "--weights",
+        choices=("frozen", "adapter", "all"),
+        default="frozen",
+        help="what is trained besides the head",
+    )
+    parser.add_argument("--mixed-precision", default="no", help="where the backbone is not frozen")
     parser.add_argument("--dtype", default="float32", help="of a frozen backbone")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
@@ -99,11 +117,11 @@ def main():
                 }
             )
             began = time.process_time()
-            result = train(settings, given.output / f"{name}-{head}{'-adapter' * given.adapter}", Terminal())
+            result = train(settings, given.output / f"{name}-{head}-{given.weights}", Terminal())
             row = {
                 "source": name,
                 "head": head,
-                "adapter": given.adapter,
+                "weights": given.weights,
                 **result["data"],
                 **result["cycles"],
             }

@@ -24,7 +24,7 @@ def trainer(model, pairs, folder, *, eos, **settings):
     """A DPOTrainer of a model.
 
     Args:
-        model: a causal language model of transformers, or a folder of one.
+        model: a causal language model of transformers.
         pairs: (prompt, chosen, rejected) token ids; the responses end with `eos`, which TRL would add.
         folder: for what the Trainer writes.
         eos: token id.

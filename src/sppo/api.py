@@ -76,13 +76,7 @@ def run(
             f"callbacks: must be a list of functions (got {callbacks!r}), e.g. callbacks=[print]"
         )
     folder = storage.located(Path(run_dir).expanduser())
-    replaced: dict[str, Any] = dict(overrides or {})
-    if oracle is not None:
-        replaced["oracle"] = oracle_values(oracle)
-    if prompts is not None:
-        replaced["prompts.train"] = source(prompts, folder / "inputs", "prompts")
-    if held_out is not None:
-        replaced["prompts.held_out"] = _held_out(held_out, folder / "inputs")
+    replaced = {**(overrides or {}), **_handed_over(oracle, prompts, held_out, folder / "inputs")}
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
@@ -92,6 +86,20 @@ def run(
     terminal = Terminal(None if progress else Console(quiet=True))
     play(values, folder, terminal, on=on, redo_stale=redo_stale, report=report, callbacks=callbacks)
     return Run(folder)
+
+
+def _handed_over(
+    oracle: Oracle | None, prompts: Prompts | None, held_out: Prompts | int | None, folder: Path
+) -> dict[str, Any]:
+    """The recipe's keys that what is handed over replaces; prompts are written into the folder."""
+    values: dict[str, Any] = {}
+    if oracle is not None:
+        values["oracle"] = oracle_values(oracle)
+    if prompts is not None:
+        values["prompts.train"] = source(prompts, folder, "prompts")
+    if held_out is not None:
+        values["prompts.held_out"] = _held_out(held_out, folder)
+    return values
 
 
 def _held_out(held_out: Prompts | int, folder: Path) -> Any:

@@ -16,7 +16,7 @@ from sppo.oracle import OracleError, parts_of
 from sppo.oracle.judge_template import SCORE, verdict_letter
 from sppo.oracle.policy_answers import PolicyResponses
 from sppo.recipe import Policy, RecipeError, parse_oracle, parse_sampling
-from sppo.rundir.reader import RunReader
+from sppo.rundir.reader import RunReader, with_run_policies
 from sppo.stages.models import Models
 from sppo.stages.oracle_trial import try_oracles
 from sppo.tinyworld import POLICY
@@ -324,6 +324,6 @@ def test_a_policy_learns_from_its_own_verdicts(judge, tmp_path):
         anchor["sampling"] = recipe.sampling.model_dump()
         again = oracle.load({**whole, "oracle": anchor}).compare(prompts, texts)
         assert np.allclose(again, stored, atol=1e-4) == is_it
-    checked = reader.with_policies(recipe.oracle)
+    checked = with_run_policies(reader, recipe.oracle)
     judges = [part for part in parts_of(oracle.load(checked.model_dump())) if hasattr(part, "answers")]
     assert judges[0].config.policy.model.endswith("iter-2/policy")

@@ -13,7 +13,7 @@ from sppo.output_options import OutputOptions as OutputOptions
 from sppo.output_options import expanded as expanded
 from sppo.recipe import EndpointConfig, OracleConfig, RecipeError, Sampling
 from sppo.rundir.folder import RunError, RunFolder
-from sppo.rundir.reader import RunReader
+from sppo.rundir.reader import RunReader, with_run_policies
 
 if TYPE_CHECKING:
     from sppo.benchmarks.evaluation import Evaluation
@@ -250,7 +250,7 @@ def read_oracle(text: str) -> OracleConfig:
     path = Path(text)
     if (path / "recipe.yaml").is_file():
         reader = RunReader(path)
-        return reader.with_policies(reader.recipe.needed_held_out_oracle(f"--oracle {text}"))
+        return with_run_policies(reader, reader.recipe.needed_held_out_oracle(f"--oracle {text}"))
     value = _value(text, "--oracle")
     if isinstance(value, str):
         value = {"type": value}

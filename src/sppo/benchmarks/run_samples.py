@@ -21,7 +21,7 @@ from sppo.benchmarks.participants import Participant, resolve
 from sppo.progress import Advance, Terminal, counted_text
 from sppo.recipe import PromptSource, Recipe
 from sppo.rundir.folder import RunError, write_text
-from sppo.rundir.reader import RunReader
+from sppo.rundir.reader import RunReader, with_run_policies
 from sppo.rundir.tables import PROMPTS, TOKEN_IDS
 from sppo.sampling import Response
 from sppo.sampling.stop_strings import StopStrings
@@ -237,7 +237,7 @@ def _best(
 ) -> list[dict[str, Any]]:
     """The rows with the response to each prompt that has the highest win rate against the others."""
     together = evaluation_stage(home, "draws", "together", {}, [stage.fingerprint for stage in stages])
-    config = RunReader(home.parent).with_policies(models.recipe.needed_oracle("the best of n"))
+    config = with_run_policies(RunReader(home.parent), models.recipe.needed_oracle("the best of n"))
     title, settings = "draws: best of n", best_of.settings(config)
     stage = evaluation_stage(home, title, "choices", settings, [together.fingerprint])
     prompts = models.prompt_texts([row["messages"] for row in rows])

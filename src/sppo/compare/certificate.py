@@ -17,7 +17,7 @@ from sppo.oracle.check import shown_prompts
 from sppo.progress import Terminal, counted_text
 from sppo.recipe import Recipe, parse
 from sppo.rundir.folder import RunError, RunFolder, write_json
-from sppo.rundir.reader import RunReader, label
+from sppo.rundir.reader import RunReader, label, with_run_policies
 from sppo.stages.single import run_stage
 from sppo.training.examples import TrainingError
 
@@ -136,7 +136,7 @@ def _write_prompts(reader: RunReader, home: Path, limit: int) -> None:
 
 def _oracle(reader: RunReader) -> dict[str, Any]:
     """The run's oracle; the policies of the run that it computes with are named, since another run has others."""
-    oracle = reader.with_policies(reader.recipe.needed_oracle("a certificate"))
+    oracle = with_run_policies(reader, reader.recipe.needed_oracle("a certificate"))
     return oracle.model_dump(mode="json")
 
 

@@ -13,7 +13,7 @@ from sppo.policy.chat_format import plain_text
 from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, keep_answers_in
 from sppo.rundir.folder import RunError
-from sppo.rundir.reader import RunReader, label
+from sppo.rundir.reader import RunReader, label, with_run_policies
 
 Array = winrates.Array
 
@@ -70,7 +70,7 @@ def oracle_of(run: Path) -> Any:
     from sppo import oracle
 
     reader = RunReader(run)
-    config = reader.with_policies(reader.recipe.needed_oracle("the game between policies"))
+    config = with_run_policies(reader, reader.recipe.needed_oracle("the game between policies"))
     return oracle.load(keep_answers_in(config, run / ANSWERS).model_dump())
 
 

@@ -15,7 +15,7 @@ from sppo.reading import parse, regular
 from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in
 from sppo.recipe.oracle import Text
 from sppo.rundir.folder import RunError
-from sppo.rundir.reader import RunReader
+from sppo.rundir.reader import RunReader, with_run_policies
 
 
 class Material(NamedTuple):
@@ -110,7 +110,7 @@ def check_oracle(
 ) -> Check:
     """Compare all responses and measure the oracle; a judge's answers are kept in the run's folder if a run is given."""
     if run is not None:
-        config = keep_answers_in(RunReader(run).with_policies(config), run / ANSWERS)
+        config = keep_answers_in(with_run_policies(RunReader(run), config), run / ANSWERS)
     oracle = oracles.load(config.model_dump())
     scale = getattr(config, "scale", 500.0)
     with terminal.bar("oracle check", len(material.prompts), "prompts") as advance:

@@ -11,7 +11,7 @@ from sppo.progress import Terminal
 from sppo.recipe import ANSWERS, OracleConfig, keep_answers_in
 from sppo.recipe.oracle import oracle_name
 from sppo.rundir.folder import RunError
-from sppo.rundir.reader import RunReader
+from sppo.rundir.reader import RunReader, with_run_policies
 
 
 def serve(
@@ -59,7 +59,7 @@ def serve(
     key = _key(api_key_env)
     questions = Questions(Limits(responses, characters, waiting), _Shown(config, run))
     if run is not None:
-        config = keep_answers_in(RunReader(run).with_policies(config), (run / ANSWERS).resolve())
+        config = keep_answers_in(with_run_policies(RunReader(run), config), (run / ANSWERS).resolve())
     oracle = oracles.load(config.model_dump(), allow_gaps=True)
     name = oracle_name(config)
     socket = listening.listen(host, port)
@@ -74,12 +74,7 @@ def serve(
         say=terminal.warn,
     )
     address = listening.address(host, socket.getsockname()[1])
-    terminal.say(f"{name} answers at this address:")
-    terminal.show(address, "bold")
-    terminal.show_json({"address": address, "oracle": name})
-    chosen = config.chosen_comparisons()
-    if chosen is not None and chosen.type != "all":
-        terminal.note("all pairs of responses are compared; oracle.comparisons counts in runs alone")
+    _announce(terminal, config, name, address)
     if key is None and not listening.is_loopback(host):
         terminal.note(
             "whoever reaches this address can ask the oracle, from other machines too; see --api-key-env"
@@ -89,6 +84,15 @@ def serve(
         listening.run(server.app(), socket, server.close)
     finally:
         desk.close()
+
+
+def _announce(terminal: Terminal, config: OracleConfig, name: str, address: str) -> None:
+    terminal.say(f"{name} answers at this address:")
+    terminal.show(address, "bold")
+    terminal.show_json({"address": address, "oracle": name})
+    chosen = config.chosen_comparisons()
+    if chosen is not None and chosen.type != "all":
+        terminal.note("all pairs of responses are compared; oracle.comparisons counts in runs alone")
 
 
 def _key(variable: str | None) -> str | None:

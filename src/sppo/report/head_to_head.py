@@ -9,7 +9,7 @@ from sppo.benchmarks.head_to_head import score
 from sppo.compare import game as run_games
 from sppo.report.run_figures import RunFigures, is_interval, is_number
 from sppo.rundir.folder import RunError, write_json
-from sppo.rundir.reader import RunReader
+from sppo.rundir.reader import RunReader, with_run_policies
 from sppo.rundir.records import read_record
 
 FILE = "head-to-head.json"
@@ -116,7 +116,7 @@ def compare_all(run: RunFigures) -> None:
     if held_out is None:
         judging = run_games.oracle_of(run.path)
     else:
-        judging = oracle.load(RunReader(run.path).with_policies(held_out).model_dump())
+        judging = oracle.load(with_run_policies(RunReader(run.path), held_out).model_dump())
     names, payoff, _, _ = run_games.policies([run.path], judging.compare)
     low, high = score.intervals(
         payoff,

@@ -264,16 +264,6 @@ class RunReader:
         place = run_and_iteration(folder)
         return Policy(BASE if place is None else place[1], folder)
 
-    def with_policies(self, oracle: "recipes.OracleSection") -> "recipes.OracleSection":
-        """An oracle with the run's policies that it computes with; `current` is the one that the run goes on from."""
-        names = run_policies(oracle)
-        if not names:
-            return oracle
-        recipe = self.recipe
-        last = last_policy(self.path)
-        current = recipe.policy if last is None else policy_of_run(recipe.policy, last)
-        return in_run(oracle, {"base": recipe.policy, "current": current}, recipe.sampling)
-
     def owns(self, recorded: Path | str) -> bool:
         """Whether a recorded path names a policy of this run, even if the run has been moved since."""
         path, home = Path(recorded), self.path.resolve()
@@ -370,6 +360,15 @@ def _compare_with_record(shards: Sequence[Path], folder: Path, record: Mapping[s
     for shard in shards:
         if shard_metadata(shard).get("fingerprint", record["fingerprint"]) != record["fingerprint"]:
             raise DamagedShard(f"{shard}: this shard belongs to another stage, as the stage's record says")
+
+
+def with_run_policies(run: RunReader, oracle: "recipes.OracleSection") -> "recipes.OracleSection":
+    """An oracle with the run's policies that it computes with; `current` is the one that the run goes on from."""
+    if not run_policies(oracle):
+        return oracle
+    recipe, last = run.recipe, last_policy(run.path)
+    current = recipe.policy if last is None else policy_of_run(recipe.policy, last)
+    return in_run(oracle, {"base": recipe.policy, "current": current}, recipe.sampling)
 
 
 def is_run(path: Path) -> bool:
