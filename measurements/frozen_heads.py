@@ -71,6 +71,7 @@ def trained(given, head):
                 "batch_pairs": 16,
                 "epochs": 1.0,
                 "mixed_precision": given.mixed_precision,
+                "device_pairs": given.device_pairs,
             }
         }
         frozen = {"frozen": False}
@@ -101,6 +102,7 @@ def main():
     )
     parser.add_argument("--mixed-precision", default="no", help="where the backbone is not frozen")
     parser.add_argument("--dtype", default="float32", help="of a frozen backbone")
+    parser.add_argument("--device-pairs", type=int, help="where the backbone is not frozen")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/frozen-heads"))

@@ -44,10 +44,13 @@ def main() -> None:
     if arguments.one:
         print(peak(arguments.model, arguments.one, arguments.gradient_checkpointing))
         return
-    from sppo.training.memory import activation_bytes
+    from sppo.policy.memory import activation_bytes
+    from sppo.policy.model_files import read_configuration
 
     estimated = activation_bytes(
-        Path(arguments.model), "float32", gradient_checkpointing=arguments.gradient_checkpointing
+        read_configuration(Path(arguments.model) / "config.json"),
+        "float32",
+        gradient_checkpointing=arguments.gradient_checkpointing,
     )
     sizes = [int(size) for size in arguments.tokens.split(",")]
     peaks = []

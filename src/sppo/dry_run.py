@@ -7,6 +7,7 @@ from sppo import cost
 from sppo import prompts as prompt_sources
 from sppo.policy import load as policies
 from sppo.policy.chat_format import model_path
+from sppo.policy.memory import BYTES
 from sppo.progress import Terminal, counted_text
 from sppo.reading import read_mapping
 from sppo.recipe import OracleSection, Policy, PromptSource, Recipe, RecipeError, Training, load
@@ -71,10 +72,10 @@ def estimate(recipe: Recipe) -> Estimate:
     )
     saved = tables = None
     if parameters is not None:
-        saved = parameters * memory.BYTES[settings.save_dtype or recipe.policy.dtype] * recipe.iterations
+        saved = parameters * BYTES[settings.save_dtype or recipe.policy.dtype] * recipe.iterations
         if settings.adapter is not None and not settings.adapter.merge:
             adapter = memory.count_adapter(recipe.policy, recipe.training)
-            saved = None if adapter is None else adapter[1] * memory.BYTES["float32"] * recipe.iterations
+            saved = None if adapter is None else adapter[1] * BYTES["float32"] * recipe.iterations
     known = [count for count in prompts if count is not None]
     if len(known) == len(prompts):
         tokens = sum(known) * recipe.sampling.k * recipe.sampling.max_new_tokens

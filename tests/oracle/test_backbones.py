@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from sppo.cli.main import app
 from sppo.oracle import OracleError, load
 from sppo.oracle.pairrm import PairRM
-from sppo.oracle.training import fit, network, pair_heads, train
+from sppo.oracle.training import backbones, exchanges, fit, network, pair_heads, train
 from sppo.oracle.training.pairs import read
 from sppo.oracle.training.results import predict
 from sppo.progress import Terminal
@@ -94,6 +94,43 @@ def test_a_backbone_is_trained_with_its_head(tmp_path, tiny_model, kind, adapter
     changed = {name for name in names.keys() & trained.keys() if not torch.equal(names[name], trained[name])}
     assert "layers.0.mlp.up_proj.weight" in changed
     assert ("embed_tokens.weight" in changed) == (adapter is None)
+
+
+def made(tmp_path, tiny_model, **training):
+    of = settings(
+        tmp_path,
+        head={"type": "reward_model", "model": str(tiny_model("llama-3")), "frozen": False},
+        training={**STEPS, "epochs": 1, **training},
+    )
+    backbone = backbones.load(of.head, of.seed)
+    model = exchanges.ExchangeNetwork(backbone, of.training.adapter, of.seed)
+    return of, model, exchanges.ExchangeInputs(backbone), read(of.pairs)
+
+
+def test_pairs_that_are_computed_one_after_the_other_train_the_same_oracle(tmp_path, tiny_model):
+    trained = {}
+    for count in (16, 4):
+        of, model, inputs, pairs = made(tmp_path, tiny_model, adapter=ADAPTER, device_pairs=count)
+        assert fit.fit(model, inputs, pairs, of, tmp_path / str(count))
+        trained[count] = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for name, value in trained[16].items():
+        torch.testing.assert_close(trained[4][name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_as_many_pairs_at_a_time_as_the_memory_holds(tmp_path, tiny_model, monkeypatch):
+    of, model, inputs, pairs = made(tmp_path, tiny_model)
+    counts = []
+    for megabytes in (1e6, 40, 10, 1):
+        monkeypatch.setattr("sppo.policy.memory.machine_memory", lambda size=megabytes: int(size * 1e6))
+        counts.append(fit.pairs_at_a_time(model, inputs, pairs, of, 1))
+    assert counts[0] == 16 and counts[-1] == 1 and counts == sorted(counts, reverse=True)
+    monkeypatch.undo()
+    assert fit.pairs_at_a_time(model, inputs, pairs, of, 2) == 8
+    with pytest.raises(OracleError, match=r"training\.batch_pairs: 16 cannot be shared by 3 processes"):
+        fit.pairs_at_a_time(model, inputs, pairs, of, 3)
+    of = settings(tmp_path, training={**STEPS, "device_pairs": 5})
+    with pytest.raises(OracleError, match=r"training\.device_pairs: 5 does not divide the 16 pairs"):
+        fit.pairs_at_a_time(model, inputs, pairs, of, 1)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from rich.console import Console
 from small_runs import small
 
 from sppo.policy import load as policies
+from sppo.policy.memory import RECOMPUTED, activation_bytes
 from sppo.progress import Terminal
 from sppo.recipe import MOST_PACK_TOKENS
 from sppo.rundir.folder import RunFolder
@@ -43,10 +44,10 @@ def test_bytes_of_a_token_are_those_that_a_pack_keeps(family, checkpointing, tmp
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     measured = (kept_bytes(model, 512) - kept_bytes(model, 256)) / 256
-    estimated = memory.activation_bytes(folder, "float32", gradient_checkpointing=checkpointing)
+    estimated = activation_bytes(model.config.to_dict(), "float32", gradient_checkpointing=checkpointing)
     if checkpointing:  # autograd keeps the inputs of layers; the estimate adds those that are computed again
-        plain = memory.activation_bytes(folder, "float32", gradient_checkpointing=False)
-        estimated -= memory._RECOMPUTED * plain / model.config.get_text_config().num_hidden_layers
+        plain = activation_bytes(model.config.to_dict(), "float32", gradient_checkpointing=False)
+        estimated -= RECOMPUTED * plain / model.config.get_text_config().num_hidden_layers
     # beside the layers a pack keeps the rows whose tokens are predicted, which count in models of two layers
     assert 0.4 * measured < estimated < 1.3 * measured
 
@@ -54,7 +55,7 @@ def test_bytes_of_a_token_are_those_that_a_pack_keeps(family, checkpointing, tmp
 @pytest.mark.parametrize(("gigabytes", "tokens"), [(0.05, 512), (1.0, 4096), (1000, MOST_PACK_TOKENS)])
 def test_a_pack_takes_half_of_the_memory_beside_the_weights(gigabytes, tokens, tmp_path, monkeypatch):
     folder = tiny_models.make("llama-3", tmp_path / "model", num_hidden_layers=40)
-    monkeypatch.setattr(memory, "_memory", lambda: int(gigabytes * 1e9))
+    monkeypatch.setattr("sppo.policy.memory.machine_memory", lambda: int(gigabytes * 1e9))
     recipe = small(**{"policy.model": str(folder)})
     assert memory.pack_tokens(recipe.policy, recipe.training) == tokens
     fitting = 0.5 * (gigabytes * 1e9 - memory.training_bytes(recipe.policy, recipe.training))

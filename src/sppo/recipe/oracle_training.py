@@ -111,6 +111,8 @@ class PairTraining(Section):
     """Train an adapter beside a pretrained model's weights, which is merged into them at the end; None trains all weights."""
     batch_pairs: int = Field(32, ge=1)
     """Pairs in one optimiser step, over all devices."""
+    device_pairs: int | None = Field(None, ge=1)
+    """Pairs that a device computes at a time, which changes the memory and not the result; None takes as many as fit."""
     epochs: float = Field(1.0, gt=0, le=10_000)
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_ratio: float = Field(0.1, ge=0, lt=1)

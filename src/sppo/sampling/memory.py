@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sppo.policy import load as policies
+from sppo.policy.memory import BYTES
 from sppo.policy.model_files import read_configuration
 from sppo.sampling import SamplingError
-
-_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def check_room(policy: Path, dtype: str, batch_tokens: int, quantization: str | None = None) -> None:
@@ -25,7 +24,7 @@ def check_room(policy: Path, dtype: str, batch_tokens: int, quantization: str | 
     """
     parameters = policies.count_parameters(policies.base_folder(policy))
     # Weights of 4 bits take 0.6 bytes with their scales and the embeddings, which are not rounded.
-    weights = parameters * (_BYTES[dtype] if quantization is None else 0.6)
+    weights = parameters * (BYTES[dtype] if quantization is None else 0.6)
     states = batch_tokens * bytes_per_token(policy, dtype)
     free, device = free_memory()
     if weights > free:
@@ -57,7 +56,7 @@ def check_weights(policy: Path, dtype: str, engine_args: Mapping[str, Any], devi
     if {"quantization", "cpu_offload_gb"} & engine_args.keys() or "quantization_config" in _config(base):
         return
     free, device = free_memory()
-    weights = policies.count_parameters(base) * _BYTES[dtype] / (devices if device == "the GPU" else 1)
+    weights = policies.count_parameters(base) * BYTES[dtype] / (devices if device == "the GPU" else 1)
     if weights > free:
         raise SamplingError(
             f"{_too_large(policy, weights, dtype, free, device)}; set sampling.dtype: bfloat16, or raise"
@@ -76,7 +75,7 @@ def bytes_per_token(policy: Path, dtype: str) -> int:
     heads = config.get("num_attention_heads") or 0
     width = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else 0)
     shared = config.get("num_key_value_heads") or heads
-    return int(2 * config.get("num_hidden_layers", 0) * shared * width * _BYTES[dtype])
+    return int(2 * config.get("num_hidden_layers", 0) * shared * width * BYTES[dtype])
 
 
 def _config(policy: Path) -> dict[str, Any]:

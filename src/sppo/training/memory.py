@@ -3,24 +3,18 @@
 from pathlib import Path
 
 from sppo.policy import load as policies
+from sppo.policy import memory
 from sppo.policy.chat_format import model_path
+from sppo.policy.memory import BYTES
 from sppo.policy.model_files import read_configuration
 from sppo.recipe import MOST_PACK_TOKENS, Policy, Training
 
-BYTES = {"float32": 4, "bfloat16": 2}
 # NF4 stores 4 bits for each weight, an 8-bit scale for 64 weights and a 32-bit scale for 256 of those scales.
 _NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 # Values of optimiser state for each parameter, by the first part of transformers' optimiser names.
 _OPTIMISER_VALUES = {"adamw": 2.0, "rmsprop": 1.0, "sgd": 0.0, "adafactor": 0.1, "lion": 1.0, "adagrad": 1.0}
-# The share of the memory beside weights, gradients and optimiser state that a pack's activations may take. The rest is
-# for the process itself, gradients while they are summed, the output head's tiles, and whatever else the machine does.
-_SHARE = 0.5
 # The smallest pack that is chosen: smaller ones save little, and many passes take long.
 _LEAST_PACK_TOKENS = 512
-# So many layers' activations are there at once while one of them is computed again (measured on SmolLM2).
-_RECOMPUTED = 8
-# The device files of NVIDIA's and AMD's drivers.
-_GPUS = ("/dev/nvidia0", "/dev/kfd")
 # The pack of a policy whose activations cannot be counted.
 _PACK_TOKENS_UNKNOWN = 4096
 
@@ -100,7 +94,7 @@ def pack_tokens(policy: Policy, training: Training) -> int | None:
     each = _activation_bytes_of(policy, training)
     if each is None:
         return _PACK_TOKENS_UNKNOWN
-    fitting = max(1, int(_SHARE * (_memory() - state) / each))
+    fitting = max(1, int(memory.ACTIVATIONS_SHARE * (memory.machine_memory() - state) / each))
     largest_power = 1 << (fitting.bit_length() - 1)
     return min(max(largest_power, _LEAST_PACK_TOKENS), MOST_PACK_TOKENS)
 
@@ -114,50 +108,10 @@ def pack_bytes(policy: Policy, training: Training) -> float | None:
 def _activation_bytes_of(policy: Policy, training: Training) -> float | None:
     folder = Path(model_path(policy.model))
     try:
-        return activation_bytes(
-            policies.config_folder(folder),
+        return memory.activation_bytes(
+            read_configuration(policies.config_folder(folder) / "config.json"),
             policy.dtype,
             gradient_checkpointing=training.gradient_checkpointing,
         )
     except (OSError, ValueError, KeyError):
         return None
-
-
-def activation_bytes(folder: Path, dtype: str, *, gradient_checkpointing: bool) -> float | None:
-    """The bytes that one more token in a pack keeps in memory for the backward pass, without mixed precision.
-
-    A layer of width h with an inner width of m keeps about 12 h + 4 m values for each token: the inputs of its norms and of
-    its matrix products, queries, and what attention and the gate give. With gradient checkpointing it keeps h, and one
-    layer is computed again at a time, whose values, their gradients and copies are there for that moment.
-
-    Args:
-        folder: the folder of the policy's configuration.
-        dtype: the data type of its weights.
-        gradient_checkpointing: whether the layers' activations are computed again in the backward pass.
-
-    Returns:
-        Bytes per token, or None if the configuration does not give the widths.
-    """
-    config = read_configuration(folder / "config.json")
-    config = {**config, **config.get("text_config", {})}
-    layers, width = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
-    if not isinstance(layers, int) or not isinstance(width, int):
-        return None
-    inner = config.get("intermediate_size")
-    inner = inner if isinstance(inner, int) else 4 * width
-    layer = (12 * width + 4 * inner) * BYTES[dtype]
-    if gradient_checkpointing:
-        return float(layers * width * BYTES[dtype] + _RECOMPUTED * layer)
-    return float(layers * layer)
-
-
-def _memory() -> int:
-    """The bytes of the first GPU's memory, or of this machine's without one."""
-    if any(Path(device).exists() for device in _GPUS):  # torch takes seconds to import
-        import torch
-
-        if torch.cuda.is_available():
-            return int(torch.cuda.get_device_properties(0).total_memory)
-    import psutil
-
-    return int(psutil.virtual_memory().total)

@@ -15,11 +15,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from sppo import randomness
 from sppo.oracle import OracleError
 from sppo.oracle.training.pairs import JudgedPair
+from sppo.policy import memory
 from sppo.progress import Advance, unseen
 from sppo.recipe.oracle_training import OracleTraining
 
 _CHUNK = 16
 """Batches that are sorted by length together: little padding, and nearly random batches."""
+_LONGEST = 8
+"""So many pairs with the most characters are encoded to find the one with the most tokens."""
 SCRATCH_LEARNING_RATE, PRETRAINED_LEARNING_RATE, ADAPTER_LEARNING_RATE = 5e-4, 1e-5, 1e-4
 
 
@@ -166,6 +169,53 @@ def _arguments(settings: OracleTraining, total: int, checkpoints: Path) -> Train
     )
 
 
+def pairs_at_a_time(
+    network: Any, inputs: Inputs, pairs: Sequence[JudgedPair], settings: OracleTraining, processes: int
+) -> int:
+    """The pairs that a device computes at a time: those of a step that it is given, or a part of them that fits into the memory.
+
+    The activations of so many pairs like the longest one take at most half of the memory that weights, gradients and
+    optimiser state leave. The memory is that of the whole machine, not what is free, so that a training that goes on takes the same number.
+
+    Args:
+        network: what is trained, a module with its pretrained part under `encoder`.
+        inputs: makes its inputs.
+        pairs: what it is trained on.
+        settings: of the training.
+        processes: the number of devices.
+
+    Raises:
+        OracleError: a step's pairs cannot be shared by the devices, or a device's share by `training.device_pairs`.
+    """
+    training = settings.training
+    share, rest = divmod(training.batch_pairs, processes)
+    if rest:
+        raise OracleError(
+            f"training.batch_pairs: {training.batch_pairs} cannot be shared by {processes} processes"
+        )
+    if training.device_pairs is not None:
+        if share % training.device_pairs:
+            raise OracleError(
+                f"training.device_pairs: {training.device_pairs} does not divide the {share} pairs of a step on each device;"
+                " take a number that does, or change training.batch_pairs"
+            )
+        return training.device_pairs
+    each = memory.activation_bytes(
+        network.encoder.config.to_dict(), "float32", gradient_checkpointing=training.gradient_checkpointing
+    )
+    if each is None:
+        return share
+    longest = sorted(pairs, key=lambda pair: pair.characters)[-_LONGEST:]
+    batches = (inputs.collate([inputs.item(pair, False, 1.0)]) for pair in longest)
+    tokens = max(value.numel() for batch in batches for value in batch.values() if isinstance(value, Tensor))
+    weights = list(network.parameters())
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    state = 4 * (sum(weight.numel() for weight in weights) + 3 * trained)
+    room = memory.ACTIVATIONS_SHARE * (memory.machine_memory() - state)
+    fitting = (count for count in range(share, 1, -1) if share % count == 0 and count * tokens * each <= room)
+    return next(fitting, 1)
+
+
 def fit(
     network: Any,
     inputs: Inputs,
@@ -185,7 +235,7 @@ def fit(
         on_step: called with the number of steps taken.
 
     Raises:
-        OracleError: a loss is not finite.
+        OracleError: a loss is not finite, or a step's pairs cannot be shared by the devices.
 
     Returns:
         Whether this process is the one that saves the result, where there are several.
@@ -193,11 +243,9 @@ def fit(
     training = settings.training
     arguments = _arguments(settings, steps(settings, len(pairs)), work / "checkpoints")
     arguments._n_gpu = min(1, arguments.n_gpu)  # one process a device
-    if training.batch_pairs % arguments.world_size:
-        raise OracleError(
-            f"training.batch_pairs: {training.batch_pairs} cannot be shared by {arguments.world_size} processes"
-        )
-    arguments.per_device_train_batch_size = training.batch_pairs // arguments.world_size
+    at_a_time = pairs_at_a_time(network, inputs, pairs, settings, arguments.world_size)
+    arguments.per_device_train_batch_size = at_a_time
+    arguments.gradient_accumulation_steps = training.batch_pairs // arguments.world_size // at_a_time
     if training.gradient_checkpointing:
         network.encoder.gradient_checkpointing_enable({"use_reentrant": False})
     characters = [pair.characters for pair in pairs]
