@@ -71,6 +71,7 @@ def play(weakness: str, run: Path, arguments: argparse.Namespace) -> None:
         "iterations": ITERATIONS,
         "cpu_threads": arguments.threads,
         "prompts.per_iteration": arguments.prompts,
+        "training.learning_rate": arguments.learning_rate,
         "oracle": {"type": "panel", "members": [weak, sound], "weights": [4, 1]},
         "evaluation.responses": 2,
         "guard.on_failure": "keep",
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--weaknesses", default=",".join(BONUSES))
     parser.add_argument("--prompts", type=int, default=32, help="training prompts of each iteration")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only-read", action="store_true", help="show the runs that are there and play none")
     arguments = parser.parse_args()

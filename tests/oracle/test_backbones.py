@@ -149,9 +149,15 @@ def test_an_interrupted_training_of_an_adapter_goes_on_to_the_same_weights(tmp_p
         with pytest.raises(KeyboardInterrupt):
             train(of, tmp_path / "stopped", quiet())
     assert not (tmp_path / "stopped").exists()
+    shutil.copytree(tmp_path / ".stopped.training", tmp_path / ".divided.training")
     train(of, tmp_path / "stopped", quiet())
-    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    divided = of.model_copy(update={"training": of.training.model_copy(update={"device_pairs": 4})})
+    train(divided, tmp_path / "divided", quiet())
+    names = ("whole", "stopped", "divided")
+    whole, stopped, divided = (load_file(tmp_path / name / "model.safetensors") for name in names)
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(divided[name], value, atol=1e-4, rtol=1e-3)
 
 
 def encoder(folder, tokenizer, kind):

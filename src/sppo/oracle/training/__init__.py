@@ -252,7 +252,7 @@ def _fingerprint(settings: OracleTraining, pairs: Sequence["JudgedPair"]) -> str
     kept = settings.model_dump(mode="json", exclude={"cpu_threads": True, "report_to": True})
     for name in ("source", "config", "votes_a", "votes_b", "votes_tie", "texts", "without_text"):
         del kept["pairs"][name]  # the pairs themselves count, not where they lie
-    for name in ("checkpoint_steps", "logging_steps"):
+    for name in ("checkpoint_steps", "logging_steps", "device_pairs"):
         del kept["training"][name]
     for section, name, default in _NEWER:
         if kept[section] is not None and kept[section][name] == default:
