@@ -90,7 +90,8 @@ def main() -> None:
             [5 * options.prompts] * options.shards,
         )
         begin = time.time()
-        Local(recipe).run([job], models, Terminal(), lambda job: None)
+        with Local(recipe) as executor:
+            executor.run([job], models, Terminal(), lambda job: None)
         records = [json.loads(path.read_text()) for path in Path(name).glob("part-*.json")]
     report(records, begin)
 

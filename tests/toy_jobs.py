@@ -1,12 +1,13 @@
 """A job of toy shards for the tests of worker processes; a module of its own, so that workers can import it."""
 
+import contextlib
 import os
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sppo.executors.processes import make_shards
+from sppo.executors.processes import WorkerPool
 from sppo.oracle import OracleError
 from sppo.recipe import parse
 from sppo.rundir.folder import RunFolder
@@ -52,19 +53,39 @@ class Toy(Work):
         return table([{"prompt_id": f"{number}", "matrix": [[0.5]]}], PREFERENCES)
 
 
-def toy_job(folder, **options):
+def toy_job(folder, work=Toy, **options):
     folder.mkdir(exist_ok=True)
     sources = [[folder / str(number)] for number in range(SHARDS)]
     for (path,) in sources:
         path.touch()
     stage = RunFolder(folder).stage("annotate", 1, {}, [], folder=".")
     return ShardJob(
-        "toy", "halves", "annotate", Toy(folder, **options), stage.plan_shards(sources), [2] * SHARDS
+        "toy", "halves", "annotate", work(folder, **options), stage.plan_shards(sources), [2] * SHARDS
     )
 
 
-def make(job, workers, missing=range(SHARDS)):
+class ToyDeadOnArrival(Toy):
+    """Kills its process before it takes a shard, as a model that does not fit into the memory may do."""
+
+    def stream(self, models, shards, advance):
+        (self.folder / f"arrived-{os.getpid()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def worker_pool():
+    """Worker processes that end with the context."""
+    pool = WorkerPool()
+    try:
+        yield pool
+    finally:
+        pool.end()
+
+
+def make(job, workers, missing=range(SHARDS), pool=None, devices=None):
+    """Make the shards of a job in the workers of a pool, or else in new ones; the sum of the units."""
     units = []
-    for _ in make_shards(job, list(missing), recipe(), [None] * workers, units.append):
-        pass
+    with worker_pool() if pool is None else contextlib.nullcontext(pool) as workers_of_job:
+        for _ in workers_of_job.make(job, list(missing), recipe(), [devices] * workers, units.append):
+            pass
     return sum(units)

@@ -8,10 +8,12 @@ for t in 1..T:
     win rate against the base and against pi_t              evaluate
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sppo.executors import Executor
+from sppo.executors.local import Local
 from sppo.progress import Terminal
 from sppo.recipe import Recipe
 from sppo.rundir.folder import RunFolder
@@ -41,7 +43,7 @@ def run(
         recipe: what to do.
         folder: the run's folder; made if it is not there.
         terminal: where progress is shown.
-        executor: where shards and policies are computed; None: on this machine.
+        executor: where shards and policies are computed, its context entered; None: on this machine.
         redo_stale: remove stages that were computed from a different recipe or from different inputs, instead of
             refusing to go on.
         callbacks: functions that are called with the row of each iteration in the summary.
@@ -53,7 +55,8 @@ def run(
         StaleRun: the folder holds stages of another recipe.
         GuardStop: an iteration failed and the recipe says stop.
     """
-    with folder.locked():
+    with folder.locked(), contextlib.ExitStack() as place:
+        executor = executor or place.enter_context(Local(recipe))
         opened = open_run(recipe, folder, terminal, executor, redo_stale=redo_stale)
         for prompts in all_prompts(opened):
             prompts.make()

@@ -6,21 +6,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from rich.console import Console
-from toy_jobs import RECIPE, SHARDS, make, recipe, toy_job
+from small_runs import RAY, digests, play
+from toy_jobs import RECIPE, SHARDS, ToyDeadOnArrival, make, recipe, toy_job, worker_pool
 
 from sppo.executors.local import Local, count_workers, devices_of_an_engine, visible_devices
 from sppo.executors.processes import exit_in_words
 from sppo.oracle import OracleError
 from sppo.progress import Terminal
-from sppo.recipe import RecipeError
+from sppo.recipe import RecipeError, parse
 from sppo.rundir.folder import RunError, RunFolder
 from sppo.rundir.shards import read_shard, table
 from sppo.rundir.tables import PROMPTS
-from sppo.stages.jobs import ShardJob
+from sppo.stages.jobs import Kind, ShardJob
 from sppo.stages.models import Models
 from sppo.stages.sample import DrawResponses
 
@@ -29,9 +31,8 @@ def test_shards_are_shared_out_and_progress_is_counted_once(tmp_path):
     job = toy_job(tmp_path, seconds=0.3)
     assert make(job, 2) == 2 * SHARDS
     assert all(shard.is_whole() for shard in job.shards)
-    makers = {path.name.split("-")[2] for path in tmp_path.glob("begun-*")}
-    assert len(makers) == 2
-    assert str(os.getpid()) not in makers
+    assert len(makers(tmp_path)) == 2
+    assert os.getpid() not in makers(tmp_path)
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_shard_done_again(tmp_path):
@@ -55,12 +56,94 @@ def test_a_shard_that_kills_its_workers_is_an_error_and_the_finished_ones_are_ke
     assert len(list(tmp_path.glob("begun-1-*"))) == 2
 
 
-def test_an_error_in_a_worker_is_raised_as_it_was(tmp_path):
-    with pytest.raises(OracleError, match="the oracle's answer is nonsense") as error:
-        make(toy_job(tmp_path, fail=2), 2)
+def test_an_error_in_a_worker_is_raised_as_it_was_and_ends_the_workers(tmp_path):
+    with worker_pool() as pool:
+        with pytest.raises(OracleError, match="the oracle's answer is nonsense") as error:
+            make(toy_job(tmp_path, fail=2), 2, pool=pool)
+        assert not pool.processes
+        assert not any(map(alive, makers(tmp_path)))
     assert error.value.prompt_index == 3
     assert "in a worker" in error.value.__notes__[0]
     assert len(list(tmp_path.glob("begun-2-*"))) == 1, "an error is not tried again"
+
+
+def makers(folder):
+    """The processes that have made the shards of a toy job."""
+    return {int(path.name.split("-")[2]) for path in folder.glob("begun-*")}
+
+
+def test_the_same_workers_make_one_job_after_another_and_one_that_died_is_replaced(tmp_path):
+    with worker_pool() as pool:
+        made = [make(toy_job(tmp_path / name, seconds=0.3), 2, pool=pool) for name in ("first", "second")]
+        assert made == [2 * SHARDS] * 2
+        assert makers(tmp_path / "first") == makers(tmp_path / "second") == set(pool.processes)
+        killed, kept = pool.processes
+        os.kill(killed, signal.SIGKILL)
+        assert make(toy_job(tmp_path / "third"), 2, pool=pool) == 2 * SHARDS
+        assert kept in makers(tmp_path / "third") <= set(pool.processes)
+        assert killed not in pool.processes and len(pool.processes) == 2
+        workers = pool.processes
+        assert make(toy_job(tmp_path / "fourth"), 1, pool=pool) == 2 * SHARDS
+        assert len(makers(tmp_path / "fourth")) == 1
+        assert makers(tmp_path / "fourth") < set(workers) == set(pool.processes)
+    assert not any(map(alive, workers)), "nothing is left when the pool has ended"
+
+
+def test_workers_on_gpus_end_with_their_job(tmp_path):
+    with worker_pool() as pool:
+        assert make(toy_job(tmp_path / "toy"), 1, pool=pool, devices="0") == 2 * SHARDS
+        assert not pool.processes
+        assert not any(map(alive, makers(tmp_path / "toy")))
+
+
+def test_workers_that_die_before_they_begin_a_shard_are_an_error(tmp_path):
+    with pytest.raises(RunError, match=r"toy: 2 workers have ended before they began a shard, .* SIGKILL"):
+        make(toy_job(tmp_path, work=ToyDeadOnArrival), 1)
+    assert len(list(tmp_path.glob("arrived-*"))) == 2
+
+
+def test_workers_outlast_training_where_enough_memory_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr("sppo.training.train", lambda *arguments: None)
+    with Local(recipe()) as executor:
+        make(toy_job(tmp_path), 1, pool=executor.workers)
+        begun = executor.workers.processes
+        for has_room in (True, False):
+            monkeypatch.setattr("sppo.sampling.memory.has_room_to_keep", lambda has_room=has_room: has_room)
+            executor.train(None, None, None)
+            assert executor.workers.processes == (begun if has_room else [])
+    assert not any(map(alive, begun))
+
+
+class WatchedLocal(Local):
+    """Notes which worker processes there are after each job and after each training."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.seen = []
+
+    def run(self, jobs, models, terminal, on_made):
+        super().run(jobs, models, terminal, on_made)
+        self.seen.append((jobs[0].title, *self.workers.processes))
+
+    def train(self, job, on_step, say):
+        super().train(job, on_step, say)
+        self.seen.append(("train", *self.workers.processes))
+
+
+@pytest.mark.slow
+def test_two_workers_serve_a_whole_run_which_is_that_of_one_process(tmp_path, monkeypatch):
+    """They sample, annotate, select and evaluate in both iterations."""
+    monkeypatch.setattr("sppo.sampling.memory.has_room_to_keep", lambda: True)
+    one = parse(RAY | {"iterations": 2})
+    play(one, tmp_path / "one")
+    two = parse(RAY | {"iterations": 2}, {f"workers.{kind}": 2 for kind in get_args(Kind)})
+    with WatchedLocal(two) as executor:
+        play(two, tmp_path / "two", executor=executor)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    titles, *workers = map(list, zip(*executor.seen, strict=True))
+    assert titles.count("train") == 2 and len(titles) > 8
+    assert [len(set(of_jobs)) for of_jobs in workers] == [1, 1], "the same two all the time"
+    assert not any(alive(of_jobs[0]) for of_jobs in workers)
 
 
 PARENT = """
@@ -140,8 +223,8 @@ def test_responses_do_not_depend_on_the_number_of_workers(tmp_path):
             [3, 3, 3],
         )
         made = []
-        with open(os.devnull, "w") as nowhere:
-            Local(of).run([job], models, Terminal(Console(file=nowhere)), made.append)
+        with open(os.devnull, "w") as nowhere, Local(of) as executor:
+            executor.run([job], models, Terminal(Console(file=nowhere)), made.append)
         assert made == [job]
         found.append([hashlib.sha256(shard.path.read_bytes()).hexdigest() for shard in job.shards])
     assert found[0] == found[1]

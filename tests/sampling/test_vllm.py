@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -39,6 +40,12 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 ENGINE_ARGS = {"enforce_eager": True, "kv_cache_memory_bytes": 100_000_000, "max_model_len": 256}
 TEXTS = ["Describe a fox in one sentence.", "Tell me about the rain, please.", "Describe a drum."]
 STOP = 5
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch):
+    """Engines are kept although other programs may fill the memory of the machine that tests run on."""
+    monkeypatch.setattr("sppo.sampling.vllm_engine.has_room_to_keep", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -324,22 +331,62 @@ def test_a_kept_engine_that_does_not_fit_is_replaced(tmp_path, tokenizer, prompt
     assert kept.poll() is not None
 
 
-def test_a_whole_run(tmp_path):
-    """The trainer's log-probabilities agree in the second iteration too, whose policy was loaded into the running engine."""
+# The same in the processes of a run.
+ROOM = """
+import psutil
+measured = psutil.virtual_memory
+psutil.virtual_memory = lambda: measured()._replace(available=measured().total)
+"""
+
+
+def engines(process):
+    """The processes of vLLM that a process or one of its workers has started, and who has started each."""
+    found = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "sppo.sampling.vllm_worker" in child.cmdline():
+                    found[child.pid] = child.ppid()
+    # An engine may fork, which for a moment is another process of the same name.
+    return {pid: parent for pid, parent in found.items() if parent not in found}
+
+
+def test_a_whole_run_by_two_workers(tmp_path):
+    """Each worker starts one engine, which serves all policies. The trainer's log-probabilities agree with theirs, also in
+    the second iteration, whose policy was loaded into running engines."""
     recipe = {
         "iterations": 2,
+        "cpu_threads": 1,
+        "shard_prompts": 4,
         "policy": {"model": "tinyworld"},
-        "prompts": {"train": {"source": "tinyworld/train", "limit": 40}, "held_out": 4},
-        "sampling": {"engine": "vllm", "k": 3, "max_new_tokens": 60, "engine_args": ENGINE_ARGS},
+        "prompts": {"train": {"source": "tinyworld/train", "limit": 40}, "held_out": 8},
+        "sampling": {
+            "engine": "vllm",
+            "k": 3,
+            "max_new_tokens": 60,
+            "engine_args": {**ENGINE_ARGS, "max_num_seqs": 6},
+        },
+        "workers": {"sample": 2},
         "oracle": {"type": "panel"},
         "training": {"learning_rate": 1e-3, "batch_prompts": 8},
         "evaluation": {"responses": 2},
         "guard": {"on_failure": "keep"},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "sitecustomize.py").write_text(ROOM)
     command = [sys.executable, "-m", "sppo.cli.main", "run", "recipe.yaml", "--run-dir", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    started: dict[int, int] = {}
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}
+        )
+        while process.poll() is None:
+            started |= engines(process)
+            time.sleep(0.1)
+    assert process.returncode == 0, (tmp_path / "log").read_text()
+    assert len(started) == len(set(started.values())) == 2, started
+    assert not any(map(psutil.pid_exists, [*started, *started.values()])), "nothing is left"
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert len(summary["iterations"]) == 2
     for iteration in (1, 2):

@@ -4,19 +4,37 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import get_args
+from typing import Self, get_args
 
 from sppo.executors import Executor, missing_shards
+from sppo.executors.processes import WorkerPool
 from sppo.progress import Advance, Terminal
 from sppo.recipe import Recipe, RecipeError
 from sppo.stages.jobs import Kind, ShardJob
 from sppo.stages.models import Models
+from sppo.training import TrainingJob
 
 
 class Local(Executor):
-    """This machine: this process alone, or as many worker processes as the recipe's `workers` say."""
+    """This machine: this process alone, or as many worker processes as the recipe's `workers` say.
+
+    Attributes:
+        workers: the worker processes, which are there from the job that first needs them to the end of the context.
+    """
 
     _models_of_thread: Models | None = None
+    workers: WorkerPool | None = None
+
+    def __enter__(self) -> Self:
+        """Have room for worker processes."""
+        self.workers = WorkerPool()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the worker processes."""
+        if self.workers is not None:
+            self.workers.end()
+        self.workers = None
 
     def check(self) -> None:
         """Refuse an address, and more workers than the GPUs of this machine allow."""
@@ -52,10 +70,17 @@ class Local(Executor):
         count = count_workers(self.recipe, job.kind, count_gpus())
         if count == 1:
             return job.make_each(missing, models, advance)
-        from sppo.executors.processes import make_shards
-
+        assert self.workers is not None, "worker processes need the executor's context"
         devices = visible_devices(count, devices_of_an_engine(self.recipe, job.kind))
-        return make_shards(job, list(missing), models.recipe, devices, advance)
+        return self.workers.make(job, list(missing), models.recipe, devices, advance)
+
+    def train(self, job: TrainingJob, on_step: Advance, say: Callable[[str], None]) -> None:
+        """Train pi_{t+1} on this machine; worker processes that leave too little memory free end before."""
+        from sppo.sampling.memory import has_room_to_keep
+
+        if self.workers is not None and not has_room_to_keep():
+            self.workers.end()
+        super().train(job, on_step, say)
 
     def _run_side_by_side(self, jobs: Sequence[ShardJob]) -> bool:
         """Whether the second of two jobs only waits for a server or a function, so that it takes nothing from the first."""

@@ -1,4 +1,8 @@
-"""Worker processes on one machine: each loads its models once and makes shards until none is left.
+"""Worker processes on one machine, which make the shards of one job after another with models that each loads once.
+
+They are kept for the whole run, and with them what they have imported, their oracles, and an engine that outlives its sampler
+(:mod:`sppo.sampling.vllm_engine`). After each job they unload the policy, like the run's own process. On GPUs they end with the
+job, because whatever comes next needs the memory.
 
 The next shard goes to whichever worker asks for one, so no worker waits for the slowest. A worker may ask before it has
 finished the shard before. A worker that crashes (for instance because the kernel killed it for taking too much memory) is
@@ -16,6 +20,7 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -31,49 +36,136 @@ ATTEMPTS = 2
 _SECONDS_TO_END = 10
 
 
-def make_shards(
-    job: ShardJob, missing: Sequence[int], recipe: Recipe, devices: Sequence[str | None], advance: Advance
-) -> Iterator[int]:
-    """Make shards of a job in worker processes, and yield the number of each as soon as it is published.
+@dataclass(frozen=True)
+class _Task:
+    """What a worker is told of a job: the job, the recipe whose models it loads, and the number of torch's threads."""
 
-    Args:
-        job: the job.
-        missing: the numbers of the shards to make.
-        recipe: the run's recipe, whose models the workers load.
-        devices: the value of CUDA_VISIBLE_DEVICES for each worker; None leaves it as in this process.
-        advance: called with the number of units that have just been finished.
+    job: ShardJob
+    recipe: Recipe
+    threads: int | None
 
-    Raises:
-        RunError: the workers that made a shard have crashed :data:`ATTEMPTS` times.
-        Exception: the error of a shard that fails; every finished shard is kept.
+
+class WorkerPool:
+    """Worker processes, each started when a job first needs it, which then wait for the next job.
+
+    They hold memory, so :meth:`end` has to be called.
     """
-    return _Pool(job, missing, recipe, advance).run(devices[: len(missing)])
+
+    def __init__(self) -> None:
+        self._workers: list[_Worker] = []
+
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the processes."""
+        return [pid for worker in self._workers if (pid := worker.process.pid) is not None]
+
+    def make(
+        self,
+        job: ShardJob,
+        missing: Sequence[int],
+        recipe: Recipe,
+        devices: Sequence[str | None],
+        advance: Advance,
+    ) -> Iterator[int]:
+        """Make shards of a job in worker processes, and yield the number of each as soon as it is published.
+
+        Every worker has unloaded its policy when the iterator ends. One that does not come to its end, because a shard has
+        failed or the caller has closed it, ends the workers.
+
+        Args:
+            job: the job.
+            missing: the numbers of the shards to make.
+            recipe: the run's recipe, whose models the workers load.
+            devices: the value of CUDA_VISIBLE_DEVICES for each worker; None leaves it as in this process.
+            advance: called with the number of units that have just been finished.
+
+        Raises:
+            RunError: the workers that made a shard have crashed :data:`ATTEMPTS` times.
+            Exception: the error of a shard that fails; every finished shard is kept.
+        """
+        devices = devices[: len(missing)]
+        task = _Task(job, recipe, _threads())
+        progress = _Progress(job, missing, len(devices), advance)
+        is_finished = False
+        try:
+            for visible in devices:
+                self._begin(task, visible)
+            while working := [worker for worker in self._workers if worker.is_working]:
+                wait([worker.connection for worker in working], timeout=1)
+                for worker in working:
+                    for kind, content in worker.messages():
+                        if kind == "crashed":
+                            self._workers.remove(worker)
+                        progress.handle(worker, kind, content)
+                        if kind == "crashed" and progress.waiting:
+                            self._begin(task, worker.devices)
+                        if kind == "made":
+                            yield content
+            is_finished = True
+        finally:
+            if not is_finished or any(visible is not None for visible in devices):
+                self.end()
+
+    def _begin(self, task: _Task, devices: str | None) -> None:
+        """Hand a job to a worker that waits for one on the devices, or else to a new one."""
+        for worker in list(self._workers):
+            if not worker.is_working and not worker.process.is_alive():
+                self._workers.remove(worker)
+        idle = [worker for worker in self._workers if not worker.is_working and worker.devices == devices]
+        if not idle:
+            idle.append(_Worker(devices))
+            self._workers += idle
+        idle[0].begin_job(task)
+
+    def end(self) -> None:
+        """End all workers, also those that are at work."""
+        processes = [worker.process for worker in self._workers]
+        self._workers.clear()
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(_SECONDS_TO_END)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
 class _Worker:
-    """One worker process, the shards that it is making, and the units of them that it has reported."""
+    """One worker process.
 
-    def __init__(self, job: ShardJob, recipe: Recipe, devices: str | None) -> None:
+    Attributes:
+        devices: its CUDA_VISIBLE_DEVICES; None leaves it as in this process.
+        is_working: whether it has a job, and has not yet unloaded the job's policy.
+        shards: the shards that it is making.
+        reported: the units of them that it has reported.
+    """
+
+    def __init__(self, devices: str | None) -> None:
         self.devices = devices
+        self.is_working = False
         self.shards: list[int] = []
         self.reported = 0
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_serve,
-            args=(theirs, job, recipe, devices, _threads()),
-            name=f"sppo {job.kind}",
-        )
+        self.process = context.Process(target=_serve, args=(theirs, devices), name="sppo worker")
         with _interrupts_blocked():  # this process handles a Ctrl-C and ends the workers
             self.process.start()
         theirs.close()
 
+    def begin_job(self, task: _Task) -> None:
+        """Send a job."""
+        self.is_working, self.reported = True, 0
+        self._send(task)
+
     def begin(self, shard: int | None) -> None:
-        """Send the number of the next shard; None: there is no other."""
+        """Send the number of the next shard; None: the job has no other."""
         if shard is not None:
             self.shards.append(shard)
+        self._send(shard)
+
+    def _send(self, content: Any) -> None:
         with contextlib.suppress(OSError):  # it has crashed, which `messages` reports
-            self.connection.send(shard)
+            self.connection.send(content)
 
     def messages(self) -> Iterator[tuple[str, Any]]:
         """The messages that have arrived since the last call; the last one is `crashed` if the process has ended."""
@@ -88,32 +180,28 @@ class _Worker:
             yield "crashed", self.process.exitcode
 
 
-class _Pool:
-    def __init__(self, job: ShardJob, missing: Sequence[int], recipe: Recipe, advance: Advance) -> None:
-        self.job, self.recipe, self.advance = job, recipe, advance
+class _Progress:
+    """How far the workers have come with a job.
+
+    Attributes:
+        waiting: the shards that no worker is making yet.
+    """
+
+    def __init__(self, job: ShardJob, missing: Sequence[int], workers: int, advance: Advance) -> None:
+        self.job, self.advance = job, advance
         self.waiting = deque(missing)
-        self.left = len(missing)
-        self.crashes: Counter[int] = Counter()
-        self.workers: list[_Worker] = []
+        self._left = len(missing)
+        self._crashes: Counter[int] = Counter()
+        self._most_early_crashes = ATTEMPTS * workers
+        self._early_crashes = 0  # of workers that had not begun a shard
 
-    def run(self, devices: Sequence[str | None]) -> Iterator[int]:
-        try:
-            for visible in devices:
-                self._start(visible)
-            while self.left:
-                wait([worker.connection for worker in self.workers], timeout=1)
-                for worker in list(self.workers):
-                    for kind, content in worker.messages():
-                        self._handle(worker, kind, content)
-                        if kind == "made":
-                            yield content
-        finally:
-            _end([worker.process for worker in self.workers])
+    def handle(self, worker: _Worker, kind: str, content: Any) -> None:
+        """Take in what a worker says.
 
-    def _start(self, devices: str | None) -> None:
-        self.workers.append(_Worker(self.job, self.recipe, devices))
-
-    def _handle(self, worker: _Worker, kind: str, content: Any) -> None:
+        Raises:
+            RunError: workers have crashed too often.
+            Exception: the error of a shard that has failed.
+        """
         match kind:
             case "units":
                 worker.reported += content
@@ -121,31 +209,38 @@ class _Pool:
             case "next":
                 worker.begin(self.waiting.popleft() if self.waiting else None)
             case "made":
-                self.left -= 1
+                self._left -= 1
                 worker.shards.remove(content)
                 worker.reported -= self.job.units[content]
             case "failed":
-                raise _as_exception(content)
-            case "crashed":
-                self.workers.remove(worker)
-                if worker.shards:
-                    self._retry(worker, content)
-                if self.waiting:
-                    self._start(worker.devices)
+                if (
+                    self._left
+                ):  # an engine that does not start where all shards are made fails in the next job
+                    raise _as_exception(content)
+            case "idle":
+                worker.is_working = False
+            case "crashed" if worker.shards:
+                self._retry(worker, content)
+            case "crashed" if self._left:
+                self._early_crashes += 1
+                if self._early_crashes == self._most_early_crashes:
+                    raise self._error(self._early_crashes, "before they began a shard", content)
 
     def _retry(self, worker: _Worker, exit_code: int | None) -> None:
-        self.crashes.update(worker.shards)
-        failed = [shard for shard in worker.shards if self.crashes[shard] >= ATTEMPTS]
+        self._crashes.update(worker.shards)
+        failed = [shard for shard in worker.shards if self._crashes[shard] >= ATTEMPTS]
         if failed:
             names = ", ".join(self.job.shards[shard].path.name for shard in failed)
-            raise RunError(
-                f"{self.job.title}: {ATTEMPTS} workers have ended while making {names}, the last"
-                f" {exit_in_words(exit_code)}; every finished shard is kept."
-                f" Lower workers.{self.job.kind} or the memory of one engine (sampling.batch_tokens,"
-                " training.pack_tokens, an oracle's batch), then run the same command again to continue"
-            )
+            raise self._error(ATTEMPTS, f"while making {names}", exit_code)
         self.advance(-worker.reported)
         self.waiting.extendleft(reversed(worker.shards))
+
+    def _error(self, workers: int, when: str, exit_code: int | None) -> RunError:
+        return RunError(
+            f"{self.job.title}: {workers} workers have ended {when}, the last {exit_in_words(exit_code)}; every finished"
+            f" shard is kept. Lower workers.{self.job.kind} or the memory of one engine (sampling.batch_tokens,"
+            " training.pack_tokens, an oracle's batch), then run the same command again to continue"
+        )
 
 
 def exit_in_words(code: int | None) -> str:
@@ -157,33 +252,39 @@ def exit_in_words(code: int | None) -> str:
     return f"with exit code {code}"
 
 
-def _serve(
-    connection: Connection, job: ShardJob, recipe: Recipe, devices: str | None, threads: int | None
-) -> None:
-    """Make the shards whose numbers arrive; this is the main function of a worker."""
+def _serve(connection: Connection, devices: str | None) -> None:
+    """Make the shards of the jobs that arrive; this is the main function of a worker."""
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    models = Models(recipe, threads)
+    models: Models | None = None
+    before: tuple[Recipe, int | None] | None = None
     try:
-        _answer(connection, job, models)
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            while True:
+                task: _Task = connection.recv()
+                if models is None or before != (task.recipe, task.threads):
+                    models, before = Models(task.recipe, task.threads), (task.recipe, task.threads)
+                _make(connection, task.job, models)
     finally:
-        models.release()  # some engines run in processes of their own
+        if models is not None:
+            models.release()  # some engines run in processes of their own
 
 
-def _answer(connection: Connection, job: ShardJob, models: Models) -> None:
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        try:
-            for number in job.make_each(
-                _numbers(connection),
-                models,
-                lambda count, note="": connection.send(("units", count)),
-            ):
-                connection.send(("made", number))
-        except Exception as error:
-            connection.send(("failed", _portable(error)))
-        connection.recv()  # the other side ends this process when all shards are made
+def _make(connection: Connection, job: ShardJob, models: Models) -> None:
+    """Make the shards of a job whose numbers arrive, and unload the policy."""
+    try:
+        for number in job.make_each(
+            _numbers(connection),
+            models,
+            lambda count, note="": connection.send(("units", count)),
+        ):
+            connection.send(("made", number))
+    except Exception as error:
+        connection.send(("failed", _portable(error)))
+    models.release()
+    connection.send(("idle", None))
 
 
 def _numbers(connection: Connection) -> Iterator[int]:
@@ -252,14 +353,3 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end(processes: Sequence[Any]) -> None:
-    """End processes that may still be working."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(_SECONDS_TO_END)
-        if process.is_alive():
-            process.kill()
-            process.join()

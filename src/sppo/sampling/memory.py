@@ -1,4 +1,4 @@
-"""Checks that a policy fits into the memory before its weights are loaded."""
+"""Checks that a policy fits into the memory before its weights are loaded, and the rule for what is kept between stages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,9 @@ from sppo.policy import load as policies
 from sppo.policy.memory import BYTES
 from sppo.policy.model_files import read_configuration
 from sppo.sampling import SamplingError
+
+_FREE_SHARE = 0.5
+"""The free share of this machine's memory below which nothing is kept for the next stage."""
 
 
 def check_room(policy: Path, dtype: str, batch_tokens: int, quantization: str | None = None) -> None:
@@ -91,6 +94,17 @@ def free_memory() -> tuple[int, str]:
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch keeps it for itself
         return int(torch.cuda.mem_get_info()[0]) + kept, "the GPU"
     return int(psutil.virtual_memory().available), "this machine"
+
+
+def has_room_to_keep() -> bool:
+    """Whether enough memory of this machine is free to keep engines and worker processes for the next stage.
+
+    Training, which takes most, may come before it; so at least half has to be free.
+    """
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return bool(memory.available >= _FREE_SHARE * memory.total)
 
 
 def _size(value: float) -> str:

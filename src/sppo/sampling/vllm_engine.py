@@ -19,13 +19,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from sppo.policy.model_files import digest, tensor_shapes
 from sppo.rundir.shards import file_digest
 from sppo.sampling import SamplingError
+from sppo.sampling.memory import has_room_to_keep
 
 # How long the process may take to end by itself before it is killed.
 _GRACE_SECONDS = 20.0
-# The free share of the machine's memory below which an engine is not kept.
-_FREE_SHARE = 0.5
 # Keys of a configuration that say how its file was written; they change nothing about the model.
 _ABOUT_THE_FILE = {
     "_name_or_path",
@@ -50,6 +50,7 @@ class VllmEngine:
         on_cpu: whether it computes on a CPU.
         rows: the number of responses that it decodes side by side.
         is_idle: whether it has no requests in progress.
+        weights: the digest of the files that its weights come from; None on a GPU, where no other policy follows.
 
     Raises:
         SamplingError: vLLM does not start; the message ends with its last output.
@@ -81,6 +82,7 @@ class VllmEngine:
         try:
             self.send({**self.arguments, "model": str(model)})
             self.on_cpu, self.rows = self.receive()
+            self.weights = digest(model) if self.on_cpu else None
         except BaseException:
             self.end()
             raise
@@ -110,13 +112,15 @@ class VllmEngine:
         return value
 
     def load_weights(self, model: Path) -> None:
-        """Put another model's weights in the place of those that are loaded, and forget all cached prefixes.
+        """Put a model's weights in the place of those that are loaded, if they are others, and forget all cached prefixes.
 
         Raises:
             SamplingError: the process has failed or ended.
         """
-        self.send(("load_weights", str(model)))
+        weights = digest(model)
+        self.send(("load_weights", None if weights == self.weights else str(model)))
         self.receive()
+        self.weights = weights
 
     def end(self) -> None:
         """End the process; all its memory is free when this returns."""
@@ -164,11 +168,8 @@ def start_engine(arguments: Mapping[str, Any], model: Path) -> VllmEngine:
 
 def keep_engine(engine: VllmEngine) -> None:
     """Keep an engine for the next sampler where nothing else needs its memory; end it elsewhere."""
-    import psutil
-
     global _kept
-    memory = psutil.virtual_memory()
-    if _kept is None and engine.is_idle and engine.on_cpu and memory.available >= _FREE_SHARE * memory.total:
+    if _kept is None and engine.is_idle and engine.on_cpu and has_room_to_keep():
         _kept = engine
     else:
         engine.end()
@@ -192,8 +193,6 @@ def model_shape(model: Path, trust_remote_code: bool) -> Any:
     shapes, and their tokenizers are equal.
     """
     from transformers import AutoConfig
-
-    from sppo.policy.model_files import tensor_shapes
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).to_dict()
     return (

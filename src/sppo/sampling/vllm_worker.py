@@ -4,8 +4,8 @@
 
 It receives the engine's arguments and answers when the engine has started, with whether it computes on a CPU and how many
 responses it decodes side by side. Then it receives requests, also while it computes: `sample`, prompts with their settings,
-which it answers prompt by prompt as they are finished, and `load_weights`, the folder of another policy, which it answers when
-its weights are loaded. It ends when the other side has gone.
+which it answers prompt by prompt as they are finished, and `load_weights`, the folder of another policy or None for the one that
+is loaded, which it answers when the weights are there and cached prefixes forgotten. It ends when the other side has gone.
 """
 
 import os
@@ -63,9 +63,10 @@ def _engine(arguments: dict[str, Any]) -> Any:
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
-def _load_weights(engine: Any, folder: str) -> None:
-    engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
-    engine.collective_rpc(_pack_kept_weights)
+def _load_weights(engine: Any, folder: str | None) -> None:
+    if folder is not None:
+        engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        engine.collective_rpc(_pack_kept_weights)
     if not engine.reset_prefix_cache():
         raise RuntimeError("cached prefixes of the policy before are still in use")
 

@@ -1,5 +1,6 @@
 """Running a single stage of one iteration: `sppo sample RUN`, `sppo train RUN` and so on."""
 
+from sppo.executors.local import Local
 from sppo.progress import Terminal
 from sppo.recipe import Recipe
 from sppo.rundir import storage
@@ -37,8 +38,8 @@ def run_stage(
         RunError: a stage that this one reads is not done.
         GuardStop: an earlier iteration has failed, or this one has just failed.
     """
-    with folder.locked():
-        run = open_run(recipe, folder, terminal, redo_stale=redo_stale)
+    with folder.locked(), Local(recipe) as executor:
+        run = open_run(recipe, folder, terminal, executor, redo_stale=redo_stale)
         summary = Summary(run)
         for planned in iterations(run):
             lacks_it = name not in planned.stages or not planned.stages[name].is_done()
