@@ -4,7 +4,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sppo.policy import load as policies
 from sppo.training import tree_attention
-from sppo.training.layout import Layout, Tree
+from sppo.training.forest import Tree
+from sppo.training.layout import Layout
 from sppo.training.log_probs import Capabilities, measure_capabilities, response_log_probs
 from sppo.training.tree_attention import additive, block_mask, masks
 

@@ -1,14 +1,15 @@
 """log pi(y|x), computed by the same code for the policy that is trained and for the opponent.
 
-Responses that share a prompt are computed together: the prompt's tokens go through the model once, each response branches
-off behind it (`layout.py`) and attends to the prompt and to itself (`tree_attention.py`), and the output head is computed
-only where a response's token is predicted (`output_head.py`). A model for which this would not be right gets a row for
-each response, with a copy of the prompt.
+Responses that share a prompt are computed together, and so are prompts that begin alike (`forest.py`): what they share goes
+through the model once, the rest branches off behind it (`layout.py`) and attends to what precedes it in its own sequence
+(`tree_attention.py`), and the output head is computed only where a response's token is predicted (`output_head.py`). A model for
+which this would not be right gets a row for each response, with a copy of the prompt.
 """
 
 import contextlib
 import logging
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from sppo.policy.load import PolicyError
 from sppo.policy.structure import measured_once
-from sppo.training.layout import Layout, Targets, Tree
+from sppo.training.forest import LEAST_SHARED, Forest, Tree, families
+from sppo.training.layout import Layout, Targets
 from sppo.training.output_head import Logits, causal_model, fused, measure_logits, tolerance
 from sppo.training.tree_attention import IMPLEMENTATIONS, AttentionMethod, masks, methods_to_try
 
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+# Of an average layer of width h autograd keeps about 24 h values for a token, and 2 h of its keys and values are copied.
+_COPIES_PER_TOKEN = 12
 _Result = TypeVar("_Result")
 
 
@@ -50,14 +54,16 @@ class Capabilities:
         attention: the attention method for responses that share a prompt; `rows` if the model cannot share it.
         logits: the rule by which the output head gives the logits, in which case the head is fused with the log-softmax;
             None: the model's own head is called, and its logits are kept in memory.
+        least_shared: the least number of tokens of a run that prompts share.
     """
 
     attention: AttentionMethod
     logits: Logits | None
+    least_shared: int = LEAST_SHARED
 
     @property
     def in_one_row(self) -> bool:
-        """Whether the trees are placed one after the other in one row, without padding."""
+        """Whether all trees are placed in one row, in which prompts that begin alike share tokens."""
         return self.attention in IMPLEMENTATIONS
 
     def trees(self, trees: Sequence[Tree]) -> list[Tree]:
@@ -67,9 +73,19 @@ class Capabilities:
         return list(trees)
 
     def tokens(self, trees: Sequence[Tree]) -> int:
-        """The number of tokens that go through the model for the given trees, including padding."""
-        sizes = [tree.tokens for tree in self.trees(trees)]
-        return sum(sizes) if self.in_one_row else len(sizes) * max(sizes)
+        """The number of tokens that go through the model for the given trees, including padding, as a pack counts them.
+
+        Tokens that trees share count once. With `pieces` the keys and values of what trees share are copied for each node that
+        follows, and autograd keeps the copies, of which twelve take the memory of a token. They count accordingly, though trees
+        never count for more than without sharing.
+        """
+        trees = self.trees(trees)
+        sizes = [tree.tokens for tree in trees]
+        if not self.in_one_row:
+            return len(sizes) * max(sizes)
+        forest = Forest(trees, self.least_shared)
+        copies = forest.copies // _COPIES_PER_TOKEN if self.attention == "pieces" else 0
+        return min(sum(sizes), forest.tokens + copies)
 
 
 @dataclass(frozen=True)
@@ -93,15 +109,35 @@ def packs(trees: Sequence[Tree], pack_tokens: int, capabilities: Capabilities) -
         capabilities: the model's capabilities.
     """
     # The trees are sorted by length, so that trees of similar length share a pack and rows need little padding. The index
-    # breaks ties, so that the packs are the same in every run.
-    pack: list[int] = []
-    for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
-        if pack and capabilities.tokens([trees[i] for i in [*pack, index]]) > pack_tokens:
-            yield Pack(pack, [trees[i] for i in pack])
-            pack = []
-        pack.append(index)
-    if pack:
-        yield Pack(pack, [trees[i] for i in pack])
+    # breaks ties, so that the packs are the same in every run. Trees that share tokens stay together, at the place of the
+    # longest of them.
+    groups = (
+        families(trees, capabilities.least_shared)
+        if capabilities.in_one_row
+        else [[i] for i in range(len(trees))]
+    )
+    groups.sort(key=lambda group: min((-trees[i].tokens, i) for i in group))
+    order = [index for group in groups for index in group]
+    ordered = [trees[index] for index in order]
+    begin = 0
+    while begin < len(order):
+        end = begin + _fitting(ordered, begin, pack_tokens, capabilities)
+        yield Pack(order[begin:end], ordered[begin:end])
+        begin = end
+
+
+def _fitting(trees: Sequence[Tree], begin: int, pack_tokens: int, capabilities: Capabilities) -> int:
+    """The number of trees from `begin` on that fit into a pack together, at least one."""
+
+    def tokens(count: int) -> int:
+        return capabilities.tokens(trees[begin : begin + count])
+
+    # What a further tree adds depends on all others, so that they are counted together. The number is doubled as long as the
+    # trees fit and then bisected, because counting after each tree would be quadratic in their number.
+    known, remaining = 1, len(trees) - begin
+    while known < remaining and tokens(2 * known) <= pack_tokens:
+        known = min(2 * known, remaining)
+    return bisect_right(range(1, min(2 * known, remaining) + 1), pack_tokens, lo=known, key=tokens)
 
 
 def response_log_probs(
@@ -118,7 +154,9 @@ def response_log_probs(
         capabilities: the model's capabilities.
     """
     parameter = next(model.parameters())
-    layout = Layout(capabilities.trees(trees), in_one_row=capabilities.in_one_row).to(parameter.device)
+    layout = Layout(
+        capabilities.trees(trees), in_one_row=capabilities.in_one_row, least_shared=capabilities.least_shared
+    ).to(parameter.device)
     # With a row for each response, the ordinary padding mask suffices: the model itself makes it causal.
     mask: Any = layout.real.long()
     if capabilities.attention != "rows":
@@ -202,10 +240,11 @@ def _measure_capabilities(model: Any, mixed_precision: str) -> Capabilities:
                     f" {type(expected).__name__}: {expected}; choose another model, or another version of transformers"
                 ) from expected
             for method in [] if limits else methods_to_try(own, device):
-                shared = Capabilities(method, logits)
+                # Prompts share whatever they have in common, because these trees are short.
+                shared = Capabilities(method, logits, least_shared=1)
                 computed = _result_or_error(partial(_set_and_compute, model, trees, shared, own))
                 if isinstance(computed, Tensor) and _agree(computed, expected, allowed):
-                    return shared
+                    return Capabilities(method, logits)
         for name, limit in limits.items():
             _refuse_padding_error(model, alone, f"{name}: {limit}", min(limit, _LONGEST_PROBE), allowed)
     finally:
@@ -237,22 +276,24 @@ def _refuse_non_causal(model: Any, allowed: float) -> None:
 
 
 def small_trees(model: Any, size: int = 1) -> list[Tree]:
-    """Two prompts with five responses, `size` times as long as the shortest trees that reveal every fault.
+    """Three prompts with six responses, `size` times as long as the shortest trees that reveal every fault.
 
-    There are two trees, because one must not attend to the other; several responses, because they must not attend to each
-    other; and different lengths, so that rows are padded. On a GPU the trees span several of the blocks of 128 tokens that
-    flex attention works in, because otherwise its block mask would not be tested.
+    The first two have nothing in common, because one must not attend to the other; there are several responses, because they
+    must not attend to each other; and different lengths, so that rows are padded. The third is a later turn of the first: its
+    prompt ends with one of the first one's responses, so that three nodes follow each other. On a GPU the trees span several of
+    the blocks of 128 tokens that flex attention works in, because otherwise its block mask would not be tested.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = iter(torch.randint(0, _vocabulary(model), (22 * size,), generator=generator).tolist())
+    ids = iter(torch.randint(0, _vocabulary(model), (24 * size,), generator=generator).tolist())
     prompts_and_responses = ((5, (3, 4, 2)), (1, (4, 3)))
 
     def take(count: int) -> list[int]:
         return [next(ids) for _ in range(count * size)]
 
-    return [
+    first, second = (
         Tree(take(prompt), [take(length) for length in lengths]) for prompt, lengths in prompts_and_responses
-    ]
+    )
+    return [first, second, Tree(first.prompt + first.responses[2], [take(2)])]
 
 
 _SHORTENED = ("sliding_window", "attention_chunk_size")

@@ -1,14 +1,15 @@
-"""Attention of responses that share a prompt: each attends to the prompt and to itself, but not to other responses.
+"""Attention of sequences that share tokens: each token attends to what precedes it in its own sequence, and to nothing else.
 
 Four methods compute the same attention. From the fastest:
 
-- `pieces`, on a CPU: one call of scaled-dot-product attention for each prompt and each response, in which the prompt's
-  keys precede the response's own.
+- `pieces`, on a CPU: one call of scaled-dot-product attention for each node of the forest (`forest.py`), such as a prompt or
+  a response, in which the keys of the nodes that it follows precede its own.
 - `flex`, on a GPU: flex attention, whose block mask lets the kernel skip blocks of tokens that do not attend to each other.
-- `mask`: an additive mask, for every attention implementation that respects one.
+- `mask`: an additive mask, for every attention implementation that respects one. Responses share their prompt.
 - `rows`: nothing is shared; each response has a row of its own, with a copy of the prompt. This is right for every model.
 
-`pieces` and `flex` take the trees one after the other in a single row, without padding.
+`pieces` and `flex` take all trees in a single row, without padding, in which prompts that begin alike share tokens. `mask` gives
+each tree a row, because what it computes and keeps grows with the square of a row.
 
 The first three methods are right for a model if attention is its only operation across tokens (no recurrence, no
 convolution), if its attention respects a mask of four dimensions, and if it takes positions from `position_ids`. Whether a
@@ -17,6 +18,7 @@ model satisfies this is not decided by the name of its architecture:
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -100,11 +102,11 @@ def block_mask(layout: Layout, window: int | None) -> Any:
 
 
 def _pieces(layout: Layout, window: int | None) -> Tensor:
-    """[1, 1, 3, columns] integers for :func:`_attend`: tree, branch, and window (0: no window)."""
+    """[1, 1, 3, columns] integers for :func:`_attend`: node, end, and window (0: no window)."""
     # transformers passes a mask of four dimensions on to every layer unchanged, so this tensor reaches `_attend` although
     # it is not a mask in the usual sense. Its dtype distinguishes it from real masks, which are bool or floating point.
-    windows = torch.full_like(layout.tree, window or 0)
-    return torch.stack([layout.tree, layout.branch, windows], dim=1)[:, None]
+    windows = torch.full_like(layout.node, window or 0)
+    return torch.stack([layout.node, layout.end, windows], dim=1)[:, None]
 
 
 def _attend(
@@ -117,34 +119,37 @@ def _attend(
     dropout: float = 0.0,
     **further: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one row of trees, piece by piece; with any other mask, transformers' own sdpa attention."""
+    """Attention of one row, piece by piece; with any other mask, transformers' own sdpa attention."""
     if attention_mask is None or attention_mask.dtype != torch.long:
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further
         )
         return result
-    tree_and_branch = attention_mask[0, 0, :2]
+    nodes, end_of_column = attention_mask[0, 0, :2]
     window = int(attention_mask[0, 0, 2, 0])
     groups = query.shape[1] // key.shape[1]
-    # A piece is a run of columns with the same tree and branch: a prompt or a response.
-    pieces, sizes = torch.unique_consecutive(tree_and_branch, dim=1, return_counts=True)
+    # A piece is the run of columns of a node.
+    sizes = torch.unique_consecutive(nodes, return_counts=True)[1].tolist()
     # The states are split, not sliced: the backward pass of a split is one concatenation, whereas that of every slice
     # fills a full tensor with zeros.
     queries, keys, values = (
-        states.split(sizes.tolist(), dim=2)
-        for states in (query, repeat_kv(key, groups), repeat_kv(value, groups))
+        states.split(sizes, dim=2) for states in (query, repeat_kv(key, groups), repeat_kv(value, groups))
     )
+    begins = list(accumulate(sizes, initial=0))[:-1]
+    ends = end_of_column[begins].tolist()
     outputs = []
-    prompt: list[Tensor] = []
-    for index, branch in enumerate(pieces[1].tolist()):
-        own = [keys[index], values[index]]
-        if branch == 0:
-            prompt, seen = own, own  # the responses that follow belong to this prompt
-        else:
-            # The keys are already rotated by their positions, and the response's positions continue from the prompt's,
-            # so the concatenation is exactly the keys of the sequence x y_r. Its backward pass adds the gradient of each
-            # response to that of the shared prompt.
-            seen = [torch.cat(pair, dim=2) for pair in zip(prompt, own, strict=True)]
+    path: list[int] = []  # the pieces that precede the current one in its sequences, and itself
+    for index, begin in enumerate(begins):
+        while path and ends[path[-1]] <= begin:
+            path.pop()
+        path.append(index)
+        # The keys are already rotated by their positions, and a node's positions continue from those of the node that it
+        # follows, so the concatenation is exactly the keys of the sequence x y_r. Its backward pass adds the gradients of all
+        # pieces to those of what they share.
+        seen = [
+            torch.cat([states[piece] for piece in path], dim=2) if len(path) > 1 else states[index]
+            for states in (keys, values)
+        ]
         outputs.append(_causal(queries[index], *seen, window=window, scale=scaling, dropout=dropout))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
