@@ -14,6 +14,11 @@ LONG = [
     Tree(list(range(100)), [list(range(200)), list(range(50)), list(range(90))]),
     Tree([7, 8], [[4] * 140]),
 ]
+TURNS = [  # a conversation of two turns, below a beginning that another prompt shares
+    Tree([*range(60), *range(100, 140)], [list(range(50)), list(range(90))]),
+    Tree([*range(60), *range(100, 140), *range(50), *range(200, 240)], [[5] * 70, [6] * 3]),
+    Tree([*range(60), *range(300, 310)], [[7] * 20]),
+]
 
 
 def test_a_tree_in_one_row_by_hand():
@@ -63,7 +68,7 @@ def attention(layout, way, window, queries, keys, values):
 
 
 @pytest.mark.parametrize("window", [None, 3, 64, 1000])
-@pytest.mark.parametrize("trees", [TREES, LONG])
+@pytest.mark.parametrize("trees", [TREES, LONG, TURNS])
 def test_pieces_attend_as_the_additive_mask_says(trees, window):
     layout = Layout(trees, in_one_row=True)
     generator = torch.Generator().manual_seed(0)
@@ -80,12 +85,12 @@ def test_pieces_attend_as_the_additive_mask_says(trees, window):
 
 
 @pytest.mark.parametrize("window", [None, 3, 64])
-@pytest.mark.parametrize("in_one_row", [True, False])
+@pytest.mark.parametrize(("trees", "in_one_row"), [(LONG, True), (LONG, False), (TURNS, True)])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attentions_block_mask_is_the_additive_mask(in_one_row, window):
+def test_flex_attentions_block_mask_is_the_additive_mask(trees, in_one_row, window):
     from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-    layout = Layout(LONG, in_one_row=in_one_row)  # several blocks
+    layout = Layout(trees, in_one_row=in_one_row)  # several blocks
     rows, columns = layout.ids.shape
     blocks = block_mask(layout, window)
     assert blocks.shape == (rows, 1, columns, columns)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from sppo.objectives import Responses
-from sppo.training.log_probs import Tree
+from sppo.training.forest import Forest, Tree
 
 SIDES = ("winners", "losers")
 _BY_SIDE = ("log_ratio", "target", "log_prob", "win_rate")
@@ -62,9 +62,12 @@ class Size:
         return cls(total - _entries(inputs.weight) - (0 if tied else head_size), head_size)
 
     def flops(self, trees: Sequence[Tree]) -> int:
-        """6 FLOPs per weight and token, forward and backward, not counting attention and recomputation."""
+        """6 FLOPs per weight and token, forward and backward, not counting attention and recomputation.
+
+        Tokens that the trees share count once, as they do for a model that can share them.
+        """
         responses = sum(len(response) for tree in trees for response in tree.responses)
-        return 6 * (self.body * sum(tree.tokens for tree in trees) + self.head * responses)
+        return 6 * (self.body * Forest(trees).tokens + self.head * responses)
 
 
 def _entries(parameter: Tensor) -> int:
