@@ -1,8 +1,8 @@
 r"""The time that prompts save by sharing what they begin with, beside the same packs' trees each for itself.
 
     OMP_NUM_THREADS=1 python measurements/shared_prefixes.py POLICY --mt-bench FOLDER --sets turns system
-    OMP_NUM_THREADS=1 python measurements/shared_prefixes.py POLICY --mt-bench FOLDER --sets 8 16 32 64 128    # from which length it pays
-    OMP_NUM_THREADS=1 python measurements/shared_prefixes.py POLICY --mt-bench FOLDER --memory              # of what is copied
+    OMP_NUM_THREADS=1 python measurements/shared_prefixes.py POLICY --mt-bench FOLDER --sets 8 16 32 64 128
+    OMP_NUM_THREADS=1 python measurements/shared_prefixes.py POLICY --mt-bench FOLDER --memory --document-tokens 500
 
 Its figures stand in docs/experiments.md under "Prompts that begin alike". FOLDER has MT-Bench's `question.jsonl` and
 `model_answer/`. `turns` are MT-Bench's questions: the first turn with the answers of two models, and for each of them the second
@@ -141,6 +141,11 @@ def time_set(model: Any, name: str, trees: list[Tree], args: argparse.Namespace)
         f"{name}: {len(trees)} prompts, {tokens['alone']} tokens, {tokens['shared']} with shared ones once:"
         f" {tokens['alone'] / tokens['shared']:.2f}x; apart by {apart:.1e} of log pi(y|x) at most"
     )
+    if args.profile:
+        for way, of in ways.items():
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                step(model, trees, of, args.pack_tokens)
+            print(way, profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=8))
     for what in work:
         alone, shared = medians[what, "alone"], medians[what, "shared"]
         print(f"    {what}: {alone:.2f} s alone, {shared:.2f} s shared: {alone / shared:.2f}x", flush=True)
@@ -201,6 +206,7 @@ def main() -> None:
     parser.add_argument("--least-shared", type=int, default=32)
     parser.add_argument("--pack-tokens", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="the operations of a step as well")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--document-tokens", type=int, default=1000)
     args = parser.parse_args()
