@@ -233,3 +233,8 @@ def test_packing_many_conversations_is_not_quadratic(monkeypatch):
     )
     assert sum(len(pack.indices) for pack in packs(trees, 4096, Capabilities("flex", None))) == len(trees)
     assert sum(counted) < 30 * len(trees)
+
+
+def test_no_trees_are_a_forest_without_tokens():
+    """A process whose share of a step has no prompts counts its operations as well."""
+    assert Forest([]).tokens == 0 and Forest([]).roots == []

@@ -207,4 +207,5 @@ def common_tokens(one: Sequence[int], other: Sequence[int], least: int) -> int:
 def _runs(places: range, common: Sequence[int], least: int) -> list[range]:
     """Divide neighbouring places where neighbours have fewer than `least` tokens in common."""
     begins = [place for place in places if place == places[0] or common[place - 1] < least]
-    return [range(begin, end) for begin, end in zip(begins, [*begins[1:], places.stop], strict=True)]
+    ends = [*begins[1:], places.stop][: len(begins)]  # no places have no runs
+    return [range(begin, end) for begin, end in zip(begins, ends, strict=True)]
