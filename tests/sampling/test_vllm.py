@@ -386,7 +386,9 @@ def test_a_whole_run_by_two_workers(tmp_path):
             time.sleep(0.1)
     assert process.returncode == 0, (tmp_path / "log").read_text()
     assert len(started) == len(set(started.values())) == 2, started
-    assert not any(map(psutil.pid_exists, [*started, *started.values()])), "nothing is left"
+    ours = {*started, *started.values()}
+    left = [process for process in psutil.process_iter() if process.pid in ours]
+    assert not psutil.wait_procs(left, timeout=10)[1], "nothing is left"
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert len(summary["iterations"]) == 2
     for iteration in (1, 2):
