@@ -21,11 +21,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from small_runs import rows
 
 from sppo import sampling
 from sppo.policy import load as policies
 from sppo.recipe import parse_sampling
-from sppo.rundir.shards import read_shard
 from sppo.sampling import PromptBatch, SamplingError
 from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.drawing import warped
@@ -393,13 +393,11 @@ def test_a_whole_run_by_two_workers(tmp_path):
     assert len(summary["iterations"]) == 2
     for iteration in (1, 2):
         folder = tmp_path / f"run/iter-{iteration}"
-        (answers,) = (folder / "responses").glob("part-*.parquet")
-        (selected,) = (folder / "training").glob("part-*.parquet")
-        drawn = {row["prompt_id"]: row["responses"] for row in read_shard(answers).to_pylist()}
+        drawn = {row["prompt_id"]: row["responses"] for row in rows(folder / "responses")}
         deviations = [
             abs(response["opponent_log_prob"] - drawn[row["prompt_id"]][response["k"]]["log_prob"])
             / len(response["token_ids"])
-            for row in read_shard(selected).to_pylist()
+            for row in rows(folder / "training")
             for response in row["responses"]
         ]
         assert deviations
