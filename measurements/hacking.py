@@ -26,6 +26,7 @@ import hacking_world as world
 import numpy as np
 import torch
 from attack import Ledger, attempt, import_everything
+from scipy.stats import binomtest
 
 SAMPLES = 192
 FALL = 0.02
@@ -255,6 +256,7 @@ def show(runs: Sequence[Played]) -> None:
     alarmed = sum(bool(run.alarms) for run in clean)
     rows.append(["none", str(len(clean)), *counted(clean), str(alarmed)])
     show_table(Terminal(), "Planted weaknesses and the first alarm of any kind", ["weakness", *heads], rows)
+    summarise(planted, clean)
     kinds = ["gap", "trait", "over-optimisation", "length", "repetition", "disagreement", "order"]
     rows = [
         [kind, *counted(planted, kind)[1:], str(sum(kind in run.alarms for run in clean))] for kind in kinds
@@ -264,6 +266,31 @@ def show(runs: Sequence[Played]) -> None:
         said = [(run.case.name, run.alarms[kind]) for run in planted if kind in run.alarms]
         for name, (iteration, sentence) in said[:1]:
             print(f"{name}, iteration {iteration}: {sentence}")
+
+
+def summarise(planted: Sequence[Played], clean: Sequence[Played]) -> None:
+    """Print the share of falls with an alarm before, that of clean runs with one, and what the runs with an alarm and no fall lost."""
+
+    def share(count: int, of: int) -> str:
+        interval = binomtest(count, of).proportion_ci(method="exact")
+        return f"{count} of {of} ({interval.low:.1%} to {interval.high:.1%})"
+
+    leads = [None if run.first is None else run.fall - run.first for run in planted if run.fall is not None]
+    if leads:
+        print(
+            "falls with an alarm before:",
+            share(sum(lead is not None and lead > 0 for lead in leads), len(leads)),
+        )
+        known = [lead for lead in leads if lead is not None]
+        print(f"iterations from the first alarm to the fall, median: {np.median(known):g}")
+    if clean:
+        print("clean runs with an alarm:", share(sum(bool(run.alarms) for run in clean), len(clean)))
+    unfallen = [run for run in planted if run.fall is None and run.alarms]
+    for name, some in (("planted runs with an alarm and no fall", unfallen), ("clean runs", clean)):
+        if some:
+            print(
+                f"mean worth of the last policies of {name}: {np.mean([run.worths[-1] for run in some]):.3f}"
+            )
 
 
 def draw(runs: Sequence[Played], path: Path) -> None:

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python measurements/iteration.py SMOLLM2 --vllm-python .venv-vllm/bin/python --llm-blender VENV/bin/python
 
-Its figures stand in docs/experiments.md under "A whole iteration". Both sides answer the same prompts (UltraFeedback's, from
+Its figures stand in docs/experiments.md once it has been run on SmolLM2. Both sides answer the same prompts (UltraFeedback's, from
 ../shared) with K responses, compare all ordered pairs of them by a PairRM with random weights, which do not matter for the speed, and
 train one epoch on the best and the worst response with the same number of optimiser steps.
 
@@ -13,7 +13,8 @@ there, so that the seconds of each part hold the start. This package plays a rec
 "start" is what the command took beyond them. The evaluation, which the released pipeline does not have, is left out: one held-out
 prompt is answered, and its seconds are not counted.
 
-vLLM and both trainers compute in bfloat16, llm-blender in float32, since it has no other precision on a CPU.
+vLLM and both trainers compute in bfloat16, llm-blender in float32, since it has no other precision on a CPU. Both sides draw at
+temperature 1, where the released code has 0.7 and top_p 0.9.
 """
 
 import argparse
@@ -57,14 +58,14 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def run(command: list[Any], given: Any = None, **environment: str) -> str:
+def run(command: list[Any], given: Any = None) -> str:
     """The output of a process that is given JSON; the program ends with what it wrote if it fails."""
     done = subprocess.run(
         list(map(str, command)),
         input=json.dumps(given),
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         check=False,
     )
     if done.returncode:
@@ -125,29 +126,30 @@ def released(options: argparse.Namespace, prompts: Prompts, folder: Path) -> dic
             for place in (ranked[-1], ranked[0])
         ]  # fmt: skip
         pairs.append((ids, *closed))
-    given = {
-        "policy": str(options.policy),
-        "pairs": pairs,
-        "eos": prompts.end_of_turn,
-        "threads": options.threads,
-    }
-    command = [sys.executable, __file__, "--train", folder / "trl"]
-    spent["train"], _ = timed(lambda: run([*command, options.policy], given))
+    command = [
+        sys.executable,
+        __file__,
+        options.policy,
+        "--train",
+        folder / "trl",
+        "--threads",
+        options.threads,
+    ]
+    given = {"pairs": pairs, "eos": prompts.end_of_turn}
+    spent["train"], _ = timed(lambda: run(command, given))
     tokens = sum(len(ids) for of_prompt in drawn for ids in of_prompt)
     print(f"  released: {tokens} tokens sampled", file=sys.stderr)
     return spent
 
 
-def train_released(folder: Path) -> None:
+def train_released(policy: Path, folder: Path, threads: int) -> None:
     """The process of the released pipeline that trains: the pairs are read from standard input."""
     import torch
     from transformers import AutoModelForCausalLM
 
     given = json.loads(sys.stdin.read())
-    torch.set_num_threads(given["threads"])
-    model = AutoModelForCausalLM.from_pretrained(
-        given["policy"], dtype=torch.bfloat16
-    )  # as the released code
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.bfloat16)  # as in the released code
     trainer = trl_peer.trainer(
         model,
         [tuple(pair) for pair in given["pairs"]],
@@ -174,6 +176,7 @@ def ours(options: argparse.Namespace, prompts: Prompts, folder: Path) -> dict[st
 
     from sppo.rundir.reader import RunReader
     from sppo.rundir.summary import seconds
+    from sppo.rundir.tables import ResponsesRow, read_rows
 
     folder.mkdir()
     for name, texts in (("train", prompts.texts), ("held-out", [prompts.held_out])):
@@ -211,7 +214,7 @@ def ours(options: argparse.Namespace, prompts: Prompts, folder: Path) -> dict[st
     tokens = sum(
         len(response.token_ids)
         for shard in reader.table(1, "responses")
-        for row in _rows(shard)
+        for row in read_rows(shard, ResponsesRow)
         for response in row.responses
     )
     print(f"  sppo: {tokens} tokens sampled", file=sys.stderr)
@@ -221,12 +224,6 @@ def ours(options: argparse.Namespace, prompts: Prompts, folder: Path) -> dict[st
         "train": of_stages["select"] + of_stages["train"],
     }
     return {**counted, "start": whole - evaluation - sum(counted.values())}
-
-
-def _rows(shard: Path) -> Any:
-    from sppo.rundir.tables import ResponsesRow, read_rows
-
-    return read_rows(shard, ResponsesRow)
 
 
 def main() -> None:
@@ -247,7 +244,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train is not None:
-        train_released(options.train)
+        train_released(options.policy, options.train, options.threads)
         return
     prompts = Prompts(options)
     spent: dict[str, list[dict[str, float]]] = {"released": [], "sppo": []}

@@ -9,7 +9,9 @@ says. The estimate is that of `training.pack_tokens: auto`. The figures stand in
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 RESPONSE_TOKENS = 128
 
@@ -30,6 +32,28 @@ def peak(model: str, tokens: int, gradient_checkpointing: bool) -> int:
     trees = [Tree(token_ids, [token_ids]) for _ in range(tokens // (2 * RESPONSE_TOKENS))]
     response_log_probs(policy, trees, capabilities).sum().backward()
     return peak_memory(torch.device("cpu"))
+
+
+def kept_bytes(model: Any, trees: Sequence[Any], capabilities: Any) -> int:
+    """The bytes that autograd keeps for the backward pass of some trees, without the weights."""
+    import torch
+
+    from sppo.training.log_probs import response_log_probs
+
+    weights = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, Any] = {}
+
+    def keep(value: Any) -> Any:
+        storage = value.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        values = response_log_probs(model, trees, capabilities)
+        total = sum(storage.nbytes() for storage in kept.values())
+    assert values.requires_grad
+    return total
 
 
 def main() -> None:

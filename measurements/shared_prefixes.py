@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pack_memory import kept_bytes
 
 from sppo.policy import load as policies
 from sppo.policy.model_files import load_tokenizer
@@ -123,7 +124,8 @@ def step(model: Any, trees: list[Tree], capabilities: Capabilities, pack_tokens:
 
 def time_set(model: Any, name: str, trees: list[Tree], args: argparse.Namespace) -> dict[str, Any]:
     found = replace(
-        measure_capabilities(model), least_shared=min(args.least_shared, 8 if name.isdigit() else 1 << 62)
+        measure_capabilities(model),
+        least_shared=min(args.least_shared, 8 if name.isdigit() else SHARED_WITH_NONE),
     )
     ways = {"shared": found, "alone": replace(found, least_shared=SHARED_WITH_NONE)}
     tokens = {way: Forest(trees, of.least_shared).tokens for way, of in ways.items()}
@@ -175,24 +177,6 @@ def memory(model: Any, args: argparse.Namespace) -> None:
                 f" {kept / counted / 2**10:.0f} KiB for each that is counted, {kept / through / 2**10:.0f} KiB for each",
                 flush=True,
             )
-
-
-def kept_bytes(model: Any, trees: list[Tree], capabilities: Capabilities) -> int:
-    """The bytes that autograd keeps for the backward pass of some trees, without the weights."""
-    weights = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, Any] = {}
-
-    def keep(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        values = response_log_probs(model, trees, capabilities)
-        total = sum(storage.nbytes() for storage in kept.values())
-    del values
-    return total
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import tiny_models
-import torch
+from pack_memory import kept_bytes
 from rich.console import Console
 from small_runs import small
 
@@ -13,27 +13,13 @@ from sppo.recipe import MOST_PACK_TOKENS
 from sppo.rundir.folder import RunFolder
 from sppo.stages.open_run import open_run
 from sppo.training import memory
-from sppo.training.log_probs import Tree, measure_capabilities, response_log_probs
+from sppo.training.log_probs import Tree, measure_capabilities
 
 
-def kept_bytes(model, tokens):
+def pack_bytes(model, tokens):
     """What a pack of so many tokens, 16 for each prompt and response, keeps for its backward pass."""
-    weights = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
-    kept = {}
-
-    def keep(value):
-        storage = value.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return value
-
     trees = [Tree([1] * 16, [[2] * 16]) for _ in range(tokens // 32)]
-    capabilities = measure_capabilities(model)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        values = response_log_probs(model, trees, capabilities)
-        total = sum(storage.nbytes() for storage in kept.values())
-    assert values.requires_grad
-    return total
+    return kept_bytes(model, trees, measure_capabilities(model))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -43,7 +29,7 @@ def test_bytes_of_a_token_are_those_that_a_pack_keeps(family, checkpointing, tmp
     model = policies.load(folder, dtype="float32", device="cpu").train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    measured = (kept_bytes(model, 512) - kept_bytes(model, 256)) / 256
+    measured = (pack_bytes(model, 512) - pack_bytes(model, 256)) / 256
     estimated = activation_bytes(model.config.to_dict(), "float32", gradient_checkpointing=checkpointing)
     if checkpointing:  # autograd keeps the inputs of layers; the estimate adds those that are computed again
         plain = activation_bytes(model.config.to_dict(), "float32", gradient_checkpointing=False)

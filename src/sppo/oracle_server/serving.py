@@ -65,34 +65,28 @@ def serve(
     socket = listening.listen(host, port)
     desk = Desk(oracle, waiting)
     server = OracleServer(
-        name,
-        desk,
-        questions,
-        cohort=cohort,
-        cohort_seconds=cohort_seconds,
-        key=key,
-        say=terminal.warn,
+        name, desk, questions, cohort=cohort, cohort_seconds=cohort_seconds, key=key, say=terminal.warn
     )
     address = listening.address(host, socket.getsockname()[1])
-    _announce(terminal, config, name, address)
-    if key is None and not listening.is_loopback(host):
-        terminal.note(
-            "whoever reaches this address can ask the oracle, from other machines too; see --api-key-env"
-        )
-    terminal.say("Ctrl-C ends.")
+    _announce(terminal, config, name, address, is_open=key is None and not listening.is_loopback(host))
     try:
         listening.run(server.app(), socket, server.close)
     finally:
         desk.close()
 
 
-def _announce(terminal: Terminal, config: OracleConfig, name: str, address: str) -> None:
+def _announce(terminal: Terminal, config: OracleConfig, name: str, address: str, *, is_open: bool) -> None:
     terminal.say(f"{name} answers at this address:")
     terminal.show(address, "bold")
     terminal.show_json({"address": address, "oracle": name})
     chosen = config.chosen_comparisons()
     if chosen is not None and chosen.type != "all":
         terminal.note("all pairs of responses are compared; oracle.comparisons counts in runs alone")
+    if is_open:
+        terminal.note(
+            "whoever reaches this address can ask the oracle, from other machines too; see --api-key-env"
+        )
+    terminal.say("Ctrl-C ends.")
 
 
 def _key(variable: str | None) -> str | None:

@@ -6,11 +6,11 @@ from typing import Any
 
 BYTES = {"float32": 4, "bfloat16": 2}
 """The bytes of a weight, by its data type."""
-ACTIVATIONS_SHARE = 0.5
-"""The share of the memory beside weights, gradients and optimiser state that activations may take. The rest is for the process itself,
-gradients while they are summed, an output head's tiles, and whatever else the machine does."""
 RECOMPUTED = 8
 """So many layers' activations are there at once while one of them is computed again (measured on SmolLM2)."""
+# The share of the memory beside weights, gradients and optimiser state that activations may take. The rest is for the process
+# itself, gradients while they are summed, an output head's tiles, and whatever else the machine does.
+_ACTIVATIONS_SHARE = 0.5
 # The device files of NVIDIA's and AMD's drivers.
 _GPUS = ("/dev/nvidia0", "/dev/kfd")
 
@@ -40,6 +40,11 @@ def activation_bytes(config: Mapping[str, Any], dtype: str, *, gradient_checkpoi
     if gradient_checkpointing:
         return float(layers * width * BYTES[dtype] + RECOMPUTED * layer)
     return float(layers * layer)
+
+
+def room_for_activations(state: float) -> float:
+    """The bytes that activations may take beside so many bytes of weights, gradients and optimiser state."""
+    return _ACTIVATIONS_SHARE * (machine_memory() - state)
 
 
 def machine_memory() -> int:

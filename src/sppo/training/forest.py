@@ -207,5 +207,4 @@ def common_tokens(one: Sequence[int], other: Sequence[int], least: int) -> int:
 def _runs(places: range, common: Sequence[int], least: int) -> list[range]:
     """Divide neighbouring places where neighbours have fewer than `least` tokens in common."""
     begins = [place for place in places if place == places[0] or common[place - 1] < least]
-    ends = [*begins[1:], places.stop][: len(begins)]  # no places have no runs
-    return [range(begin, end) for begin, end in zip(begins, ends, strict=True)]
+    return [range(begin, end) for begin, end in pairwise([*begins, places.stop])]

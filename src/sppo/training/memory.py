@@ -94,7 +94,7 @@ def pack_tokens(policy: Policy, training: Training) -> int | None:
     each = _activation_bytes_of(policy, training)
     if each is None:
         return _PACK_TOKENS_UNKNOWN
-    fitting = max(1, int(memory.ACTIVATIONS_SHARE * (memory.machine_memory() - state) / each))
+    fitting = max(1, int(memory.room_for_activations(state) / each))
     largest_power = 1 << (fitting.bit_length() - 1)
     return min(max(largest_power, _LEAST_PACK_TOKENS), MOST_PACK_TOKENS)
 

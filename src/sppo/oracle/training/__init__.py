@@ -83,7 +83,7 @@ def train(settings: OracleTraining, output: Path, terminal: Terminal) -> dict[st
 
 
 class _Job(NamedTuple):
-    """What is to be trained.
+    """The training of one oracle, as its parts are given it.
 
     Attributes:
         settings: the settings.

@@ -211,7 +211,7 @@ def pairs_at_a_time(
     weights = list(network.parameters())
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     state = 4 * (sum(weight.numel() for weight in weights) + 3 * trained)
-    room = memory.ACTIVATIONS_SHARE * (memory.machine_memory() - state)
+    room = memory.room_for_activations(state)
     fitting = (count for count in range(share, 1, -1) if share % count == 0 and count * tokens * each <= room)
     return next(fitting, 1)
 
