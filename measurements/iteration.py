@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python measurements/iteration.py SMOLLM2 --vllm-python .venv-vllm/bin/python --llm-blender VENV/bin/python
 
-Its figures stand in docs/experiments.md once it has been run on SmolLM2. Both sides answer the same prompts (UltraFeedback's, from
+Its figures stand in docs/experiments.md under "A whole iteration". Both sides answer the same prompts (UltraFeedback's, from
 ../shared) with K responses, compare all ordered pairs of them by a PairRM with random weights, which do not matter for the speed, and
 train one epoch on the best and the worst response with the same number of optimiser steps.
 

@@ -1,12 +1,13 @@
 """The time that sampling without barriers saves: the idle share of the batch, and annotation beside sampling.
 
     OMP_NUM_THREADS=1 python measurements/overlap.py --idle [--prompts 256] [--shard 32]
-    OMP_NUM_THREADS=1 python measurements/overlap.py --annotation [--prompts 64] [--repeats 3]
+    OMP_NUM_THREADS=1 python measurements/overlap.py --annotation [--policy FOLDER] [--prompts 64] [--repeats 3]
 
 Its figures stand in docs/experiments.md under "No waiting between shards". The idle share counts steps of the sampler, not
 seconds, so other work on the machine does not change it: 1 - (rows that are running) / (the most rows that ran), over all
 steps. The second measurement needs a quiet machine: a judge on this machine takes 200 ms for each answer, and so many requests
-are in flight that annotation alone takes as long as sampling alone. Both use instruct-6m and prompts of ../shared.
+are in flight that annotation alone takes as long as sampling alone. Both use prompts of ../shared, and instruct-6m of there unless
+another policy is given.
 """
 
 import argparse
@@ -38,9 +39,9 @@ from sppo.stages.sample import Sample
 from sppo.stages.stage import make_together
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-POLICY = SHARED / "models/instruct-6m"
-K = 5
 JUDGE_SECONDS = 0.2
+FIRST = 16
+"""The number of requests in flight of the first annotation, which shows how many make it as long as sampling."""
 
 
 def main() -> None:
@@ -48,16 +49,20 @@ def main() -> None:
     parser.add_argument("--idle", action="store_true")
     parser.add_argument("--annotation", action="store_true")
     parser.add_argument("--prompts", type=int)
-    parser.add_argument("--shard", type=int, default=32)
+    parser.add_argument("--policy", type=Path, default=SHARED / "models/instruct-6m")
+    parser.add_argument("--k", type=int, default=5)
+    parser.add_argument(
+        "--shard", type=int, help="prompts of a shard: 32, and 8 with --annotation, unless given"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     options = parser.parse_args()
     if not SHARED.is_dir():
         sys.exit(f"{SHARED} is not there: this measurement needs its model and prompts")
     if options.idle:
-        idle(texts(options.prompts or 256), options.shard, options.max_new_tokens)
+        idle(options, texts(options.prompts or 256))
     if options.annotation:
-        annotation(texts(options.prompts or 64), options.repeats, options.max_new_tokens)
+        annotation(options, texts(options.prompts or 64))
 
 
 def texts(count: int) -> list[str]:
@@ -67,11 +72,12 @@ def texts(count: int) -> list[str]:
     return [text for text in found if len(text) < 1000][:count]
 
 
-def idle(prompts: list[str], shard: int, max_new_tokens: int) -> None:
-    chat = chat_format.load(str(POLICY))
+def idle(options: argparse.Namespace, prompts: list[str]) -> None:
+    chat = chat_format.load(str(options.policy))
+    k, shard, max_new_tokens = options.k, options.shard or 32, options.max_new_tokens
     ids = [chat.render([{"role": "user", "content": text}]).token_ids for text in prompts]
     ids = [prompt for prompt in ids if len(prompt) + max_new_tokens <= 1024]
-    settings = parse_sampling({"engine": "transformers", "k": K, "max_new_tokens": max_new_tokens})
+    settings = parse_sampling({"engine": "transformers", "k": k, "max_new_tokens": max_new_tokens})
     running: list[int] = []
 
     class Counted(Cohorts):
@@ -81,7 +87,7 @@ def idle(prompts: list[str], shard: int, max_new_tokens: int) -> None:
 
     for crosses in (False, True):
         sampler: Any = sampling.load(
-            settings, POLICY, stop_ids=chat.stop_ids, decode=chat.decode, dtype="float32"
+            settings, options.policy, stop_ids=chat.stop_ids, decode=chat.decode, dtype="float32"
         )
         sampler._key_values, sampler.crosses_batches = Counted, crosses
         batches = [
@@ -93,14 +99,14 @@ def idle(prompts: list[str], shard: int, max_new_tokens: int) -> None:
         running.clear()
         tokens = sum(
             len(response.token_ids)
-            for _, drawn in sampler.stream(batches, K)
+            for _, drawn in sampler.stream(batches, k)
             for of_prompt in drawn
             for response in of_prompt
         )
         name = "across shards" if crosses else "shard by shard"
         share = 1 - sum(running) / (max(running) * len(running))
         print(
-            f"{name}: {len(ids)} prompts, K = {K}, {tokens:,} tokens in {len(running):,} steps, at most"
+            f"{name}: {len(ids)} prompts, K = {k}, {tokens:,} tokens in {len(running):,} steps, at most"
             f" {max(running)} rows; idle share {share:.3f}",
             flush=True,
         )
@@ -135,7 +141,7 @@ def _serve(port: Any) -> None:
     server.serve_forever()
 
 
-def annotation(prompts: list[str], repeats: int, max_new_tokens: int) -> None:
+def annotation(options: argparse.Namespace, prompts: list[str]) -> None:
     context = multiprocessing.get_context("spawn")
     port = context.Queue()
     server = context.Process(target=_serve, args=(port,), daemon=True)
@@ -145,17 +151,16 @@ def annotation(prompts: list[str], repeats: int, max_new_tokens: int) -> None:
         folder = Path(name)
         source = folder / "prompts.jsonl"
         source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
-        warm = seconds(folder / "warm", source, url, 16, max_new_tokens, together=False)
-        concurrency = max(1, round(len(prompts) * K * (K - 1) * JUDGE_SECONDS / warm["sample"]))
+        warm = seconds(options, folder / "warm", source, url, FIRST, together=False)
+        # Annotation takes what the judge takes, which the number of requests in flight divides, and what the client takes.
+        of_judge = len(prompts) * options.k * (options.k - 1) * JUDGE_SECONDS
+        of_client = warm["annotate"] - of_judge / FIRST
+        concurrency = max(1, round(of_judge / (warm["sample"] - of_client)))
         print(f"{concurrency} requests in flight")
         ratios = []
-        for repeat in range(repeats):
-            apart = seconds(
-                folder / f"apart-{repeat}", source, url, concurrency, max_new_tokens, together=False
-            )
-            beside = seconds(
-                folder / f"beside-{repeat}", source, url, concurrency, max_new_tokens, together=True
-            )
+        for repeat in range(options.repeats):
+            apart = seconds(options, folder / f"apart-{repeat}", source, url, concurrency, together=False)
+            beside = seconds(options, folder / f"beside-{repeat}", source, url, concurrency, together=True)
             assert apart["digests"] == beside["digests"], "what is stored differs"
             both = apart["sample"] + apart["annotate"]
             ratios.append(beside["both"] / both)
@@ -169,22 +174,22 @@ def annotation(prompts: list[str], repeats: int, max_new_tokens: int) -> None:
 
 
 def seconds(
-    folder: Path, source: Path, url: str, concurrency: int, max_new_tokens: int, *, together: bool
+    options: argparse.Namespace, folder: Path, source: Path, url: str, concurrency: int, *, together: bool
 ) -> dict[str, Any]:
     """The seconds of both stages in a new run, and the digests of what they store."""
     recipe = parse(
         {
             "iterations": 1,
-            "policy": {"model": str(POLICY)},
+            "policy": {"model": str(options.policy)},
             "prompts": {"train": str(source), "held_out": 1, "invalid": "skip"},
-            "sampling": {"k": K, "max_new_tokens": max_new_tokens},
+            "sampling": {"k": options.k, "max_new_tokens": options.max_new_tokens},
             "oracle": {
                 "type": "judge",
                 "verdict": "samples",
                 "samples": 1,
                 "endpoint": {"url": url, "model": "judge", "concurrency": concurrency},
             },
-            "shard_prompts": 8,
+            "shard_prompts": options.shard or 8,
         }
     )
     run = Run(recipe, RunFolder(folder), Terminal(Console(quiet=True)), Local(recipe))
