@@ -18,11 +18,11 @@ real: $(VENV)/.installed-gguf
 	$(BIN)/sppo run recipes/real.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=5
 
 # Those that .ci/run adds.
 test-slow: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed
-	$(BIN)/python -m pytest -m "slow and not long" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "slow and not long" -n 2 --dist loadfile --no-loadscope-reorder --durations=60 --durations-min=5
 
 # The long tests as well.
 test-all: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed
