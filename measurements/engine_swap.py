@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from sppo.sampling.vllm_engine import VllmEngine
+from sppo.sampling.vllm_engine import EngineRequest, VllmEngine
 
 
 def swap(engine: VllmEngine, policy: Path) -> float:
@@ -40,7 +40,7 @@ def main() -> None:
             weight += (0.01 * torch.randn(weight.shape)).to(weight.dtype)
         save_file(weights, moved / "model.safetensors", {"format": "pt"})
         begin = time.perf_counter()
-        engine = VllmEngine(arguments, options.policy)
+        engine = VllmEngine(EngineRequest.of(arguments, options.policy))
         print(f"start {time.perf_counter() - begin:.1f} s", flush=True)
         for _ in range(options.repeats):
             for folder in (moved, options.policy):

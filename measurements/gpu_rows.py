@@ -331,7 +331,7 @@ def engine(place: Place, work: Path) -> None:
     """vLLM's tokens per second with and without seeds of its own, the swap of a policy, and the memory it leaves."""
     import engine_swap
 
-    from sppo.sampling.vllm_engine import VllmEngine
+    from sppo.sampling.vllm_engine import EngineRequest, VllmEngine
 
     policy = random_policy(place, work / "policy", place.choose("mistral-7b", "tiny"))
     arguments = {
@@ -345,7 +345,7 @@ def engine(place: Place, work: Path) -> None:
         ),
     }
     begin = time.perf_counter()
-    running = VllmEngine(arguments, policy)
+    running = VllmEngine(EngineRequest.of(arguments, policy))
     place.write(start_seconds=time.perf_counter() - begin, memory_while_it_runs=memory_of(place))
     rates: dict[str, list[float]] = {"with seeds of its own": [], "without": []}
     for turn in range(place.choose(3, 1)):

@@ -29,9 +29,9 @@ from sppo.recipe import parse_sampling
 from sppo.sampling import PromptBatch, SamplingError
 from sppo.sampling.decoding import TransformersSampler
 from sppo.sampling.drawing import warped
+from sppo.sampling.engine_keepers import end_kept_engines
 from sppo.sampling.transformers import TransformersSampling
 from sppo.sampling.vllm import VllmSampling
-from sppo.sampling.vllm_engine import end_kept_engine
 from sppo.tinyworld import POLICY
 from sppo.training.log_probs import Tree, log_probs
 
@@ -45,7 +45,7 @@ STOP = 5
 @pytest.fixture(autouse=True)
 def room(monkeypatch):
     """Engines are kept although other programs may fill the memory of the machine that tests run on."""
-    monkeypatch.setattr("sppo.sampling.vllm_engine.has_room_to_keep", lambda: True)
+    monkeypatch.setattr("sppo.sampling.engine_keepers.has_room_to_keep", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def engine(tokenizer):
     yield engine
     process = engine.engine.process
     engine.close()
-    end_kept_engine()
+    end_kept_engines()
     assert process.poll() is not None
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nothing of its group is left, so nothing of its memory
@@ -233,7 +233,7 @@ def test_the_next_batch_begins_while_the_one_before_is_running(tokenizer, prompt
 
 
 def test_an_engine_that_is_left_in_the_middle_is_not_kept(tokenizer, prompts):
-    end_kept_engine()
+    end_kept_engines()
     sampler = started(POLICY, tokenizer)
     process = sampler.engine.process
     drawing = sampler.stream([PromptBatch(prompts, keys()), PromptBatch(prompts, keys())], 2)
@@ -282,7 +282,7 @@ def test_one_engine_serves_one_policy_after_another_as_fresh_engines_would(tmp_p
     """The weights are swapped twice; long common prefixes would show keys and values of the policy before."""
     long = [tokenizer.encode(text * 20)[:150] for text in TEXTS]
     folders = [POLICY, moved(tmp_path / "second", 0.02, 1), moved(tmp_path / "third", 0.05, 2)]
-    end_kept_engine()
+    end_kept_engines()
     processes, swapped = set(), []
     for folder in folders:
         sampler = started(folder, tokenizer)
@@ -291,7 +291,7 @@ def test_one_engine_serves_one_policy_after_another_as_fresh_engines_would(tmp_p
         sampler.close()
     assert len(processes) == 1
     for folder, in_place in zip(folders, swapped):
-        end_kept_engine()
+        end_kept_engines()
         sampler = started(folder, tokenizer)
         fresh = sampler.sample(prompts + long, keys(6), 4)
         sampler.close()

@@ -13,17 +13,19 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, get_args
 
 from sppo.executors import Executor, missing_shards
 from sppo.executors.local import computes_with_a_model, count_workers, devices_of_an_engine
+from sppo.executors.ray_engines import NodeEngines
 from sppo.progress import Advance, Terminal
 from sppo.recipe import ANSWERS, Recipe, RecipeError, keep_answers_in
 from sppo.rundir import storage
 from sppo.rundir.folder import RunError, write_text
+from sppo.sampling.engine_keepers import BorrowedEngines, use_keeper
 from sppo.stages.jobs import Kind, ShardJob
 from sppo.stages.models import Models
 from sppo.training import TrainingJob
@@ -50,6 +52,7 @@ class RayCluster(Executor):
         self.use(recipe)
         self.place = _Place(folder, Path.cwd(), secrets.token_hex(8))
         self._connection = contextlib.ExitStack()
+        self._engines = NodeEngines()
 
     def use(self, recipe: Recipe) -> None:
         """See :meth:`Executor.use`. Judges' answers are kept in the run's folder, which every node sees."""
@@ -87,6 +90,7 @@ class RayCluster(Executor):
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         self._connection.enter_context(_last_words(_lost(address)))
         self._connection.callback(ray.shutdown)
+        self._connection.callback(self._engines.end)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -150,6 +154,7 @@ class RayCluster(Executor):
 
         from sppo.training.launch import steps_reported
 
+        self._engines.make_room()
         gpus, workers = bool(_resources("GPU")), self.training_devices()
         where, storage_filesystem = storage.arrow_location(Path(job.work)) or (
             str(Path(job.work).resolve()),
@@ -188,6 +193,7 @@ class RayCluster(Executor):
         context.enable_progress_bars = False
         # With the default threshold a pool whose actors have no queue never grows.
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+        keepers = self._keepers()
         data = ray.data.from_items(
             [{"shard": number} for number in missing], override_num_blocks=len(missing)
         )
@@ -201,6 +207,7 @@ class RayCluster(Executor):
                     "place": self.place,
                     "threads": _threads(),
                     "attempts": self._attempts,
+                    "keepers": keepers,
                 },
                 batch_size=1,
                 # One task at a time: if tasks waited in an actor, its crash would be charged to shards not yet begun.
@@ -212,6 +219,14 @@ class RayCluster(Executor):
                 advance(1)
         except Exception as error:
             raise _own_error(error, jobs[0].title) from error
+        del data  # the actors end
+        self._engines.wait_for_returns()
+
+    def _keepers(self) -> dict[str, BorrowedEngines]:
+        """Where the workers of each node borrow their engines. On GPUs an engine ends with its worker, as on one machine."""
+        if not self.recipe.sampling.keeps_engines or _resources("GPU"):
+            return {}
+        return self._engines.keepers([node["NodeID"] for node in _nodes()])
 
     @cached_property
     def _attempts(self) -> Any:
@@ -287,20 +302,40 @@ class _Place:
 class _Worker:
     """An actor of the pipeline, which makes the shards whose numbers it receives."""
 
-    def __init__(self, recipe: Recipe, job: ShardJob, place: _Place, threads: int, attempts: Any) -> None:
-        self.job, self.place, self.attempts = job, place, attempts
+    def __init__(
+        self,
+        recipe: Recipe,
+        job: ShardJob,
+        place: _Place,
+        threads: int,
+        attempts: Any,
+        keepers: Mapping[str, BorrowedEngines],
+    ) -> None:
         self.models = Models(recipe, threads)
+        self.job, self.place, self.attempts, self.keepers = job, place, attempts, keepers
         self.entered = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         if not self.entered:  # not in the constructor, because Ray retries it after an error
             self.place.enter()
+            self._borrow_engines()
             self.entered = True
         for number in batch["shard"]:
             if not self.job.shards[int(number)].is_whole():
                 self._count_attempt(int(number))
                 self.job.make(int(number), self.models)
         return batch
+
+    def __del__(self) -> None:
+        """Give back what was borrowed. Ray calls this before it ends an actor that it needs no longer."""
+        self.models.release()
+
+    def _borrow_engines(self) -> None:
+        import ray
+
+        keeper = self.keepers.get(ray.get_runtime_context().get_node_id())
+        if keeper is not None:
+            use_keeper(keeper)
 
     def _count_attempt(self, number: int) -> None:
         import ray

@@ -170,11 +170,13 @@ class Sampling(Section):
         holds_a_model: whether the weights lie in this process or one that it starts, so that each worker needs a GPU.
         takes_adapters: whether it can sample from an adapter that has not been merged into its base.
         gives_first_tokens: whether its samplers have :meth:`Sampler.first_tokens`.
+        keeps_engines: whether its samplers take engines that outlive them (:mod:`sppo.sampling.engine_keepers`).
     """
 
     holds_a_model: ClassVar[bool] = True
     takes_adapters: ClassVar[bool] = False
     gives_first_tokens: ClassVar[bool] = False
+    keeps_engines: ClassVar[bool] = False
 
     engine: str
     """The engine that samples."""

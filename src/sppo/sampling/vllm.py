@@ -1,15 +1,16 @@
 """Sampling with vLLM, in a process of its own.
 
 A policy's K responses to a prompt are one request, so that the prompt's keys and values are computed once. The process
-is the engine's (:mod:`sppo.sampling.vllm_engine`), which may outlive the sampler. Each request has a seed of its own, and vLLM gives response i the seed + i
-(`vllm.v1.engine.parallel_sampling`), so that draws depend on what shares the batch only through rounding.
+is the engine's (:mod:`sppo.sampling.vllm_engine`), which may outlive the sampler (:mod:`sppo.sampling.engine_keepers`). Each
+request has a seed of its own, and vLLM gives response i the seed + i (`vllm.v1.engine.parallel_sampling`), so that draws depend
+on what shares the batch only through rounding.
 """
 
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,9 +18,9 @@ from sppo import randomness
 from sppo.policy import adapter as adapters
 from sppo.policy.saving import save_merged
 from sppo.sampling import PromptBatch, Response, SampledPolicy, Sampler, Sampling, SamplingError
+from sppo.sampling.engine_keepers import keep_engine, start_engine
 from sppo.sampling.memory import check_weights
 from sppo.sampling.stop_strings import StopStrings
-from sppo.sampling.vllm_engine import VllmEngine, keep_engine, start_engine
 
 # The number of engines that may fail before another batch is finished.
 _ATTEMPTS = 3
@@ -38,6 +39,8 @@ _SET_BY_SPPO = {
 
 class VllmSampling(Sampling):
     """The engine `vllm`: vLLM in a process of its own."""
+
+    keeps_engines: ClassVar[bool] = True
 
     engine: Literal["vllm"] = "vllm"
     engine_args: dict[str, Any] = Field(
@@ -176,14 +179,14 @@ class VllmSampler(Sampler):
                     message = f"{error}\nThis was engine number {_ATTEMPTS} that failed at these prompts"
                     raise SamplingError(message) from error
                 self.engine.end()
-                self.engine = VllmEngine(self._arguments, self._model)
+                self.engine = start_engine(self._arguments, self._model)
                 for number, batch in begun.items():
                     self._begin(number, batch, k)
         number, _, prompt = name.partition(":")
         return int(number), int(prompt), [self.stop_strings.shortened(Response(*fields)) for fields in drawn]
 
     def close(self) -> None:
-        """Hand the engine back: it ends, and its memory is free, or it is kept for this process's next policy."""
+        """Hand the engine back: it ends, and its memory is free, or it is kept for the next policy."""
         keep_engine(self.engine)
         if self._merged:
             self._merged.cleanup()
