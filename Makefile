@@ -31,7 +31,7 @@ test-all: $(VENV)/.installed-dev $(TRANSFORMERS_4)/.installed
 # Tests with a real vLLM on the CPU, in an environment of its own: its torchaudio, torchvision and torchcodec have no
 # build for the CPU and are not needed, so nothing but the lock is installed. ONLY="..." chooses among the tests by name.
 test-vllm: $(VLLM_VENV)/.installed
-	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/sampling/test_vllm.py $(if $(ONLY),-k "$(ONLY)")
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/sampling/test_vllm.py tests/executors/test_ray_engines.py $(if $(ONLY),-k "$(ONLY)")
 
 # The reference of the Python interface, and the generated parts of the pages.
 docs: $(VENV)/.installed-dev

@@ -61,7 +61,7 @@ def job_of(run: RunFolder, recipe: Recipe, stage: int, policy: Path) -> ShardJob
     prompts.write(table(rows, PROMPTS))
     shards = run.stage("sample", stage, {}, [], folder="responses").plan_shards([[prompts.path]])
     work = DrawResponses(policy, 2, ("sample", stage))
-    return ShardJob("sample", "responses", "sample", work, shards, [16])
+    return ShardJob(f"stage {stage}", "responses", "sample", work, shards, [16])
 
 
 def main() -> None:

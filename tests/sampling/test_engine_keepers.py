@@ -1,6 +1,7 @@
 """Engines that outlive their samplers, with a stand-in for vLLM in the engine's real process."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -124,8 +125,6 @@ def wait_until(condition):
 @pytest.fixture
 def borrower(lender, request_of, tmp_path):
     """Starts a process that borrows an engine; returns it and the engine's id."""
-    import pickle
-
     processes = []
 
     def start(**request):
@@ -252,6 +251,7 @@ def test_engines_are_kept_where_there_is_room_and_end_before_training_where_ther
     (folder / "full").unlink()
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_lender_that_is_killed_and_its_borrowers_go_on(folder, request_of):
     lender = Lender(folder)
     lent, idle = (lender.keeper.start(request_of()) for _ in range(2))
@@ -275,6 +275,7 @@ def test_a_process_that_does_not_know_the_key_borrows_nothing(lender, request_of
     lender.keeper.keep(engine)
 
 
+@pytest.mark.slow
 def test_a_request_says_what_an_engine_depends_on(monkeypatch, tmp_path):
     from sppo.tinyworld import POLICY
 

@@ -29,6 +29,7 @@ class NodeEngines:
             nodes: the ids of the nodes that are alive.
         """
         import ray
+        import ray.exceptions
 
         self._lenders = {node: self._lenders.get(node) or self._started(node) for node in nodes}
         asked = {lender.address.remote(): node for node, lender in self._lenders.items()}
