@@ -67,6 +67,14 @@ MODELS = {
         "vocab_size": 49_152,
         "tie_word_embeddings": True,
     },
+    "long": {  # small enough for 32,768 tokens on one thread
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 8192,
+    },
     "mistral-7b": {
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -79,8 +87,11 @@ MODELS = {
 
 
 def make_model(args):
+    shape = MODELS[args.model]
+    if args.layers is not None:
+        shape = shape | {"num_hidden_layers": args.layers}
     config = transformers.LlamaConfig(
-        **MODELS[args.model], max_position_embeddings=4096, bos_token_id=1, eos_token_id=EOS
+        **shape, max_position_embeddings=max(4096, args.max_tokens), bos_token_id=1, eos_token_id=EOS
     )
     torch.manual_seed(0)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
@@ -170,11 +181,11 @@ class Ours:
 
 
 class Theirs:
-    """The same of TRL's DPOTrainer."""
+    """The same of TRL's DPOTrainer, with further settings of its DPOConfig."""
 
     name = "TRL"
 
-    def __init__(self, args, rows, folder, batch):
+    def __init__(self, args, rows, folder, batch, **further):
         self.model, self.batch = make_model(args), batch
         found = pairs(rows)
         # pairs of like length side by side: less padding than its own random order gives
@@ -195,6 +206,7 @@ class Theirs:
             train_sampling_strategy="sequential",
             **common(args, folder),
             **liger,
+            **further,
         )
         self.batches = list(self.trainer.get_train_dataloader())
         self.trainer.current_gradient_accumulation_steps = len(self.batches)
@@ -213,8 +225,8 @@ def common(args, folder):
         "learning_rate": 5e-7,
         "optim": args.optimizer,
         "max_grad_norm": 1.0,
-        "gradient_checkpointing": args.device == "cuda",
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if args.device == "cuda" else None,
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if args.gradient_checkpointing else None,
         "bf16": False,  # the weights are bfloat16 themselves on a GPU
         "use_cpu": args.device == "cpu",
         "report_to": "none",
@@ -326,11 +338,18 @@ def peak_over_state(args, name, batch):
             before = torch.cuda.memory_allocated()
             step(contender)
             return torch.cuda.max_memory_allocated() - before
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is held now
-        before = resident("VmRSS")
-        step(contender)
-        return resident("VmHWM") - before
+        return peak_on_the_cpu(lambda: step(contender))[0]
+
+
+def peak_on_the_cpu(function):
+    """The bytes that a function takes over what is held before it, and the peak of the whole process."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is held now
+    before = resident("VmRSS")
+    function()
+    peak = resident("VmHWM")
+    return peak - before, peak
 
 
 def resident(name):
@@ -399,6 +418,8 @@ def parse_arguments(arguments=None):
     parser.add_argument("--prompt-tokens", type=float, default=180)
     parser.add_argument("--response-tokens", type=float, default=300)
     parser.add_argument("--max-tokens", type=int, default=2048, help="of a prompt and a response")
+    parser.add_argument("--layers", type=int, help="of the model, if not its own number")
+    parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pack-tokens", type=int, default=None)
     parser.add_argument("--trl-batches", type=int, nargs="+", default=[1, 2, 4])
@@ -412,6 +433,8 @@ def parse_arguments(arguments=None):
     args = parser.parse_args(arguments)
     if args.pack_tokens is None:
         args.pack_tokens = 16384 if args.device == "cuda" else 1024
+    if args.gradient_checkpointing is None:
+        args.gradient_checkpointing = args.device == "cuda"
     return args
 
 

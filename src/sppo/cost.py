@@ -150,7 +150,7 @@ def loads_of_run(run: Path, parameters: float) -> dict[int, Load]:
             responses=evaluated["responses_drawn"] // evaluated["held_out_prompts"],
             prompt_tokens=sum(lengths) / len(lengths),
             response_tokens=row.get("sampled", row)["response_tokens"],
-            gradient_checkpointing=train["gradient_checkpointing"],
+            gradient_checkpointing=bool(train["gradient_checkpointing"]),
             opponents=1 if number == 1 else 2,
         )
     return loads

@@ -176,7 +176,7 @@ def seconds(recipe: Recipe, estimated: Estimate, rates: Rates) -> list[dict[str,
             evaluation_parameters=sum(oracle.parameters() for oracle in evaluates),
             oracle_response_parameters=sum(oracle.response_parameters() for oracle in annotates),
             evaluation_response_parameters=sum(oracle.response_parameters() for oracle in evaluates),
-            gradient_checkpointing=training.gradient_checkpointing,
+            gradient_checkpointing=bool(training.gradient_checkpointing),
             opponents=1 if number == 1 else 2,
         ).seconds(rates.flops, devices)
         for number, prompts in enumerate(estimated.prompts, 1)

@@ -184,7 +184,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path, text, r
         ),
         (
             SMALLEST + "training: {gradient_checkpointing: 'yes'}\n",
-            "training.gradient_checkpointing: must be true or false (got 'yes')",
+            "training.gradient_checkpointing: must be true or false or 'offload' (got 'yes')",
         ),
         (
             SMALLEST + "training: {devices: all}\n",

@@ -272,6 +272,16 @@ def test_gradient_checkpointing_and_accumulated_packs_give_the_same_step(job):
     assert_same_weights(one, two, atol=2e-5, rtol=1e-4)
 
 
+def test_offloading_keeps_the_weights_that_gradient_checkpointing_gives(job):
+    one, two = (
+        job(str(choice), epochs=1, gradient_checkpointing=choice, checkpoint_steps=None)
+        for choice in (True, "offload")
+    )
+    train(one)
+    train(two)
+    assert_same_weights(one, two, atol=0, rtol=0)
+
+
 def test_a_loss_that_is_not_finite_names_step_and_prompt_and_is_not_applied(job):
     broken = job(log_partition=lambda number: 1e30 if number == 5 else 1.0)
     with pytest.raises(TrainingError, match=r"step [123]: the loss is not finite for the prompts p5"):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pack_memory import kept_bytes
 from torch.nn.functional import scaled_dot_product_attention
 
 from sppo.policy import load as policies
@@ -67,17 +68,31 @@ def attention(layout, way, window, queries, keys, values):
     return found.transpose(1, 2)
 
 
+@pytest.fixture(params=[16, 512])
+def block(request, monkeypatch):
+    """The number of queries in a call with a mask: several calls for each response, or one."""
+    monkeypatch.setattr(tree_attention, "_BLOCK", request.param)
+    tree_attention._strip.cache_clear()
+    yield request.param
+    tree_attention._strip.cache_clear()
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("window", [None, 3, 64, 1000])
 @pytest.mark.parametrize("trees", [TREES, LONG, TURNS])
-def test_pieces_attend_as_the_additive_mask_says(trees, window):
+def test_pieces_attend_as_the_additive_mask_says(trees, window, heads):
     layout = Layout(trees, in_one_row=True)
     generator = torch.Generator().manual_seed(0)
     columns = layout.ids.shape[1]
-    operands = [torch.randn(1, 2, columns, 8, generator=generator, dtype=torch.float64) for _ in range(3)]
+    operands = [
+        torch.randn(1, count, columns, 8, generator=generator, dtype=torch.float64) for count in (heads, 2, 2)
+    ]
     results = []
     for way in ("pieces", "mask"):
         inputs = [value.clone().requires_grad_() for value in operands]
-        found = attention(layout, way, window, *inputs)
+        shared = [inputs[0], *(value.repeat_interleave(heads // 2, dim=1) for value in inputs[1:])]
+        found = attention(layout, way, window, *(inputs if way == "pieces" else shared))
         found.square().sum().backward()
         results.append([found.detach(), *(value.grad for value in inputs)])
     for one, two in zip(*results, strict=True):
@@ -106,6 +121,15 @@ def test_flex_attentions_block_mask_is_the_additive_mask(trees, in_one_row, wind
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("family", ["llama-3", "mistral"])
+def test_what_is_kept_for_a_long_response_grows_with_its_length_and_not_with_the_square(tiny_model, family):
+    model = policies.load(tiny_model(family), dtype="float32", device="cpu")
+    found = measure_capabilities(model)
+    lengths = (1024, 2048, 4096)
+    one, two, four = (kept_bytes(model, [Tree([7] * 64, [[8] * length])], found) for length in lengths)
+    assert four - two < 2.3 * (two - one)
 
 
 def test_each_kind_of_layer_gets_its_window(tiny_model):

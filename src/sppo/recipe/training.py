@@ -62,8 +62,9 @@ class Training(Section):
     mixed_precision: Literal["auto", "no", "bf16"] = "no"
     """With bf16, matrix products are computed in bfloat16 and weights stay in policy.dtype; auto is bf16 where the processor or the
     GPU multiplies it natively."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    gradient_checkpointing: bool | Literal["offload"] = False
+    """Recompute activations in the backward pass to save memory; with offload, what is kept for that lies in the machine's memory
+    and not in the GPU's."""
     save_dtype: Literal["float32", "bfloat16"] | None = None
     """Data type of the saved pi_{t+1}; None takes policy.dtype."""
     devices: int | Literal["auto"] = 1

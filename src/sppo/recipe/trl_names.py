@@ -42,6 +42,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "fp16": ("training.mixed_precision", "bf16; there is no fp16"),
     "max_length": ("training.max_tokens", _TRAINED_LENGTH),
     "max_seq_length": ("training.max_tokens", _TRAINED_LENGTH),
+    "activation_offloading": ("training.gradient_checkpointing", "offload"),
     "use_peft": ("training.adapter", _ADAPTER),
     "peft_config": ("training.adapter", _ADAPTER),
     "lora_r": ("training.adapter", _ADAPTER),

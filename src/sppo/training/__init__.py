@@ -133,9 +133,10 @@ def check(settings: recipe.Training, report_to: list[str], quantization: str | N
         get_available_reporting_integrations,
     )
 
-    from sppo.training import optimizer
+    from sppo.training import gradient_checkpointing, optimizer
 
     optimizer.check(settings)
+    gradient_checkpointing.check(settings)
     if settings.sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise recipe.RecipeError(
             "training.sharding: zero3 needs DeepSpeed; pip install 'sppo[deepspeed]', or use fsdp2"

@@ -143,8 +143,8 @@ class Layout:
         seen = (query >= key) & (query < self.end[row, key])
         if window is not None:
             # The distance is that of positions, not of columns, because other branches can lie between a response and
-            # its prompt.
-            seen = seen & (self.positions[row, query] - self.positions[row, key] < window)
+            # its prompt. A matrix of distances would take eight times the memory of what is seen.
+            seen = seen & (self.positions[row, query] < self.positions[row, key] + window)
         return seen
 
     def to(self, device: torch.device) -> "Layout":

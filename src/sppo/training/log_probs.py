@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-# Of an average layer of width h autograd keeps about 24 h values for a token, and 2 h of its keys and values are copied.
+# Of an average layer of width h autograd keeps about 24 h values for a token, and 2 h of its keys and values are copied, or fewer
+# if queries share them.
 _COPIES_PER_TOKEN = 12
 _Result = TypeVar("_Result")
 
@@ -55,11 +56,13 @@ class Capabilities:
         logits: the rule by which the output head gives the logits, in which case the head is fused with the log-softmax;
             None: the model's own head is called, and its logits are kept in memory.
         least_shared: the least number of tokens of a run that prompts share.
+        queries_per_key: the number of attention heads that share keys and values.
     """
 
     attention: AttentionMethod
     logits: Logits | None
     least_shared: int = LEAST_SHARED
+    queries_per_key: int = 1
 
     @property
     def in_one_row(self) -> bool:
@@ -76,15 +79,16 @@ class Capabilities:
         """The number of tokens that go through the model for the given trees, including padding, as a pack counts them.
 
         Tokens that trees share count once. With `pieces` the keys and values of what trees share are copied for each node that
-        follows, and autograd keeps the copies, of which twelve take the memory of a token. They count accordingly, though trees
-        never count for more than without sharing.
+        follows, and autograd keeps the copies, of which twelve take the memory of a token, or a multiple of twelve if queries
+        share keys. They count accordingly, though trees never count for more than without sharing.
         """
         trees = self.trees(trees)
         sizes = [tree.tokens for tree in trees]
         if not self.in_one_row:
             return len(sizes) * max(sizes)
         forest = Forest(trees, self.least_shared)
-        copies = forest.copies // _COPIES_PER_TOKEN if self.attention == "pieces" else 0
+        per_token = _COPIES_PER_TOKEN * self.queries_per_key
+        copies = forest.copies // per_token if self.attention == "pieces" else 0
         return min(sum(sizes), forest.tokens + copies)
 
 
@@ -244,7 +248,7 @@ def _measure_capabilities(model: Any, mixed_precision: str) -> Capabilities:
                 shared = Capabilities(method, logits, least_shared=1)
                 computed = _result_or_error(partial(_set_and_compute, model, trees, shared, own))
                 if isinstance(computed, Tensor) and _agree(computed, expected, allowed):
-                    return Capabilities(method, logits)
+                    return Capabilities(method, logits, queries_per_key=_queries_per_key(config))
         for name, limit in limits.items():
             _refuse_padding_error(model, alone, f"{name}: {limit}", min(limit, _LONGEST_PROBE), allowed)
     finally:
@@ -425,6 +429,13 @@ def _result_or_error(compute: Callable[[], _Result]) -> _Result | Exception:
             return compute()
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         return error
+
+
+def _queries_per_key(config: Any) -> int:
+    """The number of attention heads that share keys and values; 1 if the configuration does not tell."""
+    heads = getattr(config, "num_attention_heads", None)
+    shared = getattr(config, "num_key_value_heads", None)
+    return heads // shared if isinstance(heads, int) and isinstance(shared, int) and shared else 1
 
 
 def _vocabulary(model: Any) -> int:

@@ -33,10 +33,10 @@ def training_bytes(policy: Policy, training: Training) -> float | None:
     if training.sharding is not None and isinstance(training.devices, int):
         devices = training.devices
     if training.adapter is None:
-        return parameters * (2 * weight + _state_bytes(training, weight)) / devices
+        return parameters * (2 * weight + state_bytes(training, weight)) / devices
     adapted, own = adapter or (parameters, 0)
     adapted_weight = _NF4_BYTES if policy.quantization == "nf4" else weight
-    trained = 2 * BYTES["float32"] + _state_bytes(training, BYTES["float32"])
+    trained = 2 * BYTES["float32"] + state_bytes(training, BYTES["float32"])
     # The recipe refuses adapters that are sharded, so nothing is divided here.
     return (parameters - adapted) * weight + adapted * adapted_weight + own * trained
 
@@ -50,10 +50,10 @@ def checkpoint_bytes(policy: Policy, training: Training) -> float | None:
         count, weight = adapter[1], BYTES["float32"]
     else:
         return None
-    return count * (weight + _state_bytes(training, weight))
+    return count * (weight + state_bytes(training, weight))
 
 
-def _state_bytes(training: Training, weight: int) -> float:
+def state_bytes(training: Training, weight: int) -> float:
     """The bytes of optimiser state for a weight that has `weight` bytes itself."""
     name = training.optimizer
     return _OPTIMISER_VALUES.get(name.split("_")[0], 2.0) * (1 if "8bit" in name else weight)
@@ -111,7 +111,7 @@ def _activation_bytes_of(policy: Policy, training: Training) -> float | None:
         return memory.activation_bytes(
             read_configuration(policies.config_folder(folder) / "config.json"),
             policy.dtype,
-            gradient_checkpointing=training.gradient_checkpointing,
+            gradient_checkpointing=bool(training.gradient_checkpointing),
         )
     except (OSError, ValueError, KeyError):
         return None

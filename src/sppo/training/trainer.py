@@ -31,6 +31,7 @@ from sppo.training.log_probs import (
     set_training_mode,
 )
 from sppo.training.metrics import Size, StepMetrics, StepSums
+from sppo.training.out_of_memory import explained
 from sppo.training.schedule import Steps
 from sppo.training.unused_weights import has_weights_without_gradient
 
@@ -110,7 +111,8 @@ class SelfPlayTrainer(Trainer):  # type: ignore[misc]
             # reduction is linear, so one per step gives the same sum. DeepSpeed learns from the gradient state which
             # backward pass completes the step.
             self.accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            alone = nullcontext() if last else self.accelerator.no_sync(model)
+            with alone, explained(self.state.global_step + 1, examples):
                 loss = self._pack_loss(model, examples, weight, sums)
                 # The weights are already divided by the number of prompts in the whole step, so the gradients of the
                 # processes must be added, but the reduction averages them. The factor undoes its division.

@@ -2,8 +2,8 @@
 
 Four methods compute the same attention. From the fastest:
 
-- `pieces`, on a CPU: one call of scaled-dot-product attention for each node of the forest (`forest.py`), such as a prompt or
-  a response, in which the keys of the nodes that it follows precede its own.
+- `pieces`, on a CPU: calls of scaled-dot-product attention for each node of the forest (`forest.py`), such as a prompt or
+  a response, in which the keys of the nodes that it follows precede its own. Memory grows with the tokens, not with their square.
 - `flex`, on a GPU: flex attention, whose block mask lets the kernel skip blocks of tokens that do not attend to each other.
 - `mask`: an additive mask, for every attention implementation that respects one. Responses share their prompt.
 - `rows`: nothing is shared; each response has a row of its own, with a copy of the prompt. This is right for every model.
@@ -18,6 +18,7 @@ model satisfies this is not decided by the name of its architecture:
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sppo.training.layout import Layout
@@ -33,6 +34,8 @@ from sppo.training.layout import Layout
 AttentionMethod = Literal["pieces", "flex", "mask", "rows"]
 IMPLEMENTATIONS: dict[AttentionMethod, str] = {"pieces": "sppo_pieces", "flex": "flex_attention"}
 """The methods that replace the model's own attention, with their names in transformers."""
+_BLOCK = 512
+"""The most queries that share a call of attention with a mask: blocks of 512 to 1,024 are fastest."""
 
 
 def methods_to_try(implementation: str, device: torch.device) -> list[AttentionMethod]:
@@ -127,13 +130,15 @@ def _attend(
         return result
     nodes, end_of_column = attention_mask[0, 0, :2]
     window = int(attention_mask[0, 0, 2, 0])
-    groups = query.shape[1] // key.shape[1]
+    # Queries that share keys become a batch of their own, [key heads, queries of each, columns, width], and the keys are expanded
+    # to them without being copied.
+    shared = key.shape[1]
     # A piece is the run of columns of a node.
     sizes = torch.unique_consecutive(nodes, return_counts=True)[1].tolist()
     # The states are split, not sliced: the backward pass of a split is one concatenation, whereas that of every slice
     # fills a full tensor with zeros.
     queries, keys, values = (
-        states.split(sizes, dim=2) for states in (query, repeat_kv(key, groups), repeat_kv(value, groups))
+        states[0].unflatten(0, (shared, -1)).split(sizes, dim=2) for states in (query, key, value)
     )
     begins = list(accumulate(sizes, initial=0))[:-1]
     ends = end_of_column[begins].tolist()
@@ -150,26 +155,62 @@ def _attend(
             torch.cat([states[piece] for piece in path], dim=2) if len(path) > 1 else states[index]
             for states in (keys, values)
         ]
-        outputs.append(_causal(queries[index], *seen, window=window, scale=scaling, dropout=dropout))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        outputs += _causal(queries[index], *seen, window=window, scale=scaling, dropout=dropout)
+    return torch.cat(outputs, dim=2).flatten(0, 1)[None].transpose(1, 2).contiguous(), None
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: Any, dropout: float) -> Tensor:
-    """Causal attention of the last `size` tokens of a sequence of `total` tokens.
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: Any, dropout: float
+) -> list[Tensor]:
+    """Causal attention of the last `size` tokens of a sequence of `total` tokens, as consecutive parts.
 
     Query i has the position i + total - size, so it attends to the keys j <= i + total - size; with a window, only to
     those with i + total - size - j < window.
     """
     size, total = query.shape[2], key.shape[2]
     if size == total and not 0 < window < total:
-        return F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, dropout_p=dropout
-        )
-    # `is_causal` would let query i attend to the keys j <= i, which is right only if there are as many queries as keys.
-    seen = torch.ones(size, total, dtype=torch.bool, device=query.device).tril(total - size)
-    if 0 < window < total:
-        seen = seen.triu(total - size - window + 1)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, dropout_p=dropout)
+        return [_attention(query, key, value, is_causal=True, scale=scale, dropout_p=dropout)]
+    # `is_causal` would let query i attend to the keys j <= i, which is right only if there are as many queries as keys, so a
+    # mask is needed. A mask of all queries would be quadratic, and autograd would keep one for each layer. Therefore the
+    # queries go in blocks, each with the keys up to its end and from the beginning of its window on.
+    parts = []
+    for begin, queries in zip(range(0, size, _BLOCK), query.split(_BLOCK, dim=2), strict=True):
+        stop = total - size + begin + queries.shape[2]
+        first = max(0, total - size + begin - window + 1) if window else 0
+        seen = [states if stop - first == total else states[:, :, first:stop] for states in (key, value)]
+        mask = _last_rows(queries, stop - first, window)
+        parts.append(_attention(queries, *seen, attn_mask=mask, scale=scale, dropout_p=dropout))
+    return parts
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, **further: Any) -> Tensor:
+    """Attention of [key heads, queries of each, ..], in which the queries of a key head share its keys and values."""
+    shared = (states.expand(-1, query.shape[1], -1, -1) for states in (key, value))
+    return F.scaled_dot_product_attention(query, *shared, **further)
+
+
+def _last_rows(queries: Tensor, total: int, window: int) -> Tensor:
+    """[queries, total] what the last queries of a sequence of `total` tokens add to their scores: 0, or -inf if hidden."""
+    kind = queries.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
+    count = queries.shape[2]
+    before = total - count
+    # All such masks of a model are views of one tensor, so that autograd keeps no more than that for all blocks and layers.
+    strip = _strip(1 << max(0, before - 1).bit_length(), window, dtype, queries.device)
+    middle = strip.shape[1] - _BLOCK
+    return strip[:count, middle - before : middle + count]
+
+
+@lru_cache(maxsize=16)
+def _strip(before: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[_BLOCK, before + _BLOCK] the mask of `_BLOCK` queries with `before` keys before those of their own tokens."""
+    with torch.inference_mode(
+        False
+    ):  # a tensor that is made in inference mode could not be kept for a backward pass
+        seen = torch.ones(_BLOCK, before + _BLOCK, dtype=torch.bool, device=device).tril(before)
+        if window:
+            seen = seen.triu(before - window + 1)
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
 
 
 # Ordinary calls of the model, such as generation, keep working while `pieces` is set: transformers makes the masks of

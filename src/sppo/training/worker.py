@@ -23,11 +23,20 @@ from sppo.policy.saving import save_model
 from sppo.policy.tokenizer_files import copy_tokenizer
 from sppo.progress import Advance, unseen
 from sppo.rundir.records import append_line
-from sppo.training import TrainingJob, lora, loss_text, mixed_precision, optimizer, sharding
+from sppo.training import (
+    TrainingJob,
+    gradient_checkpointing,
+    lora,
+    loss_text,
+    mixed_precision,
+    optimizer,
+    sharding,
+)
 from sppo.training.checkpoints import Checkpoints
 from sppo.training.examples import StepBatches, check, read
 from sppo.training.interruption import Interruption
 from sppo.training.launch import end_with_the_parent
+from sppo.training.out_of_memory import warn_of_large_examples
 from sppo.training.trainer import SelfPlayTrainer
 from sppo.training.unused_weights import freeze_beside_text
 
@@ -48,6 +57,8 @@ def run(job: TrainingJob, interruption: Interruption, on_step: Advance = unseen)
     set_seed(randomness.seed("train", job.seed))
     args = _arguments(job, sharded)
     model = _load(job, args, sharded)
+    if sharded is None and rank == 0:
+        warn_of_large_examples(table, model, settings)
     batches = StepBatches(
         table,
         batch_prompts=settings.batch_prompts,
@@ -85,8 +96,7 @@ def _arguments(job: TrainingJob, sharded: sharding.Sharding) -> TrainingArgument
         warmup_steps=job.steps.warmup,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.mixed_precision == "bf16" and sharded != "zero3",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        **gradient_checkpointing.arguments(settings, on_gpu=torch.cuda.is_available()),
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
         save_strategy="no",
