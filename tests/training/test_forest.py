@@ -219,6 +219,7 @@ def test_copies_of_shared_keys_count_in_packs():
     assert Capabilities("flex", None).tokens(trees) == 1000 + 3 * 3
     # The document's keys are copied for the rest of each prompt and for each response.
     assert Capabilities("pieces", None).tokens(trees) == 1000 + 3 * 3 + 6 * 1000 // 12
+    assert Capabilities("pieces", None, queries_per_key=3).tokens(trees) == 1000 + 3 * 3 + 6 * 1000 // 36
     # A tree with many responses copies its prompt for each of them also where it shares nothing.
     many = [Tree(tree.prompt, [[1]] * 30) for tree in trees]
     assert Capabilities("pieces", None).tokens(many) == sum(tree.tokens for tree in many)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
 
 from sppo.policy import memory
 from sppo.recipe import Training
@@ -65,13 +66,14 @@ def _tokens(table: pa.Table) -> np.ndarray:
 
 def _state(model: Any, settings: Training) -> float:
     """The bytes of a model's weights, of the gradients of those that are trained, and of their optimiser state."""
-    weights = list(model.parameters())
+    weights: list[Tensor] = list(model.parameters())
     held = sum(weight.numel() * weight.element_size() for weight in weights)
-    return held + sum(
+    trained = sum(
         weight.numel() * (weight.element_size() + state_bytes(settings, weight.element_size()))
         for weight in weights
         if weight.requires_grad
     )
+    return held + trained
 
 
 @contextlib.contextmanager

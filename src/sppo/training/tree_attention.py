@@ -138,7 +138,8 @@ def _attend(
     # The states are split, not sliced: the backward pass of a split is one concatenation, whereas that of every slice
     # fills a full tensor with zeros.
     queries, keys, values = (
-        states[0].unflatten(0, (shared, -1)).split(sizes, dim=2) for states in (query, key, value)
+        torch.split(states[0].view(shared, -1, *states.shape[2:]), sizes, dim=2)
+        for states in (query, key, value)
     )
     begins = list(accumulate(sizes, initial=0))[:-1]
     ends = end_of_column[begins].tolist()
@@ -174,7 +175,7 @@ def _causal(
     # mask is needed. A mask of all queries would be quadratic, and autograd would keep one for each layer. Therefore the
     # queries go in blocks, each with the keys up to its end and from the beginning of its window on.
     parts = []
-    for begin, queries in zip(range(0, size, _BLOCK), query.split(_BLOCK, dim=2), strict=True):
+    for begin, queries in zip(range(0, size, _BLOCK), torch.split(query, _BLOCK, dim=2), strict=True):
         stop = total - size + begin + queries.shape[2]
         first = max(0, total - size + begin - window + 1) if window else 0
         seen = [states if stop - first == total else states[:, :, first:stop] for states in (key, value)]
@@ -185,8 +186,8 @@ def _causal(
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, **further: Any) -> Tensor:
     """Attention of [key heads, queries of each, ..], in which the queries of a key head share its keys and values."""
-    shared = (states.expand(-1, query.shape[1], -1, -1) for states in (key, value))
-    return F.scaled_dot_product_attention(query, *shared, **further)
+    keys, values = (states.expand(-1, query.shape[1], -1, -1) for states in (key, value))
+    return F.scaled_dot_product_attention(query, keys, values, **further)
 
 
 def _last_rows(queries: Tensor, total: int, window: int) -> Tensor:
