@@ -52,11 +52,11 @@ def make_rows(shape: str, vocabulary: int, equal: bool) -> list[tuple[list[int],
     import numpy as np
     from training import EOS
 
-    generator = np.random.default_rng(0)
-    prompt, responses = SHAPES[shape]
+    generator: Any = np.random.default_rng(0)
+    prompt_tokens, responses = SHAPES[shape]
     lengths = [max(responses)] * len(responses) if equal else responses
     draw = lambda count: generator.integers(3, vocabulary, count).tolist()  # noqa: E731
-    return [(draw(prompt), [[*draw(length - 1), EOS] for length in lengths])]
+    return [(draw(prompt_tokens), [[*draw(length - 1), EOS] for length in lengths])]
 
 
 def make_contender(name: str, shape: str, arguments: argparse.Namespace, folder: Path) -> Any:
@@ -159,9 +159,9 @@ def time_blocks(shape: str, blocks: list[int]) -> None:
     for block in blocks:
         tree_attention._BLOCK = block
         tree_attention._strip.cache_clear()
-        states = [torch.randn(1, heads, columns, 64).requires_grad_() for heads in (9, 3, 3)]
+        query, key, value = (torch.randn(1, heads, columns, 64).requires_grad_() for heads in (9, 3, 3))
         begin = time.process_time()
-        output, _ = tree_attention._attend(None, *states, mask)
+        output, _ = tree_attention._attend(None, query, key, value, mask)
         middle = time.process_time()
         output.sum().backward()
         print(
@@ -199,7 +199,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     if arguments.one:
-        print(json.dumps(limited(*arguments.one, arguments)))
+        name, shape = arguments.one
+        print(json.dumps(limited(name, shape, arguments)))
         return
     if arguments.blocks:
         for shape in arguments.shapes:
