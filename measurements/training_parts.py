@@ -20,7 +20,6 @@ products took what they take at this rate, attention and the optimiser took what
 
 import argparse
 import collections
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -78,11 +77,18 @@ def show(name, what, spent, whole, useful):
 
 
 def main():
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--responses", type=int, nargs="+", default=[2, 5])
-    own.add_argument("--only", choices=("sppo", "TRL"))
-    options, rest = own.parse_known_args(sys.argv[1:])
-    args = training.parse_arguments(rest)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=training.MODELS, default="58m")
+    parser.add_argument("--prompts", default="4", help="of a step")
+    parser.add_argument("--responses", type=int, nargs="+", default=[2, 5], help="to a prompt")
+    parser.add_argument("--trl-batches", default="1", help="TRL's batch size")
+    parser.add_argument("--only", choices=("sppo", "TRL"))
+    options = parser.parse_args()
+    args = training.parse_arguments(
+        ["--model", options.model, "--prompts", options.prompts, "--trl-batches", options.trl_batches]
+    )
     vocabulary = training.MODELS[args.model]["vocab_size"]
     for responses in options.responses:
         rows = training.draw(args, responses)
