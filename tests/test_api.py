@@ -148,6 +148,7 @@ def test_the_same_program_continues_and_a_changed_function_is_noticed(tmp_path):
     assert "put it into a module of its own" in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_prompts_are_texts_conversations_rows_or_a_data_set(tmp_path):
     texts = [f"Describe {thing}." for thing in THINGS]
     conversations = [[{"role": "user", "content": text}] for text in texts]

@@ -73,6 +73,7 @@ def test_an_oracle_can_stand_inside_another(installed):
     )
 
 
+@pytest.mark.slow
 def test_a_sampler_draws_by_its_name(tmp_path, installed):
     recipe = parse(RAY | installed("A sampler"))
     assert (recipe.sampling.engine, recipe.sampling.top_p, recipe.sampling.cache) == (

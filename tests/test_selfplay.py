@@ -176,6 +176,7 @@ def test_a_changed_recipe_names_the_stale_stages_and_touches_nothing(finished, c
     assert digests(copied) == digests(finished[0])
 
 
+@pytest.mark.slow
 def test_stale_stages_are_redone_on_demand_and_equal_a_fresh_run(copied, tmp_path):
     changed = small(**{"training.learning_rate": 2e-4})
     kept = (copied / "iter-1" / "responses" / "part-00000.parquet").stat().st_mtime_ns

@@ -37,6 +37,7 @@ def test_a_failed_iteration_stops_the_run_loudly(tmp_path):
     assert (tmp_path / "run" / "iter-2" / "policy").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_falls_back_to_the_previous_policy(tmp_path):
     summary = play(small(**COLLAPSE, **{"guard.on_failure": "fall_back"}), tmp_path / "run")
     assert [bool(row["alarms"]) for row in summary["iterations"]] == [True, True]
@@ -50,6 +51,7 @@ def test_a_run_falls_back_to_the_previous_policy(tmp_path):
 # Other oracles, rules and prompts
 
 
+@pytest.mark.slow
 def test_all_and_random_selection_with_an_exact_partition(tmp_path):
     recipe = small(**{"iterations": 1, "selection": "all", "algorithm.log_partition": "samples"})
     play(recipe, tmp_path / "all")

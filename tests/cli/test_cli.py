@@ -157,6 +157,7 @@ def test_the_dry_run_counts_what_the_run_does(capsys, recipe, tmp_path, monkeypa
         assert int(cells[-1]) == json.loads((home / "train.json").read_text())["steps"]
 
 
+@pytest.mark.slow
 def test_each_stage_is_a_command_that_works_from_the_run_folder(capsys, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "tiny"
@@ -506,6 +507,7 @@ def test_damaged_metrics_and_summaries_do_not_stand_in_the_way(capsys, recipe, t
     assert "neither a run with a finished iteration" in err
 
 
+@pytest.mark.slow
 def test_a_conversation_longer_than_the_context_is_said(tmp_path):
     found = sppo(
         "chat", "tinyworld", "--max-new-tokens", "60", input="Describe a fox. " * 200 + "\nDescribe a fox.\n"

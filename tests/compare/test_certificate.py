@@ -80,7 +80,9 @@ def test_a_run_that_cannot_be_certified_says_why(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [None, 2], ids=["the run's own adapter", "on whole weights"])
+@pytest.mark.parametrize(
+    "rank", [pytest.param(None, marks=pytest.mark.long), 2], ids=["the run's own adapter", "on whole weights"]
+)
 def test_best_responses_are_adapters(tmp_path, rank):
     own = {"training.adapter": {"type": "lora", "r": 4}} if rank is None else {}
     play(small(iterations=1, **own), tmp_path / "run")

@@ -194,6 +194,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 def test_responses_do_not_depend_on_the_number_of_workers(tmp_path):
     """The real sampler, in this process and in two."""
     found = []

@@ -152,6 +152,7 @@ def pairs(payoff):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [1.0, 4.0])
 def test_sppo_with_half_eta_follows_its_tabular_minimiser(tmp_path, eta):
     log_weights = [0.7, -0.3, 0.1, -0.6]
@@ -187,6 +188,7 @@ class Table:
         return CYCLIC[index[:, :, None], index[:, None, :]]
 
 
+@pytest.mark.slow
 def test_a_fixed_opponent_makes_the_win_rates_against_it_the_goal(tmp_path):
     eta, uniform, opponent = 6.0, np.zeros(4), ["0", "1", "1", "3"]
     fixed = FixedOpponent(CheckedOracle(Table()), Recorded({"x": opponent}))
@@ -238,6 +240,7 @@ def test_spin_on_demonstrations_against_all_that_pi_t_draws(tmp_path):
     np.testing.assert_allclose(found, expected.log - before, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_demonstrations_ends_at_their_distribution(tmp_path):
     found, before = trained_log_ratio(tmp_path, [0.7, -0.3, 0.1, -0.6], demonstrations(), {"type": "sft"})
     np.testing.assert_allclose(found + before, np.log(REAL), atol=2e-3)

@@ -31,7 +31,7 @@ def test_damaged_files_are_noticed_or_mended(tmp_path):
     assert {case["verdict"] for case in cases} <= {"noticed", "refused", "redone", "identical"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_runs_end_in_the_same_bytes(tmp_path):
     cases = attacked(tmp_path, "faults.py", "kills", "--count", "6", "--seed", "7", "--place", "one process")
     assert sum(sum(case["killed"].values()) for case in cases) == 6

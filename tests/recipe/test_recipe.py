@@ -168,6 +168,7 @@ _PANEL = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     preset=st.sampled_from([None, "paper", "official-code"]),

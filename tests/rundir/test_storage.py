@@ -262,7 +262,7 @@ def sppo(folder, *arguments, copies="copies"):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_run_on_s3_that_is_killed_goes_on_elsewhere_to_the_same_bytes(s3, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))

@@ -61,7 +61,7 @@ def test_a_full_disk_during_training_is_said_and_costs_nothing(tmp_path, limit):
     assert digests(tmp_path / "full") == digests(tmp_path / "alone")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_training_on_demonstrations_goes_on(tmp_path):
     train = {**SMALL["prompts"]["train"], "demonstration": "completion"}
     recipe = {**RECIPE, "algorithm": {"type": "sft"}, "prompts": {**SMALL["prompts"], "train": train}}

@@ -73,7 +73,12 @@ def test_workers_end_with_their_launcher(job):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM, signal.SIGKILL]
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        signal.SIGKILL,
+    ],
 )
 def test_an_end_from_outside_leaves_a_checkpoint_of_all_processes(job, tmp_path, number):
     long = job(devices=2, epochs=10_000)
