@@ -6,12 +6,9 @@ also the raylet of a node.
 """
 
 import contextlib
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,6 +20,7 @@ import attack
 import psutil
 import yaml
 from faults_damage import SMALLEST, differences, snapshot
+from ray_nodes import RayNodes
 
 KILLS_OF_A_RUN = 15
 LONGER = SMALLEST | {
@@ -62,61 +60,6 @@ PLACES = (
     Place("storage", 0.15, LONGER, {"run": 1}),
     Place("Ray", 0.05, SPREAD, {"run": 0.4, "worker": 0.4, "node": 0.2}, pause=0.5, limit=1500),
 )
-
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-node = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
-cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-cluster.add_node(**node)
-print(cluster.address, flush=True)
-for line in sys.stdin:
-    cluster.add_node(**node)
-cluster.shutdown()
-"""
-
-
-class RayNodes:
-    """A Ray cluster of two nodes on this machine, in a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-        )
-        self.address = self.process.stdout.readline().strip()
-        assert self.address, "there is no cluster"
-
-    def find(self, words: str) -> list[psutil.Process]:
-        """The cluster's processes whose command line contains the words, the oldest first."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        named = []
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                if words in " ".join(process.cmdline()):
-                    named.append((process.create_time(), process.pid, process))
-        return [process for *_, process in sorted(named, key=lambda item: item[:2])]
-
-    def kill_node(self) -> bool:
-        """Kill the raylet of the node that is not the head, and add another node."""
-        raylets = self.find("raylet/raylet")
-        if len(raylets) < 2:
-            return False
-        raylets[-1].kill()
-        self.process.stdin.write("add\n")
-        self.process.stdin.flush()
-        return True
-
-    def close(self) -> None:
-        """End the cluster."""
-        with contextlib.suppress(Exception):
-            self.process.communicate("", timeout=60)
-        self.process.kill()
 
 
 class Killer:

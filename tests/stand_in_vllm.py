@@ -78,7 +78,7 @@ def write(folder: Path) -> None:
         file.write_text(source)
 
 
-def environment(folder: Path, **variables: str) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """This process's environment, in which programs find the package in a folder."""
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, **variables}
+    return {**os.environ, "PYTHONPATH": path}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray_nodes import RayNodes
 from small_runs import RAY as SMALL
 from small_runs import digests
 
@@ -42,41 +43,14 @@ def prefer(prompts, responses):
     return 1 / (1 + np.exp((lengths[:, :, None] - lengths[:, None, :]) / 20))
 """
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-node = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
-cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-cluster.add_node(**node)
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-
-
-def started_cluster(folder):
-    """The process of a cluster, and the cluster's address."""
-    pytest.importorskip("ray")
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-    )
-    found = process.stdout.readline().strip()
-    assert found, "no cluster"
-    return process, found
-
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory, s3):
     """The address of a cluster whose nodes reach the S3 server."""
-    process, found = started_cluster(tmp_path_factory.mktemp("cluster"))
-    yield found
-    process.communicate("", timeout=60)
+    pytest.importorskip("ray")
+    cluster = RayNodes(tmp_path_factory.mktemp("cluster"))
+    yield cluster.address
+    cluster.close()
 
 
 def sppo(folder, *arguments):
@@ -228,16 +202,18 @@ def test_a_process_that_ray_ends_has_last_words():
 @pytest.mark.parametrize("part", ["gcs_server", "raylet/raylet"])
 def test_a_lost_head_is_said_and_the_run_continues(part, folder, local):
     psutil = pytest.importorskip("psutil")
-    cluster, address = started_cluster(folder)
+    pytest.importorskip("ray")
+    cluster = RayNodes(folder)
+    address = cluster.address
     run = sampling_on(address, folder)
-    processes = psutil.Process(cluster.pid).children(recursive=True)
+    processes = psutil.Process(cluster.process.pid).children(recursive=True)
     parts = [process for process in processes if part in "".join(process.cmdline()[:1])]
     head = min(parts, key=psutil.Process.create_time)
     head.kill()
     said = run.communicate(timeout=300)[0]
     assert run.returncode == 1
     assert f"error: --on ray:{address}: this process was ended" in said
-    cluster.communicate("")
+    cluster.close()
     done = sppo(folder, "--run-dir", "run")
     assert done.returncode == 0, done.stderr
     assert digests(folder / "run") == digests(local)

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import stand_in_vllm
 import yaml
+from ray_nodes import RayNodes
 from small_runs import RAY, rows
 
 RECIPE = RAY | {
@@ -23,15 +24,6 @@ RECIPE = RAY | {
         "engine_args": {"enforce_eager": True, "kv_cache_memory_bytes": 100_000_000, "max_model_len": 256},
     },
 }
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-node = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-cluster = Cluster(initialize_head=True, head_node_args=node)
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
 # Engines are kept although other programs may fill the memory of the machine that tests run on.
 ROOM = """
 import psutil
@@ -53,18 +45,10 @@ def cluster(request, tmp_path_factory):
     (folder / "sitecustomize.py").write_text(ROOM)
     if request.param == "stand-in":
         stand_in_vllm.write(folder)
-    environment = stand_in_vllm.environment(folder, RAY_USAGE_STATS_ENABLED="0")
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=folder,
-        env=environment,
-    )
-    yield environment, process.stdout.readline().strip()
-    process.communicate("", timeout=60)
+    environment = stand_in_vllm.environment(folder)
+    nodes = RayNodes(folder, 1, environment)
+    yield environment, nodes.address
+    nodes.close()
 
 
 def started(folder, environment, *arguments):

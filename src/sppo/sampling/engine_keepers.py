@@ -163,9 +163,8 @@ class EngineLender:
 
     def _listen(self) -> None:
         while True:
-            with contextlib.suppress(
-                OSError, EOFError, AuthenticationError
-            ):  # it has died, or does not know the key
+            # A borrower may have died meanwhile, or not know the key.
+            with contextlib.suppress(OSError, EOFError, AuthenticationError):
                 threading.Thread(target=self._lend, args=(self._listener.accept(),), daemon=True).start()
 
     def _lend(self, borrower: Connection) -> None:
@@ -217,9 +216,8 @@ class LentEngine(Engine):
         self.pid, self.on_cpu, self.rows = pid, on_cpu, rows
         self._loan = loan
         descriptor = recv_handle(loan)
-        os.set_inheritable(
-            descriptor, False
-        )  # a child that held it would keep the engine from noticing our end
+        # A child process that held the descriptor would keep the engine from noticing the end of this one.
+        os.set_inheritable(descriptor, False)
         super().__init__(Connection(descriptor))
 
     def last_words(self) -> tuple[int | None, str]:
@@ -239,9 +237,8 @@ class LentEngine(Engine):
     def give_back(self) -> None:
         """Give the engine back; the lender has kept or ended it when this returns."""
         self._connection.close()
-        with contextlib.suppress(
-            OSError, EOFError
-        ):  # the lender closes the connection then; or it has died, and so has the engine
+        # The lender answers by closing the connection; or it has died, and so has the engine.
+        with contextlib.suppress(OSError, EOFError):
             self._loan.send("idle" if self.is_idle else "busy")
             self._loan.recv()
         self._loan.close()

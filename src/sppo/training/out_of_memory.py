@@ -1,4 +1,4 @@
-"""What is said about examples that are too large for the memory: before training begins, and when an allocation fails."""
+"""The warning, before training begins, and the error, when an allocation fails, about examples too large for the memory."""
 
 import contextlib
 import logging
@@ -44,8 +44,8 @@ def warn_of_large_examples(table: pa.Table, model: Any, settings: Training) -> N
     available = memory.machine_memory()
     if needed > available:
         _log.warning(
-            "the prompt %r has %s tokens with its responses, which go through the model together and need about %.1f GB"
-            " beside weights, gradients and optimiser state; this machine has %.1f GB: %s",
+            "the prompt %r has %s tokens with its responses, which go through the model together; their activations, with"
+            " weights, gradients and optimiser state, need about %.1f GB, and this machine has %.1f GB: %s",
             table["prompt_id"][largest].as_py(),
             f"{tokens[largest]:,}",
             needed / 1e9,

@@ -205,9 +205,8 @@ def _last_rows(queries: Tensor, total: int, window: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _strip(before: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[_BLOCK, before + _BLOCK] the mask of `_BLOCK` queries with `before` keys before those of their own tokens."""
-    with torch.inference_mode(
-        False
-    ):  # a tensor that is made in inference mode could not be kept for a backward pass
+    # A tensor that is made in inference mode could not be kept for a backward pass.
+    with torch.inference_mode(False):
         seen = torch.ones(_BLOCK, before + _BLOCK, dtype=torch.bool, device=device).tril(before)
         if window:
             seen = seen.triu(before - window + 1)
