@@ -85,6 +85,7 @@ def main():
     parser.add_argument("--responses", type=int, nargs="+", default=[2, 5], help="to a prompt")
     parser.add_argument("--trl-batches", default="1", help="TRL's batch size")
     parser.add_argument("--only", choices=("sppo", "TRL"))
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no", help="of this package")
     options = parser.parse_args()
     args = training.parse_arguments(
         ["--model", options.model, "--prompts", options.prompts, "--trl-batches", options.trl_batches]
@@ -96,7 +97,11 @@ def main():
         flops = training.model_flops(args, rows)
         with tempfile.TemporaryDirectory() as holder:
             folder = Path(holder)
-            contenders = [training.Ours(args, rows, folder / "ours")] if options.only != "TRL" else []
+            contenders = (
+                [training.Ours(args, rows, folder / "ours", options.mixed_precision)]
+                if options.only != "TRL"
+                else []
+            )
             if options.only != "sppo":
                 contenders.append(training.Theirs(args, rows, folder / "theirs", args.trl_batches[0]))
             print(

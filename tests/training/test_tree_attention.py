@@ -99,6 +99,45 @@ def test_pieces_attend_as_the_additive_mask_says(trees, window, heads):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("trees", [TREES, LONG, TURNS])
+def test_pieces_of_bfloat16_are_as_near_as_their_rounding_whatever_their_length(trees, autocast):
+    """Short ones are computed in float32 on a CPU, long ones in bfloat16; the result has the values' type."""
+    layout = Layout(trees, in_one_row=True)
+    generator = torch.Generator().manual_seed(0)
+    columns = layout.ids.shape[1]
+    operands = [torch.randn(1, count, columns, 8, generator=generator).bfloat16() for count in (4, 2, 2)]
+    inputs = [value.clone().requires_grad_() for value in operands]
+    if autocast:  # as of a rotation in float32
+        inputs[:2] = [value.float().detach().requires_grad_() for value in operands[:2]]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = attention(layout, "pieces", None, *inputs)
+    assert found.dtype == torch.bfloat16
+    found.double().square().sum().backward()
+    exact = [value.double().requires_grad_() for value in operands]
+    shared = [exact[0], *(value.repeat_interleave(2, dim=1) for value in exact[1:])]
+    wanted = attention(layout, "mask", None, *shared)
+    wanted.square().sum().backward()
+    for one, two in zip(
+        [found, *(value.grad for value in inputs)], [wanted, *(value.grad for value in exact)], strict=True
+    ):
+        assert (one.double() - two).norm() < 0.01 * two.norm()
+
+
+def test_the_attention_of_short_sequences_is_computed_in_float32_and_that_of_long_ones_is_not(monkeypatch):
+    kinds = set()
+
+    def spy(query, key, value, **further):
+        kinds.add((key.shape[2] <= 256, query.dtype, key.dtype, value.dtype))
+        return scaled_dot_product_attention(query, key, value, **further)
+
+    monkeypatch.setattr(tree_attention.F, "scaled_dot_product_attention", spy)
+    layout = Layout(LONG, in_one_row=True)
+    operands = [torch.randn(1, 2, layout.ids.shape[1], 8).bfloat16() for _ in range(3)]
+    attention(layout, "pieces", None, *operands)
+    assert kinds == {(True, *[torch.float32] * 3), (False, *[torch.bfloat16] * 3)}
+
+
 @pytest.mark.parametrize("window", [None, 3, 64])
 @pytest.mark.parametrize(("trees", "in_one_row"), [(LONG, True), (LONG, False), (TURNS, True)])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -24,7 +24,9 @@ from sppo.rundir.shards import read_shard, table
 from sppo.rundir.tables import TOKEN_IDS
 from sppo.sampling import Response, Sampler
 
-_SHARD = 32
+_TOGETHER = 128
+"""The responses of a shard, which are sampled side by side as far as `batch_tokens` allows: fewer leave a processor waiting for
+the weights, and more are lost when an evaluation is interrupted."""
 _TURN = pa.struct([("text", pa.string()), ("token_ids", TOKEN_IDS), ("finish_reason", pa.string())])
 RESPONSES = pa.schema(
     [("question_id", pa.string()), ("choices", pa.list_(pa.struct([("turns", pa.list_(_TURN))])))]
@@ -190,6 +192,7 @@ def respond(
         **evaluation.decoding.identity(),
         "questions": [[str(question.id), *question.turns, question.temperature] for question in questions],
         "choices": n,
+        "together": _TOGETHER,
     }
     stage = evaluation.stage(participant, "responses", "responses", settings, [participant.fingerprint])
     if not stage.is_done():
@@ -244,7 +247,7 @@ class _Responding:
         self.shards: list[list[Question]] = []
         for question in ordered:
             same = self.shards and self._temperature(self.shards[-1][0]) == self._temperature(question)
-            if not same or len(self.shards[-1]) == _SHARD:
+            if not same or self.n * (len(self.shards[-1]) + 1) > _TOGETHER:
                 self.shards.append([])
             self.shards[-1].append(question)
         self._sampler: tuple[float, Sampler] | None = None

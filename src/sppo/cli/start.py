@@ -48,8 +48,8 @@ def init(
 def inputs(
     common: options.OutputOptions,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER")] = INPUTS,
-    train: Annotated[int, typer.Option(min=1)] = 800,
-    held_out: Annotated[int, typer.Option(min=1)] = 80,
+    train: Annotated[int, typer.Option(min=1)] = 1300,
+    held_out: Annotated[int, typer.Option(min=1)] = 200,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write what `sppo run real` needs: SmolLM2-135M-Instruct, and prompts with verifiable constraints.

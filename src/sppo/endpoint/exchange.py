@@ -21,10 +21,9 @@ from pydantic import (
 
 from sppo.policy.thought import KNOWN_THOUGHTS
 from sppo.reading import parse
+from sppo.recipe.sampling import LOG_PROB_ROUNDING
 
 Kind = Literal["chat/completions", "completions"]
-ROUNDING = 1e-3
-"""How far above 0 a log-probability may be: servers add up rounded numbers."""
 _MOST_TOKENS = 1_000_000_000  # of one answer; sums of more would outgrow the columns that they are stored in
 
 
@@ -55,7 +54,7 @@ def completion(prompt: str | Sequence[int], *, draw: int = 0, **settings: Any) -
 
 
 def _log_prob(value: float) -> float:
-    if not value <= ROUNDING:  # NaN is not at most anything
+    if not value <= LOG_PROB_ROUNDING:  # NaN is not at most anything
         raise ValueError(f"{value} is not a log-probability, which is a number of at most 0")
     return min(0.0, value)
 

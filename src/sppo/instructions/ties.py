@@ -1,8 +1,8 @@
-"""The second oracle of recipes/real.yaml: which of two responses that keep equally many constraints is preferred.
+"""A second oracle for recipes/real.yaml: which of two responses that keep equally many constraints is preferred.
 
 Constraints can be kept by a text that says nothing. So between responses that keep equally many, the one that repeats itself
-less and speaks about the prompt is preferred, mildly. The recipe puts this oracle into `length_matched`, so that lengths
-decide nothing.
+less, does not copy the prompt, and speaks about it is preferred, mildly. It belongs into `length_matched`, so that lengths
+decide nothing (docs/real.md).
 """
 
 import re
@@ -22,7 +22,7 @@ def prefer(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.nda
     r"""P(response i is preferred to response j), :math:`\sigma(2 (u_i - u_j))`, with u of :func:`utility`.
 
     Returns:
-        [N, K, K], between 0.02 and 0.98.
+        [N, K, K], between 0.002 and 0.998.
     """
     scores = np.array(
         [[utility(prompt, text) for text in texts] for prompt, texts in zip(prompts, responses, strict=True)]
@@ -32,15 +32,24 @@ def prefer(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.nda
 
 
 def utility(prompt: str, response: str) -> float:
-    """The share of distinct trigrams and the share of the prompt's content words that occur, each in [0, 1]; an empty text has 0."""
-    words = re.findall(r"\w+", response.lower())
+    """The sum of three shares, each in [0, 1]; an empty text has 0.
+
+    They are those of the response's trigrams that are distinct, of its trigrams that the prompt does not contain, and of the
+    prompt's content words that occur. The second one is there because the third alone prefers a copy of the prompt.
+    """
+    words, asked = (re.findall(r"\w+", text.lower()) for text in (response, prompt))
     if not words:
         return 0.0
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    trigrams, copied = _trigrams(words), set(_trigrams(asked))
     distinct = len(set(trigrams)) / len(trigrams) if trigrams else 1.0
-    asked = _stems(re.findall(r"\w+", prompt.lower()))
-    about = len(asked & _stems(words)) / len(asked) if asked else 1.0
-    return distinct + about
+    own = sum(trigram not in copied for trigram in trigrams) / len(trigrams) if trigrams else 1.0
+    stems = _stems(asked)
+    about = len(stems & _stems(words)) / len(stems) if stems else 1.0
+    return distinct + own + about
+
+
+def _trigrams(words: Sequence[str]) -> list[tuple[str, str, str]]:
+    return list(zip(words, words[1:], words[2:], strict=False))
 
 
 def _stems(words: Sequence[str]) -> set[str]:

@@ -38,7 +38,7 @@ from sppo.policy.load import PolicyError
 from sppo.policy.messages import Message
 from sppo.recipe import Policy, Sampling
 from sppo.recipe.run_policies import RunPolicy
-from sppo.recipe.sampling import Response, SampledPolicy, Sampler
+from sppo.recipe.sampling import LOG_PROB_ROUNDING, Response, SampledPolicy, Sampler
 
 BATCH = 1024
 """The number of questions that the engine is given at a time."""
@@ -172,7 +172,7 @@ class PolicyAnswers:
         return (text, "length") if answer is None else (answer, response.finish_reason)
 
     def _refuse_invalid(self, number: int, log_probs: Sequence[float]) -> None:
-        wrong = next((value for value in log_probs if math.isnan(value) or value > exchange.ROUNDING), None)
+        wrong = next((value for value in log_probs if math.isnan(value) or value > LOG_PROB_ROUNDING), None)
         if wrong is not None:
             raise EndpointError(
                 f"the policy gives a token the log-probability {wrong}, so its logits are not finite; it cannot be a"

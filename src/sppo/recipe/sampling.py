@@ -14,8 +14,8 @@ from sppo.recipe.section import Section
 Key = tuple[str | int, ...]
 GREEDY = 1e-4
 """The temperature that stands for 0: the most probable token is the limit of a vanishing temperature."""
-_ROUNDING = 1e-3
-"""How far above 0 a log-probability may be."""
+LOG_PROB_ROUNDING = 1e-3
+"""How far above 0 a log-probability may be: engines and servers add up rounded numbers."""
 _KEYS_OF_ENGINES = {"engine_args": "vllm", "endpoint": "openai", "batch_tokens": "transformers"}
 
 
@@ -39,7 +39,7 @@ class Response:
         """The fault of the log-probabilities, as a phrase, whichever engine drew them; None if there is none."""
         if len(self.token_log_probs) != len(self.token_ids):
             return f"{len(self.token_log_probs)} log-probabilities for {len(self.token_ids)} tokens"
-        wrong = [value for value in self.token_log_probs if not -math.inf < value <= _ROUNDING]
+        wrong = [value for value in self.token_log_probs if not -math.inf < value <= LOG_PROB_ROUNDING]
         return f"the log-probability {wrong[0]}; it must be finite and at most 0" if wrong else None
 
     @property

@@ -36,6 +36,8 @@ IMPLEMENTATIONS: dict[AttentionMethod, str] = {"pieces": "sppo_pieces", "flex": 
 """The methods that replace the model's own attention, with their names in transformers."""
 _BLOCK = 512
 """The most queries that share a call of attention with a mask: blocks of 512 to 1,024 are fastest."""
+_SHORT = 256
+"""The most keys of a sequence whose attention is computed in float32 on a CPU."""
 
 
 def methods_to_try(implementation: str, device: torch.device) -> list[AttentionMethod]:
@@ -179,21 +181,30 @@ def _causal(
         stop = total - size + begin + queries.shape[2]
         first = max(0, total - size + begin - window + 1) if window else 0
         seen = [states if stop - first == total else states[:, :, first:stop] for states in (key, value)]
-        mask = _last_rows(queries, stop - first, window)
+        mask = _last_rows(queries, stop - first, window, _precision(query, stop - first))
         parts.append(_attention(queries, *seen, attn_mask=mask, scale=scale, dropout_p=dropout))
     return parts
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, **further: Any) -> Tensor:
     """Attention of [key heads, queries of each, ..], in which the queries of a key head share its keys and values."""
-    keys, values = (states.expand(-1, query.shape[1], -1, -1) for states in (key, value))
-    return F.scaled_dot_product_attention(query, keys, values, **further)
+    precision = _precision(query, key.shape[2])
+    keys, values = (states.to(precision).expand(-1, query.shape[1], -1, -1) for states in (key, value))
+    with torch.autocast(query.device.type, enabled=False):
+        return F.scaled_dot_product_attention(query.to(precision), keys, values, **further).to(value.dtype)
 
 
-def _last_rows(queries: Tensor, total: int, window: int) -> Tensor:
-    """[queries, total] what the last queries of a sequence of `total` tokens add to their scores: 0, or -inf if hidden."""
+def _precision(queries: Tensor, keys: int) -> torch.dtype:
+    """The type in which the attention of queries to so many keys is computed."""
     kind = queries.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
+    # torch's backward pass prepares every matrix product of bfloat16 anew on a CPU. For short sequences that takes several
+    # times as long as the products do in float32.
+    return torch.float32 if kind == "cpu" and dtype.itemsize < 4 and keys <= _SHORT else dtype
+
+
+def _last_rows(queries: Tensor, total: int, window: int, dtype: torch.dtype) -> Tensor:
+    """[queries, total] what the last queries of a sequence of `total` tokens add to their scores: 0, or -inf if hidden."""
     count = queries.shape[2]
     before = total - count
     # All such masks of a model are views of one tensor, so that autograd keeps no more than that for all blocks and layers.
