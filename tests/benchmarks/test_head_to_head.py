@@ -127,7 +127,7 @@ def test_damaged_files_of_outputs_are_refused(tmp_path, outputs, oracle, content
 
 def test_policies_answer_and_resume(tmp_path, tiny_model, outputs, oracle):
     """A policy and a file; answers survive a part's damage, and another seed has answers of its own."""
-    prompts = [f"What is {n}?" for n in range(40)]
+    prompts = [f"What is {n}?" for n in range(70)]
     paths = [f"tiny={tiny_model('llama-3')}", outputs("b", dict.fromkeys(prompts, "rock"))]
     first = play(tmp_path / "out", paths, oracle, prompts=prompts, responses=2)
     shards = sorted((tmp_path / "out" / "tiny").glob("responses-*/part-*.parquet"))

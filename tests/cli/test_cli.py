@@ -125,7 +125,7 @@ def test_the_dry_run_knows_how_training_is_divided(capsys, monkeypatch, settings
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_has_a_dry_run(capsys, monkeypatch, tmp_path, path):
     monkeypatch.chdir(tmp_path)
-    prompts.write(INPUTS, train=300, held_out=96)  # of recipes/real.yaml
+    prompts.write(INPUTS, train=1300, held_out=200)  # of recipes/real.yaml
     tiny_models.make("llama-3", INPUTS / "policy")
     code, out, err = call(capsys, "run", "--dry-run", path)
     assert (code, err) == (0, "")
