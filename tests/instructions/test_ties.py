@@ -35,7 +35,7 @@ def test_a_copy_of_the_prompt_loses_to_an_answer():
     assert matrix[0, 1] > 0.6
 
 
-def test_length_matched_it_says_nothing_about_lengths():
+def test_within_length_matched_it_says_nothing_about_lengths():
     second = {
         "type": "length_matched",
         "oracle": {"type": "function", "function": "sppo.instructions.ties:prefer"},

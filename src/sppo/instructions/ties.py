@@ -1,7 +1,7 @@
 """A second oracle for recipes/real.yaml: which of two responses that keep equally many constraints is preferred.
 
 Constraints can be kept by a text that says nothing. So between responses that keep equally many, the one that repeats itself
-less, does not copy the prompt, and speaks about it is preferred, mildly. It belongs into `length_matched`, so that lengths
+less, does not copy the prompt, and speaks about it is preferred, mildly. It belongs in `length_matched`, so that lengths
 decide nothing (docs/real.md).
 """
 
@@ -41,11 +41,9 @@ def utility(prompt: str, response: str) -> float:
     if not words:
         return 0.0
     trigrams, copied = _trigrams(words), set(_trigrams(asked))
-    distinct = len(set(trigrams)) / len(trigrams) if trigrams else 1.0
-    own = sum(trigram not in copied for trigram in trigrams) / len(trigrams) if trigrams else 1.0
-    stems = _stems(asked)
-    about = len(stems & _stems(words)) / len(stems) if stems else 1.0
-    return distinct + own + about
+    own, stems = [trigram for trigram in trigrams if trigram not in copied], _stems(asked)
+    shares = ((set(trigrams), trigrams), (own, trigrams), (stems & _stems(words), stems))
+    return sum(len(part) / len(whole) if whole else 1.0 for part, whole in shares)
 
 
 def _trigrams(words: Sequence[str]) -> list[tuple[str, str, str]]:

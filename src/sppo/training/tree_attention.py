@@ -181,7 +181,7 @@ def _causal(
         stop = total - size + begin + queries.shape[2]
         first = max(0, total - size + begin - window + 1) if window else 0
         seen = [states if stop - first == total else states[:, :, first:stop] for states in (key, value)]
-        mask = _last_rows(queries, stop - first, window, _precision(query, stop - first))
+        mask = _last_rows(queries, stop - first, window)
         parts.append(_attention(queries, *seen, attn_mask=mask, scale=scale, dropout_p=dropout))
     return parts
 
@@ -203,12 +203,12 @@ def _precision(queries: Tensor, keys: int) -> torch.dtype:
     return torch.float32 if kind == "cpu" and dtype.itemsize < 4 and keys <= _SHORT else dtype
 
 
-def _last_rows(queries: Tensor, total: int, window: int, dtype: torch.dtype) -> Tensor:
+def _last_rows(queries: Tensor, total: int, window: int) -> Tensor:
     """[queries, total] what the last queries of a sequence of `total` tokens add to their scores: 0, or -inf if hidden."""
     count = queries.shape[2]
     before = total - count
     # All such masks of a model are views of one tensor, so that autograd keeps no more than that for all blocks and layers.
-    strip = _strip(1 << max(0, before - 1).bit_length(), window, dtype, queries.device)
+    strip = _strip(1 << max(0, before - 1).bit_length(), window, _precision(queries, total), queries.device)
     middle = strip.shape[1] - _BLOCK
     return strip[:count, middle - before : middle + count]
 
