@@ -6,12 +6,15 @@
 Its table stands in docs/experiments.md once it has been run. The arms of this package are played by `sppo compare`, whose
 runs adopt each other's samples and answers. The arm `trl` is TRL's DPOTrainer, fed with the token ids of the pairs that
 the arm `dpo` trains on (measurements/trl_peer.py), with the same optimiser, learning rate, steps and beta. In the end all
-policies of a seed meet the base on the held-out prompts, by the held-out oracle and by the oracle that was trained on.
+policies of a seed meet the base on the held-out prompts, by the held-out oracle and by the oracle that was trained on, with
+the responses that the evaluations of the runs have sampled.
 
 The same command again goes on where it was interrupted: finished stages and policies are kept.
 """
 
 import argparse
+import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +34,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The arms that this package plays: the algorithm and the values that differ from the recipe's."""
 
+ORACLES = ("held-out", "trained-on")
+
 
 def sppo(*arguments: object) -> None:
     """Run a command of the package; an error ends this program with its exit code."""
@@ -42,7 +47,14 @@ def sppo(*arguments: object) -> None:
 def play(options: argparse.Namespace) -> None:
     """Play the arms of this package."""
     changes = [f"{name}.{key}={value}" for name in options.arms for key, value in ARMS[name][1].items()]
-    values = ["iterations=1", "prompts.per_iteration=96", *changes, *options.set]
+    # twelve steps of the recipe's 1e-5 would hardly move a policy
+    values = [
+        "iterations=1",
+        "prompts.per_iteration=96",
+        "training.learning_rate=4e-5",
+        *changes,
+        *options.set,
+    ]
     sppo(
         "compare",
         options.recipe,
@@ -75,6 +87,7 @@ def train_with_trl(run: Path, folder: Path) -> None:
     from sppo.policy import load as policies
     from sppo.policy.tokenizer_files import copy_tokenizer
     from sppo.recipe import load
+    from sppo.training import mixed_precision
     from sppo.training.schedule import plan
 
     recipe: Any = load(run / "recipe.yaml")
@@ -104,7 +117,8 @@ def train_with_trl(run: Path, folder: Path) -> None:
         gradient_accumulation_steps=settings.batch_prompts,
         max_steps=steps.kept,
         warmup_steps=steps.warmup,
-        bf16=settings.mixed_precision == "bf16",
+        bf16=mixed_precision(settings) == "bf16",
+        optim=settings.optimizer,
         use_cpu=not torch.cuda.is_available(),
         seed=recipe.seed,
         logging_steps=1,
@@ -119,26 +133,76 @@ def train_with_trl(run: Path, folder: Path) -> None:
 def compare_all(options: argparse.Namespace, seed: int) -> None:
     """All policies of a seed and the base, head to head on the held-out prompts, by both oracles."""
     from sppo.recipe import dump, load
+    from sppo.rundir.environment import multiplies_bfloat16
 
     runs = {name: options.output / "runs" / f"{name}-seed-{seed}" for name in options.arms}
-    recipe = load(next(iter(runs.values())) / "recipe.yaml")
-    trl = options.output / f"trl-seed-{seed}"
-    if "dpo" in runs and not trl.is_dir():
-        train_with_trl(runs["dpo"], trl)
-    named = [f"base={recipe.policy.model}", *(f"{name}={run}" for name, run in runs.items())]
-    if trl.is_dir():
-        named.append(f"trl={trl}")
-    asked = {"held-out": recipe.needed_held_out_oracle("this measurement"), "trained-on": recipe.oracle}
-    for name, oracle in asked.items():
+    first = next(iter(runs.values()))
+    recipe = load(first / "recipe.yaml")
+    folder = (
+        options.output / f"head-to-head-seed-{seed}"
+    )  # for both oracles, so that TRL's policy responds once
+    folder.mkdir(parents=True, exist_ok=True)
+    given = [
+        outputs(first, 0, "base", folder),
+        *(outputs(run, 1, name, folder) for name, run in runs.items()),
+    ]
+    if "dpo" in runs:
+        trl = options.output / f"trl-seed-{seed}"
+        if not trl.is_dir():
+            train_with_trl(runs["dpo"], trl)
+        given.append(f"trl={trl}")
+    dtype = "bfloat16" if multiplies_bfloat16() else "float32"
+    asked = recipe.needed_held_out_oracle("this measurement"), recipe.oracle
+    for name, oracle in zip(ORACLES, asked, strict=True):
         file = options.output / f"oracle-{name}.yaml"
         file.write_text(dump(oracle), encoding="utf-8")
         print(f"seed {seed}, by the {name} oracle", flush=True)
         sppo(
-            *("evaluate", "head-to-head", *named, "--oracle", file, "--seed", seed),
-            *("--prompts", recipe.prompts.held_out.source, "--responses", recipe.evaluation.responses),
-            *("--sampling", f"{{max_new_tokens: {recipe.sampling.max_new_tokens}}}"),
-            *("--output", options.output / f"head-to-head-{name}-seed-{seed}"),
+            *("evaluate", "head-to-head", *given, "--oracle", file, "--seed", seed),
+            *("--sampling", first / "recipe.yaml", "--dtype", dtype, "--output", folder),
         )
+        (folder / "head-to-head.json").replace(folder / f"{name}.json")
+
+
+def outputs(run: Path, iteration: int, name: str, folder: Path) -> str:
+    """The responses that a run's evaluation has sampled, as a file of outputs in a folder; NAME=PATH for the command line."""
+    from sppo.benchmarks.outputs import write_outputs
+    from sppo.rundir.reader import RunReader
+
+    rows = [
+        {"instruction": prompt.messages[-1]["content"], "output": prompt.texts[0], "generator": name}
+        for prompt in RunReader(run).held_out(iteration)
+    ]
+    write_outputs(folder / f"{name}.json", rows)
+    return f"{name}={folder / f'{name}.json'}"
+
+
+def show_all(options: argparse.Namespace) -> None:
+    """Each policy's win rate against the base by both oracles: the mean over the seeds, and each seed's."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    found: dict[str, dict[str, list[float]]] = {}
+    for folder in sorted(options.output.glob("head-to-head-seed-*")):
+        for oracle in ORACLES:
+            game = json.loads((folder / f"{oracle}.json").read_text())
+            for policy, rates in zip(game["policies"], game["win_rates"], strict=True):
+                found.setdefault(policy["name"], {}).setdefault(oracle, []).append(rates[0])
+    sides = json.loads((options.output / "comparison.json").read_text())["sides"]
+    last = {side["name"]: side["iterations"][-1] for side in sides}
+    table = Table("", *ORACLES, "tokens", "KL, nats", box=box.MARKDOWN)
+    for name, of_oracle in found.items():
+        rates = [
+            f"{statistics.mean(of_seeds):.3f} ({', '.join(f'{rate:.3f}' for rate in of_seeds)})"
+            for of_seeds in of_oracle.values()
+        ]
+        values = [
+            f"{last[name][key]['mean']:.2f}" for key in ("response_tokens", "kl_to_base") if name in last
+        ]
+        if name != "base":
+            table.add_row(name, *rates, *values)
+    Console(width=160).print(table)
 
 
 def main() -> None:
@@ -152,6 +216,7 @@ def main() -> None:
     play(options)
     for run in sorted((options.output / "runs").glob(f"{options.arms[0]}-seed-*")):
         compare_all(options, int(run.name.rpartition("-")[2]))
+    show_all(options)
 
 
 if __name__ == "__main__":

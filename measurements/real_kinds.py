@@ -61,7 +61,8 @@ def main() -> None:
         if table is None:
             table = Table("kind", "constraints", *map(label, iterations), box=box.MARKDOWN)
         for kind, found in sorted(kept.items()):
-            counts = "; ".join(dict.fromkeys(f"{len(found[t]):,}" for t in iterations))
+            numbers = [f"{len(found[t]):,}" for t in iterations]
+            counts = numbers[0] if len(set(numbers)) == 1 else "; ".join(numbers)
             shares = (f"{sum(found[t]) / len(found[t]):.0%}" if found[t] else "" for t in iterations)
             table.add_row(kind, counts, *shares)
     Console(width=160).print(table)
