@@ -202,6 +202,9 @@ def test_all_six_tasks_run_on_local_files(tmp_path, tiny_model):
     assert [line.split()[0] for line in shown] == ["tiny", "standard"]
     assert f"{row['tasks']['arc']['standard_error']:.2f}" in shown[1]
     assert "2 of its 57 subjects" in done.stderr
+    own = ("open-llm, tiny: ", "note: ")  # nothing of lm-eval's, datasets' or transformers' own
+    assert [line for line in done.stderr.splitlines() if not line.startswith(own)] == []
+    assert "open-llm, tiny: arc: 6 answers in" in done.stderr
     assert "66.75" in done.stdout  # the published average of SPPO's second iteration
     records = sorted((tmp_path / "out" / "tiny").glob("*/record.json"))
     kept = [json.loads(path.read_text())["lm_eval"]["n-shot"] for path in records]
@@ -212,6 +215,7 @@ def test_all_six_tasks_run_on_local_files(tmp_path, tiny_model):
     before = [path.stat().st_mtime_ns for path in records]
     again = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0, again.stderr
+    assert "answers" not in again.stderr
     assert json.loads(again.stdout)[0]["average"] == row["average"]
     assert [path.stat().st_mtime_ns for path in records] == before
     assert len(records) == 6

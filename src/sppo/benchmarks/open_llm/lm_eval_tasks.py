@@ -4,7 +4,8 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sppo import randomness
 from sppo.benchmarks.open_llm.files import missing_lm_eval
 from sppo.benchmarks.open_llm.score import OpenLlmError, Task, TaskScore, score
 from sppo.policy.chat_format import ChatFormat
+from sppo.progress import Advance, unseen
 
 
 def load_model(
@@ -47,17 +49,18 @@ def load_model(
         raise missing_lm_eval(error) from error
     size: int | str = int(batch_size) if batch_size.isdigit() else batch_size
     try:
-        return HFLM(
-            pretrained=str(folder),
-            dtype=dtype,
-            batch_size=size,
-            device=device,
-            max_length=max_length,
-            tokenizer=None if chat is None else chat.tokenizer,
-            chat_template_args=None if chat is None else chat.template.variables,
-            think_end_token=chat.thought.end if chat is not None and chat.thought is not None else None,
-            trust_remote_code=trust_remote_code,
-        )
+        with quiet():
+            return HFLM(
+                pretrained=str(folder),
+                dtype=dtype,
+                batch_size=size,
+                device=device,
+                max_length=max_length,
+                tokenizer=None if chat is None else chat.tokenizer,
+                chat_template_args=None if chat is None else chat.template.variables,
+                think_end_token=chat.thought.end if chat is not None and chat.thought is not None else None,
+                trust_remote_code=trust_remote_code,
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         trust = (
             "; if you trust it, --set policy.trust_remote_code=true" if "trust_remote" in str(error) else ""
@@ -99,6 +102,47 @@ def task_manager(tasks_folder: Path | None) -> Any:
         raise missing_lm_eval(error) from error
     folder = None if tasks_folder is None else str(tasks_folder)
     return TaskManager(include_path=folder, include_defaults=folder is None)
+
+
+Bar = Callable[[int], contextlib.AbstractContextManager[Advance]]
+"""Shows a bar of so many answers, and gives the function that advances it."""
+
+
+def no_bar(count: int) -> contextlib.AbstractContextManager[Advance]:
+    """Show no bar."""
+    return contextlib.nullcontext(unseen)
+
+
+class _Counted:
+    """lm-eval's model behind a bar of this package, which each answer advances.
+
+    lm-eval hands every answer to the model's cache hook as soon as it is there; this object is the hook that counts, and hands
+    them on.
+    """
+
+    def __init__(self, model: Any, bar: Bar) -> None:
+        self._model, self._bar, self._advance, self._stderr = model, bar, unseen, sys.stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def set_cache_hook(self, hook: Any) -> None:
+        self._hook = hook
+        self._model.set_cache_hook(self)
+
+    def add_partial(self, *answer: Any) -> None:
+        self._hook.add_partial(*answer)
+        self._advance(1)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> Any:
+        return self._answer(self._model.loglikelihood, requests)
+
+    def generate_until(self, requests: Sequence[Any]) -> Any:
+        return self._answer(self._model.generate_until, requests)
+
+    def _answer(self, compute: Callable[..., Any], requests: Sequence[Any]) -> Any:
+        with contextlib.redirect_stderr(self._stderr), self._bar(len(requests)) as self._advance:
+            return compute(requests, disable_tqdm=True)
 
 
 def load_tasks(manager: Any, names: Sequence[str], title: str, way_out: str) -> dict[str, Any]:
@@ -229,6 +273,7 @@ def measure(
     limit: int | None = None,
     seed: int = 0,
     chat_template: bool = False,
+    bar: Bar = no_bar,
 ) -> tuple[TaskScore, dict[str, Any]]:
     """Measure a policy on a task of the leaderboard.
 
@@ -241,6 +286,7 @@ def measure(
         limit: the number of items to evaluate, which are drawn from the whole task; None: all of them.
         seed: the seed that draws them.
         chat_template: whether prompts are chat messages; the leaderboard's are plain.
+        bar: shows how many answers are there; with a cache only.
 
     Returns:
         The score, and lm-eval's results and configuration of each of its tasks.
@@ -248,23 +294,27 @@ def measure(
     Raises:
         OpenLlmError: lm-eval cannot get or read the data.
     """
-    manager = task_manager(tasks_folder)
     way_out = HUB if names is None else LOCAL
     wanted = [task.name] if names is None else list(names)
     sample = None
-    if limit is not None:
-        sample = draw(load_tasks(manager, wanted, task.column, way_out), limit, seed)
-    evaluated = evaluate(
-        model,
-        manager,
-        wanted,
-        shots=task.shots,
-        title=task.column,
-        way_out=way_out,
-        sample=sample,
-        cache=cache,
-        chat_template=chat_template,
-    )
+    counted = _Counted(
+        model, bar
+    )  # made here, because the bar is shown where errors go outside of the silence
+    with quiet():
+        manager = task_manager(tasks_folder)
+        if limit is not None:
+            sample = draw(load_tasks(manager, wanted, task.column, way_out), limit, seed)
+        evaluated = evaluate(
+            counted,
+            manager,
+            wanted,
+            shots=task.shots,
+            title=task.column,
+            way_out=way_out,
+            sample=sample,
+            cache=cache,
+            chat_template=chat_template,
+        )
     counts = {name: int(count["effective"]) for name, count in evaluated["n-samples"].items()}
     leaves = {name: evaluated["results"][name] for name in counts}
     kept = {"results": leaves, "n-samples": counts}

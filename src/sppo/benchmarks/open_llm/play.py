@@ -78,15 +78,11 @@ class OpenLlm:
             )
         local = {} if self.data is None else self._digests(self.data)
         scores: dict[str, dict[str, Any]] = {}
-        with (
-            contextlib.ExitStack() as temporary,
-            self.terminal.bar(f"{NAME}, {participant.name}", len(self.tasks), "tasks") as advance,
-        ):
+        with contextlib.ExitStack() as temporary:
             policy = participant.policy
             load = cache(lambda: self._load(policy, temporary))
             for task in self.tasks:
                 scores[task.column] = self._measure(participant, task, load, local.get(task.column, "hub"))
-                advance(1)
         is_whole = len(self.tasks) == len(TASKS)
         mean, error = average(list(scores.values())) if is_whole else (None, None)
         row = {
@@ -143,6 +139,7 @@ class OpenLlm:
                 limit=self.settings["limit"],
                 seed=self.settings["seed"] or 0,
                 chat_template=self.settings["chat_template"],
+                bar=lambda count: self.terminal.bar(title, count, "answers"),
             )
             stage.publish([], score=asdict(score), lm_eval=kept)
         score_of_task: dict[str, Any] = stage.read_record()["score"]
