@@ -138,9 +138,8 @@ def compare_all(options: argparse.Namespace, seed: int) -> None:
     runs = {name: options.output / "runs" / f"{name}-seed-{seed}" for name in options.arms}
     first = next(iter(runs.values()))
     recipe = load(first / "recipe.yaml")
-    folder = (
-        options.output / f"head-to-head-seed-{seed}"
-    )  # for both oracles, so that TRL's policy responds once
+    # one folder for both oracles, so that TRL's policy responds once
+    folder = options.output / f"head-to-head-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     given = [
         outputs(first, 0, "base", folder),
@@ -165,7 +164,7 @@ def compare_all(options: argparse.Namespace, seed: int) -> None:
 
 
 def outputs(run: Path, iteration: int, name: str, folder: Path) -> str:
-    """The responses that a run's evaluation has sampled, as a file of outputs in a folder; NAME=PATH for the command line."""
+    """Write the first response of a run's evaluation to each prompt as a file of outputs; return NAME=PATH for the command line."""
     from sppo.benchmarks.outputs import write_outputs
     from sppo.rundir.reader import RunReader
 
@@ -178,10 +177,15 @@ def outputs(run: Path, iteration: int, name: str, folder: Path) -> str:
 
 
 def show_all(options: argparse.Namespace) -> None:
-    """Each policy's win rate against the base by both oracles: the mean over the seeds, and each seed's."""
+    """Each policy's figures: the mean over the seeds, and each seed's.
+
+    They are the win rate against the base by both oracles, and for the arms of this package the tokens per response and the KL.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
+
+    from sppo.rundir.reader import RunReader
 
     found: dict[str, dict[str, list[float]]] = {}
     for folder in sorted(options.output.glob("head-to-head-seed-*")):
@@ -189,19 +193,25 @@ def show_all(options: argparse.Namespace) -> None:
             game = json.loads((folder / f"{oracle}.json").read_text())
             for policy, rates in zip(game["policies"], game["win_rates"], strict=True):
                 found.setdefault(policy["name"], {}).setdefault(oracle, []).append(rates[0])
-    sides = json.loads((options.output / "comparison.json").read_text())["sides"]
-    last = {side["name"]: side["iterations"][-1] for side in sides}
-    table = Table("", *ORACLES, "tokens", "KL, nats", box=box.MARKDOWN)
-    for name, of_oracle in found.items():
-        rates = [
-            f"{statistics.mean(of_seeds):.3f} ({', '.join(f'{rate:.3f}' for rate in of_seeds)})"
-            for of_seeds in of_oracle.values()
-        ]
-        values = [
-            f"{last[name][key]['mean']:.2f}" for key in ("response_tokens", "kl_to_base") if name in last
-        ]
-        if name != "base":
-            table.add_row(name, *rates, *values)
+    del found["base"]
+    columns = dict.fromkeys(ORACLES, 3) | {
+        "response_tokens": 1,
+        "kl_to_base": 1,
+    }  # with their decimals
+    for name in options.arms:
+        for run in sorted((options.output / "runs").glob(f"{name}-seed-*")):
+            summary = RunReader(run).summary
+            assert summary is not None  # `sppo compare` has ended
+            for key in ("response_tokens", "kl_to_base"):
+                found[name].setdefault(key, []).append(summary["iterations"][-1][key])
+    table = Table("", *columns, box=box.MARKDOWN)
+    for name, figures in found.items():
+        cells = (
+            f"{statistics.mean(figures[key]):.{decimals}f} ({', '.join(f'{value:.{decimals}f}' for value in figures[key])})"
+            for key, decimals in columns.items()
+            if key in figures
+        )
+        table.add_row(name, *cells)
     Console(width=160).print(table)
 
 

@@ -297,9 +297,7 @@ def measure(
     way_out = HUB if names is None else LOCAL
     wanted = [task.name] if names is None else list(names)
     sample = None
-    counted = _Counted(
-        model, bar
-    )  # made here, because the bar is shown where errors go outside of the silence
+    counted = _Counted(model, bar)  # outside of the silence, since it keeps the standard error for the bar
     with quiet():
         manager = task_manager(tasks_folder)
         if limit is not None:
